@@ -20,7 +20,9 @@ export interface ServerOptions {
   port?: number;
   /** Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on. */
   env?: Record<string, string>;
-  /** PEM file with the authorities trusted for control and DERP. Default: the system's bundle. */
+  /** Tailscale's backend log as `log` events. Default: false. */
+  verbose?: boolean;
+  /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
   caFile?: string;
 }
 

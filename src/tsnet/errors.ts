@@ -1,0 +1,35 @@
+/** Codes of {@link TsnetError}. */
+export type TsnetErrorCode =
+  /** The control server refused the node (auth key wrong, expired or used up); the message is its own words. */
+  | 'TSNET_AUTH'
+  /** The AbortSignal given was aborted. */
+  | 'TSNET_ABORTED'
+  /** The server is closed, or was never started. */
+  | 'TSNET_CLOSED'
+  | 'TSNET_NOT_STARTED'
+  | 'TSNET_STARTED'
+  /** The module ended: a panic, out of memory. The Server is of no further use; make a new one. */
+  | 'TSNET_DIED'
+  /** The state directory cannot be read or written. */
+  | 'TSNET_STATE'
+  /** No such peer in the tailnet. */
+  | 'TSNET_NO_PEER'
+  | 'TSNET_DIAL'
+  | 'TSNET_LISTEN'
+  | 'TSNET_SET_DNS'
+  | 'TSNET_ROOTS'
+  | 'TSNET_OPTIONS'
+  /** This Node.js has no WebAssembly JSPI. */
+  | 'TSNET_NODE_VERSION'
+  /** Anything else that Tailscale's backend reports. */
+  | 'TSNET_BACKEND';
+
+/** Every error of the bindings. `code` is for programs, `message` for people. */
+export class TsnetError extends Error {
+  readonly code: TsnetErrorCode;
+  constructor(code: TsnetErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = 'TsnetError';
+    this.code = code;
+  }
+}

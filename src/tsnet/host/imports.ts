@@ -1,0 +1,245 @@
+/**
+ * The functions that the module imports: node:wasi's, with those for sockets replaced, and our own (`tsnet_host`,
+ * described in ../go/host.go).
+ */
+import type { WASI } from 'node:wasi';
+import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
+import { errno, errnoOf } from './errno.ts';
+import { ByteQueue, type HostFile, ipText, putSockName, TCPFile, UDPFile } from './files.ts';
+import { Memory } from './memory.ts';
+import { Poller } from './poll.ts';
+import type { StateFile } from './state.ts';
+import { StreamFile } from './stream.ts';
+import { interfaces, nameservers } from './system.ts';
+
+const FIRST_FD = 4096;
+/** WASI `filetype` socket_stream, `fdflags` nonblock. */
+const SOCKET_STREAM = 6;
+const NONBLOCK = 4;
+
+/** Thrown out of the module by proc_exit. */
+export class ModuleExit extends Error {
+  readonly code: number;
+  constructor(code: number) {
+    super(`the module ended with code ${code}`);
+    this.code = code;
+  }
+}
+
+/** Requests for the module, as bytes it reads. */
+class ControlFile implements HostFile {
+  readonly writable = false;
+  private readonly queue = new ByteQueue();
+  get readable(): boolean {
+    return this.queue.length > 0;
+  }
+  push(body: string): void {
+    const bytes = Buffer.from(body);
+    const size = Buffer.alloc(4);
+    size.writeUInt32LE(bytes.length);
+    this.queue.push(size);
+    this.queue.push(bytes);
+  }
+  read(into: Uint8Array[]): number {
+    return this.queue.take(into) || -errno.EAGAIN;
+  }
+  write(): number {
+    return -errno.EINVAL;
+  }
+  shutdownWrite(): number {
+    return -errno.EINVAL;
+  }
+  close(): void {}
+}
+
+export class Host {
+  readonly memory = new Memory();
+  private readonly files = new Map<number, HostFile>();
+  private readonly poller: Poller;
+  private readonly controlFile = new ControlFile();
+  private nextFd = FIRST_FD;
+  private outbox: ToUser[] = [];
+  private transfers: ArrayBuffer[] = [];
+  private line = '';
+  private readonly send: (messages: ToUser[], transfers: ArrayBuffer[]) => void;
+  private readonly state: StateFile;
+
+  /** `send` takes all messages of one turn of the module at once. */
+  constructor(state: StateFile, send: (messages: ToUser[], transfers: ArrayBuffer[]) => void) {
+    this.state = state;
+    this.send = send;
+    this.poller = new Poller(this.memory, this.files, this.flush);
+  }
+
+  /** Sends what is waiting. Called whenever the module has nothing to do. */
+  flush = (): void => {
+    if (this.outbox.length === 0) return;
+    this.send(this.outbox, this.transfers);
+    this.outbox = [];
+    this.transfers = [];
+  };
+
+  private post = (message: ToUser, transfer?: ArrayBuffer): void => {
+    this.outbox.push(message);
+    if (transfer) this.transfers.push(transfer);
+  };
+
+  /** A request for the module, as JSON. */
+  request(body: string): void {
+    this.controlFile.push(body);
+    this.poller.wake();
+  }
+
+  /** Something from the user's side of a stream. */
+  stream(m: StreamMessage): void {
+    const file = this.files.get(m.s);
+    if (file instanceof StreamFile) file.receive(m);
+  }
+
+  /** Ends every socket: after the module has ended, nothing of it stays open. */
+  closeAll(): void {
+    for (const file of this.files.values()) file.close();
+    this.files.clear();
+  }
+
+  private add(make: (fd: number) => HostFile): number {
+    const fd = this.nextFd++;
+    try {
+      this.files.set(fd, make(fd));
+      return fd;
+    } catch (err) {
+      return -errnoOf(err);
+    }
+  }
+
+  private socket(fd: number): UDPFile | TCPFile | undefined {
+    const file = this.files.get(fd);
+    return file instanceof UDPFile || file instanceof TCPFile ? file : undefined;
+  }
+
+  private bytes(ptr: number, length: number): Uint8Array {
+    return this.memory.bytes.subarray(ptr, ptr + length);
+  }
+
+  private json<T>(ptr: number, length: number): T {
+    return JSON.parse(Buffer.from(this.bytes(ptr, length)).toString()) as T;
+  }
+
+  private log(parts: Uint8Array[]): number {
+    let n = 0;
+    for (const part of parts) {
+      this.line += Buffer.from(part).toString();
+      n += part.length;
+    }
+    const lines = this.line.split('\n');
+    this.line = lines.pop()!;
+    for (const line of lines) this.post({ t: 'log', line });
+    return n;
+  }
+
+  /** The import object for WebAssembly.instantiate. */
+  imports(wasi: WASI): WebAssembly.Imports {
+    const preview1 = { ...(wasi.getImportObject() as { wasi_snapshot_preview1: Record<string, (...args: never[]) => number> }).wasi_snapshot_preview1 };
+    const builtin = preview1 as unknown as Record<string, (...args: number[]) => number>;
+    const { fd_read, fd_write, fd_close, fd_fdstat_get, fd_fdstat_set_flags } = builtin;
+    const setSize = (ptr: number, n: number): number => {
+      if (n < 0) return -n;
+      this.memory.data.setUint32(ptr, n, true);
+      return 0;
+    };
+    const own = {
+      fd_read: (fd: number, iovs: number, count: number, out: number) => {
+        const file = this.files.get(fd);
+        if (!file) return fd >= FIRST_FD ? errno.EBADF : fd_read!(fd, iovs, count, out);
+        return setSize(out, file.read(this.memory.iovecs(iovs, count)));
+      },
+      fd_write: (fd: number, iovs: number, count: number, out: number) => {
+        if (fd === 1 || fd === 2) return setSize(out, this.log(this.memory.iovecs(iovs, count)));
+        const file = this.files.get(fd);
+        if (!file) return fd >= FIRST_FD ? errno.EBADF : fd_write!(fd, iovs, count, out);
+        return setSize(out, file.write(this.memory.iovecs(iovs, count)));
+      },
+      fd_close: (fd: number) => {
+        const file = this.files.get(fd);
+        if (!file) return fd >= FIRST_FD ? errno.EBADF : fd_close!(fd);
+        this.files.delete(fd);
+        file.close();
+        return 0;
+      },
+      fd_fdstat_get: (fd: number, out: number) => {
+        if (fd < FIRST_FD) return fd_fdstat_get!(fd, out);
+        if (!this.files.has(fd)) return errno.EBADF;
+        const view = this.memory.data;
+        view.setUint8(out, SOCKET_STREAM);
+        view.setUint16(out + 2, NONBLOCK, true);
+        view.setBigUint64(out + 8, ~0n, true);
+        view.setBigUint64(out + 16, ~0n, true);
+        return 0;
+      },
+      fd_fdstat_set_flags: (fd: number, flags: number) => (fd < FIRST_FD ? fd_fdstat_set_flags!(fd, flags) : 0),
+      sock_shutdown: (fd: number) => -(this.files.get(fd)?.shutdownWrite() ?? -errno.EBADF),
+      proc_exit: (code: number): never => {
+        throw new ModuleExit(code);
+      },
+      poll_oneoff: new WebAssembly.Suspending(this.poller.oneoff),
+    };
+    const wake = this.poller.wake;
+    const named = (fd: number, peer: number, out: number): number => {
+      const file = this.socket(fd);
+      if (!file) return -errno.EBADF;
+      const { address, port } = file instanceof UDPFile ? file.address() : file.name(peer === 1);
+      putSockName(this.bytes(out, 18), address, port);
+      return 0;
+    };
+    const host = {
+      udp_open: (addr: number, family: 4 | 6, port: number) => this.add(() => new UDPFile(ipText(this.bytes(addr, 16)), family, port, wake)),
+      udp_send: (fd: number, buf: number, n: number, addr: number, port: number) => {
+        const file = this.files.get(fd);
+        if (!(file instanceof UDPFile)) return -errno.EBADF;
+        return file.send(this.memory.bytes.slice(buf, buf + n), ipText(this.bytes(addr, 16)), port);
+      },
+      udp_recv: (fd: number, buf: number, n: number, src: number) => {
+        const file = this.files.get(fd);
+        return file instanceof UDPFile ? file.receive(this.bytes(buf, n), this.bytes(src, 18)) : -errno.EBADF;
+      },
+      tcp_open: (addr: number, port: number) => this.add(() => new TCPFile(ipText(this.bytes(addr, 16)), port, wake)),
+      sock_error: (fd: number) => {
+        const file = this.files.get(fd);
+        return file instanceof TCPFile ? file.connectError() : -errno.EBADF;
+      },
+      sock_name: named,
+      stream_open: (meta: number, n: number) => {
+        const about = this.json<StreamMeta>(meta, n);
+        return this.add((s) => {
+          this.post({ t: 'open', s, meta: about });
+          return new StreamFile(s, this.post, wake);
+        });
+      },
+      stream_reset: (fd: number) => {
+        const file = this.files.get(fd);
+        return file instanceof StreamFile ? file.sendReset() : -errno.EBADF;
+      },
+      query: (what: number, buf: number, n: number) => {
+        let answer: Uint8Array;
+        try {
+          answer = what === 2 ? this.state.read() : Buffer.from(JSON.stringify(what === 0 ? interfaces() : nameservers()));
+        } catch (err) {
+          return -errnoOf(err);
+        }
+        if (answer.length <= n) this.bytes(buf, n).set(answer);
+        return answer.length;
+      },
+      state_write: (buf: number, n: number) => {
+        try {
+          this.state.write(this.bytes(buf, n));
+          return 0;
+        } catch (err) {
+          return -errnoOf(err);
+        }
+      },
+      emit: (buf: number, n: number) => this.post({ t: 'emit', body: Buffer.from(this.bytes(buf, n)).toString() }),
+      control: () => this.add(() => this.controlFile),
+    };
+    return { wasi_snapshot_preview1: { ...preview1, ...own }, tsnet_host: host } as unknown as WebAssembly.Imports;
+  }
+}

@@ -1,0 +1,29 @@
+/** What the module cannot see for itself: interfaces and name servers of this machine. */
+import fs from 'node:fs';
+import net from 'node:net';
+import os from 'node:os';
+
+/** As ../go/net.go's hostInterface. Interfaces that are up; a number each, in the order of their names. */
+export function interfaces(): { name: string; index: number; mtu: number; addrs: string[]; loop: boolean }[] {
+  return Object.entries(os.networkInterfaces())
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, addrs = []], i) => ({
+      name,
+      index: i + 1,
+      mtu: 1500,
+      addrs: addrs.flatMap((a) => (a.cidr ? [a.cidr.replace(/%[^/]*/, '')] : [])),
+      loop: addrs.some((a) => a.internal),
+    }));
+}
+
+/** `ip:port` of the name servers in resolv.conf(5), read anew each time: DHCP changes them. Without any: the local one, as resolv.conf(5) says. */
+export function nameservers(file = '/etc/resolv.conf'): string[] {
+  let text = '';
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch {
+    // No file is as good as an empty one.
+  }
+  const list = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)].map((m) => m[1]!.replace(/%.*$/, '')).filter((a) => net.isIP(a));
+  return (list.length ? list : ['127.0.0.1']).map((a) => (net.isIPv6(a) ? `[${a}]:53` : `${a}:53`));
+}

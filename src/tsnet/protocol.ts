@@ -1,0 +1,42 @@
+/** What the worker thread and the thread that uses the bindings say to one another. */
+import type { ServerOptions } from './types.ts';
+
+/** Given to the worker when it is made. */
+export interface WorkerData {
+  wasm: string;
+  dir: string;
+  env: Record<string, string>;
+}
+
+/** Parameters of the shim's `start` (../go/main.go, startParams). */
+export type StartParams = Pick<Required<ServerOptions>, 'hostname' | 'authKey' | 'controlURL' | 'ephemeral' | 'port'> & {
+  rootsPEM: string;
+  verbose: boolean;
+};
+
+/** What a new stream is (../go/main.go, streamMeta). */
+export interface StreamMeta {
+  listener?: number;
+  dial?: number;
+  local: string;
+  remote: string;
+}
+
+/** Bytes that may be under way to one side of a stream, unread there. */
+export const WINDOW = 512 << 10;
+
+/** Both ways. */
+export type StreamMessage =
+  | { t: 'data'; s: number; b: Uint8Array<ArrayBuffer> }
+  | { t: 'end'; s: number }
+  | { t: 'reset'; s: number }
+  | { t: 'credit'; s: number; n: number };
+
+export type ToWorker = StreamMessage | { t: 'rpc'; body: string };
+
+export type ToUser =
+  | StreamMessage
+  | { t: 'open'; s: number; meta: StreamMeta }
+  | { t: 'emit'; body: string }
+  | { t: 'log'; line: string }
+  | { t: 'exit'; code: number; reason: string };

@@ -1,0 +1,44 @@
+/** The worker thread that runs the module, so that TLS and HTTP have the caller's thread for themselves. */
+import { readFile } from 'node:fs/promises';
+import { WASI } from 'node:wasi';
+import { parentPort, workerData } from 'node:worker_threads';
+import { Host, ModuleExit } from './host/imports.ts';
+import { StateFile } from './host/state.ts';
+import type { ToUser, ToWorker, WorkerData } from './protocol.ts';
+
+const data = workerData as WorkerData;
+const port = parentPort!;
+const exit = (code: number, reason: string): void => port.postMessage([{ t: 'exit', code, reason }] satisfies ToUser[]);
+
+try {
+  const host = new Host(new StateFile(data.dir), (messages, transfers) => port.postMessage(messages, transfers));
+  port.on('message', (messages: ToWorker[]) => {
+    for (const m of messages) {
+      if (m.t === 'rpc') host.request(m.body);
+      else host.stream(m);
+    }
+  });
+  // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
+  const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': data.dir } });
+  const module = await WebAssembly.compile(await readFile(data.wasm));
+  const instance = await WebAssembly.instantiate(module, host.imports(wasi));
+  host.memory.attach(instance.exports.memory as WebAssembly.Memory);
+  wasi.finalizeBindings(instance);
+  let code = 0;
+  let reason = '';
+  try {
+    await WebAssembly.promising(instance.exports._start as () => void)();
+  } catch (err) {
+    if (err instanceof ModuleExit) code = err.code;
+    else {
+      code = 70; // EX_SOFTWARE of sysexits.h: a trap, out of memory or a fault of the host's
+      reason = String((err as Error).stack ?? err);
+    }
+  }
+  host.flush();
+  host.closeAll();
+  exit(code, reason);
+} catch (err) {
+  exit(71, String((err as Error).message ?? err)); // EX_OSERR: it could not be started
+}
+port.close();
