@@ -1,0 +1,107 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { call } from '../cli/client.ts'
+import { GatehouseError, reason } from '../config/errors.ts'
+import { loadConfig } from '../config/load.ts'
+import type { Paths } from '../config/paths.ts'
+import { builtAt } from '../config/version.ts'
+import { createIssuer, IssueError } from './acme.ts'
+import { renew, writeRecord } from './agent.ts'
+import { Ledger } from './ledger.ts'
+
+/**
+ * `gatehouse certs`: gets or renews what is due, once. A failure that may be tried again soon is tried again in the same run.
+ *
+ * @param env GATEHOUSE_CERTS_WAIT: seconds to wait for the node to have names, default 300;
+ *   GATEHOUSE_CERTS_PATIENCE: seconds a run may go on trying, default 600
+ * @returns 0 when every name has a certificate that is not due, or nothing may be tried yet; 1 on failure
+ */
+export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.env, now: () => Date = () => new Date()): Promise<number> {
+  const say = (line: string): void => { process.stdout.write(`${line}\n`) }
+  const fail = async (error: GatehouseError): Promise<number> => {
+    process.stderr.write(`gatehouse certs: ${error.line}\n`)
+    await writeRecord(paths.tls, { checkedAt: now().toISOString(), result: 'failed', names: [], problem: error.line }).catch(() => {})
+    return 1
+  }
+  try {
+    if (now() < builtAt) {
+      // With a clock in the past every certificate is "not yet valid" and every wait is long over.
+      throw new GatehouseError('GH_CLOCK', `the clock says ${now().toISOString()}, which is before this program was built (${builtAt.toISOString()})`, 'Check the network: the clock is set from it (timedatectl)')
+    }
+    const config = await loadConfig(paths.config)
+    const { directory, caFile, email } = config.certificates
+    const authorities = caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
+    const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
+    const state = paths.state('/var/lib/gatehouse-certs')
+    const ledger = await Ledger.open(state, directory)
+    const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)
+    let issuer: ReturnType<typeof createIssuer> | undefined
+    for (;;) {
+      const record = await renew({
+        names,
+        tls: paths.tls,
+        ledger,
+        now,
+        say,
+        issuer: async () => await (issuer ??= createIssuer({ directory, authorities, email, state, publish: async (name, value) => { await publish(paths.certs, name, value) } })),
+      })
+      if (record.result === 'ok') return 0
+      const wait = record.next === undefined ? Infinity : Date.parse(record.next) - now().getTime()
+      if (Date.now() + wait > end) {
+        if (record.result === 'waiting') say(`nothing may be tried before ${record.next}: ${record.problem}`)
+        return record.result === 'waiting' ? 0 : 1
+      }
+      await sleep(Math.max(0, wait) + 100)
+    }
+  } catch (err) {
+    if (err instanceof GatehouseError) return await fail(err)
+    return await fail(new GatehouseError('GH_CERTS', `certificates cannot be looked after: ${reason(err)}`, `Check free space and permissions of ${paths.tls} and /var/lib/gatehouse-certs`, { cause: err }))
+  }
+}
+
+function seconds (value: string | undefined, fallback: number): number {
+  const number = Number(value ?? fallback)
+  return (Number.isFinite(number) && number >= 0 ? number : fallback) * 1000
+}
+
+async function readAuthorities (path: string): Promise<string> {
+  try {
+    return await readFile(path, 'utf8')
+  } catch (err) {
+    throw new GatehouseError('GH_CONFIG_CA_FILE', `${path} cannot be read: ${reason(err)}`, 'Run systemctl restart gatehouse-provision', { cause: err })
+  }
+}
+
+/** Asks the gateway for the node's names until it has some. */
+async function askNames (socket: string, patience: number): Promise<string[]> {
+  const end = Date.now() + patience
+  for (;;) {
+    let problem: string
+    try {
+      const { status, body } = await call(socket, 'GET', '/v1/names')
+      const { names, problem: told } = (body ?? {}) as { names?: unknown, problem?: unknown }
+      if (status !== 200 || !Array.isArray(names)) throw new Error(`it answers ${status}`)
+      // They become file names.
+      const valid = names.filter((name): name is string => typeof name === 'string' && /^(?!.*\.\.)[a-z0-9][a-z0-9.-]*$/.test(name))
+      if (valid.length > 0) return valid
+      problem = typeof told === 'string' ? told : 'the node has not joined its tailnet yet'
+    } catch (err) {
+      problem = `the gateway cannot be asked: ${reason(err)}`
+    }
+    if (Date.now() >= end) throw new GatehouseError('GH_CERTS_NAMES', `there is no name to get a certificate for: ${problem.replace(/\.$/, '')}`, 'It is tried again by the timer, and as soon as the node has joined')
+    await sleep(Math.min(2_000, Math.max(100, end - Date.now())))
+  }
+}
+
+async function publish (socket: string, name: string, value: string): Promise<void> {
+  let answer
+  try {
+    answer = await call(socket, 'PUT', '/v1/challenge', { name, value }, 60_000)
+  } catch (err) {
+    throw new IssueError('unreachable', `the gateway does not publish the challenge: ${reason(err)}`, 'Look at journalctl -u gatehouse', undefined, { cause: err })
+  }
+  if (answer.status === 204) return
+  const error = (answer.body as { error?: { message?: string, cure?: string } } | undefined)?.error
+  throw new IssueError('unreachable', error?.message ?? `the gateway answers ${answer.status} to the challenge`, error?.cure ?? 'Look at journalctl -u gatehouse')
+}

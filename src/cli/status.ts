@@ -1,0 +1,87 @@
+import { readFile } from 'node:fs/promises'
+import { reason } from '../config/errors.ts'
+import type { Paths } from '../config/paths.ts'
+import type { GatewayStatus } from '../gateway/status.ts'
+import { call } from './client.ts'
+
+/**
+ * `gatehouse status`: how things are, problems first, each with its cure.
+ *
+ * @returns 0 all is well, 1 something is wrong, 2 the gateway cannot be reached
+ */
+export async function runStatus (paths: Paths, { json }: { json: boolean }): Promise<number> {
+  let status: GatewayStatus
+  try {
+    const answer = await call(paths.admin, 'GET', '/v1/status')
+    if (answer.status !== 200) throw new Error(`it answers ${answer.status}`)
+    status = answer.body as GatewayStatus
+  } catch (err) {
+    const { message, cure } = unreachable(err, paths.admin)
+    const configuration = (await readFile(paths.problem, 'utf8').catch(() => '')).trim()
+    if (json) {
+      process.stdout.write(`${JSON.stringify({ ok: false, problems: [{ part: 'gateway', code: 'GH_UNREACHABLE', message, cure }], configuration: configuration === '' ? {} : { problem: configuration } }, undefined, 2)}\n`)
+    } else {
+      process.stderr.write(`The gateway cannot be reached: ${message}.\n  → ${cure}.\n${configuration === '' ? '' : `Configuration: ${configuration}\n`}`)
+    }
+    return 2
+  }
+  process.stdout.write(json ? `${JSON.stringify(status, undefined, 2)}\n` : table(status))
+  return status.ok ? 0 : 1
+}
+
+function unreachable (err: unknown, socket: string): { message: string, cure: string } {
+  const code = (err as NodeJS.ErrnoException).code
+  if (code === 'EACCES' || code === 'EPERM') return { message: `only root may open ${socket}`, cure: 'Run it with sudo' }
+  if (code === 'ENOENT' || code === 'ECONNREFUSED') return { message: `nothing listens on ${socket}`, cure: 'Run systemctl start gatehouse, and look at journalctl -u gatehouse' }
+  return { message: reason(err), cure: 'Look at journalctl -u gatehouse' }
+}
+
+/** The status for a person. `now` is for the ages in it. */
+export function table (status: GatewayStatus, now: Date = new Date()): string {
+  const lines: string[] = []
+  const row = (name: string, value: string): void => { lines.push(`${name.padEnd(13)} ${value}`) }
+  if (status.problems.length > 0) {
+    for (const problem of status.problems) lines.push(`! ${problem.part}: ${problem.message}.`, `  → ${problem.cure}. (${problem.code}, since ${ago(problem.since, now)})`)
+    lines.push('')
+  }
+  row('URL', status.url ?? 'none yet')
+  row('Tailnet', [status.tailnet.state, status.tailnet.name, ...status.tailnet.tags].filter((text) => text !== undefined).join('  '))
+  row('Addresses', status.tailnet.addresses.join('  ') || 'none yet')
+  if (status.tailnet.loginURL !== undefined) row('Log in', status.tailnet.loginURL)
+  if (status.tailnet.keyExpiry !== undefined) row('Key expires', until(status.tailnet.keyExpiry, now))
+  for (const text of status.tailnet.health) row('Tailscale', text)
+  for (const name of status.certificate.names) {
+    row('Certificate', name.notAfter === undefined ? `${name.name}  none yet` : `${name.name}  expires ${until(name.notAfter, now)}  by ${name.issuer}`)
+    if (name.problem !== undefined) row('', name.problem)
+  }
+  if (status.certificate.names.length === 0) row('Certificate', 'no name yet')
+  if (status.certificate.lastRun !== undefined) {
+    const { result, checkedAt, next } = status.certificate.lastRun
+    row('', `last look ${ago(checkedAt, now)}: ${result}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`)
+  }
+  row('Node-RED', `${status.upstream.state}  since ${ago(status.upstream.since, now)}`)
+  row('Configuration', status.configuration.problem === undefined ? 'well' : 'see above')
+  const width = Math.max(0, ...status.tailnet.peers.map((peer) => peer.name.length))
+  for (const [i, peer] of status.tailnet.peers.entries()) {
+    row(i === 0 ? 'Peers' : '', `${peer.name.padEnd(width)}  ${peer.online ? 'online ' : 'offline'}  ${peer.path}${peer.via === undefined ? '' : ` ${peer.path === 'relay' ? 'through' : 'to'} ${peer.via}`}`)
+  }
+  row('Gateway', `${status.version}  up since ${ago(status.startedAt, now)}`)
+  return `${lines.join('\n')}\n`
+}
+
+function ago (time: string, now: Date): string {
+  return `${span(now.getTime() - Date.parse(time))} ago`
+}
+
+function until (time: string, now: Date): string {
+  const ms = Date.parse(time) - now.getTime()
+  return `${time.slice(0, 16).replace('T', ' ')} UTC (${ms < 0 ? `${span(-ms)} ago` : `in ${span(ms)}`})`
+}
+
+function span (ms: number): string {
+  const seconds = Math.max(0, Math.round(ms / 1000))
+  if (seconds < 120) return `${seconds} s`
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`
+  if (seconds < 172_800) return `${Math.round(seconds / 3600)} h`
+  return `${Math.round(seconds / 86_400)} days`
+}

@@ -1,0 +1,31 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { parseConfig } from './config.ts'
+import type { Config } from './config.ts'
+import { GatehouseError, reason } from './errors.ts'
+
+/**
+ * Reads the provisioned configuration.
+ *
+ * @throws GatehouseError when it is missing or wrong: provisioning writes none such, so someone else did
+ */
+export async function loadConfig (directory: string): Promise<Config> {
+  const path = join(directory, 'gatehouse.toml')
+  let data: Buffer
+  try {
+    data = await readFile(path)
+  } catch (err) {
+    throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Run systemctl restart gatehouse-provision', { cause: err })
+  }
+  return parseConfig(data, path)
+}
+
+/** The auth key systemd handed over as the credential `authkey`; undefined when there is none or it is empty. */
+export async function readAuthKey (credentials: string | undefined): Promise<string | undefined> {
+  if (credentials === undefined) return undefined
+  const key = await readFile(join(credentials, 'authkey'), 'utf8').catch((err: NodeJS.ErrnoException) => {
+    if (err.code === 'ENOENT') return ''
+    throw new GatehouseError('GH_AUTH_KEY_READ', `the auth key cannot be read: ${reason(err)}`, 'Check LoadCredential=authkey in gatehouse.service', { cause: err })
+  })
+  return key.trim() === '' ? undefined : key.trim()
+}

@@ -1,0 +1,43 @@
+/**
+ * Where things are. Defaults are the appliance's (docs/architecture.md); each can be overridden by an environment
+ * variable, which is how tests run the same program in a temporary directory.
+ */
+export interface Paths {
+  /** GATEHOUSE_BOOT_DIR, default /efi: what the person wrote. */
+  boot: string
+  /** GATEHOUSE_CONFIG_DIR, default /var/lib/gatehouse-config: the last good configuration. */
+  config: string
+  /** GATEHOUSE_PROBLEM_FILE, default /run/gatehouse-provision/problem. */
+  problem: string
+  /** GATEHOUSE_TLS_DIR, default /var/lib/gatehouse-tls: `<name>.pem` and status.json. */
+  tls: string
+  /** GATEHOUSE_NODE_RED_SOCKET, default /run/node-red/http.sock. */
+  nodeRed: string
+  /** GATEHOUSE_ADMIN_SOCKET, default /run/gatehouse-admin.sock. */
+  admin: string
+  /** GATEHOUSE_CERTS_SOCKET, default /run/gatehouse-certs.sock. */
+  certs: string
+  /** STATE_DIRECTORY as systemd sets it; default is the caller's. */
+  state: (fallback: string) => string
+  /** RUNTIME_DIRECTORY as systemd sets it, default /run/gatehouse. */
+  runtime: string
+  /** CREDENTIALS_DIRECTORY as systemd sets it; undefined outside systemd. */
+  credentials: string | undefined
+}
+
+export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
+  // systemd lists several directories with colons; ours are single, the first counts.
+  const first = (value: string | undefined): string | undefined => value === undefined || value === '' ? undefined : value.split(':')[0]
+  return {
+    boot: env.GATEHOUSE_BOOT_DIR ?? '/efi',
+    config: env.GATEHOUSE_CONFIG_DIR ?? '/var/lib/gatehouse-config',
+    problem: env.GATEHOUSE_PROBLEM_FILE ?? '/run/gatehouse-provision/problem',
+    tls: env.GATEHOUSE_TLS_DIR ?? '/var/lib/gatehouse-tls',
+    nodeRed: env.GATEHOUSE_NODE_RED_SOCKET ?? '/run/node-red/http.sock',
+    admin: env.GATEHOUSE_ADMIN_SOCKET ?? '/run/gatehouse-admin.sock',
+    certs: env.GATEHOUSE_CERTS_SOCKET ?? '/run/gatehouse-certs.sock',
+    state: (fallback) => first(env.STATE_DIRECTORY) ?? fallback,
+    runtime: first(env.RUNTIME_DIRECTORY) ?? '/run/gatehouse',
+    credentials: first(env.CREDENTIALS_DIRECTORY),
+  }
+}

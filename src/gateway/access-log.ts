@@ -1,0 +1,41 @@
+import { plugin } from './plugin.ts'
+import type { Logger } from './log.ts'
+import { peerOf } from './peer.ts'
+
+/**
+ * One line a request when its answer is complete (or broken off). Only what cannot hold a secret: the path without its
+ * query, no header but Host.
+ */
+export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log }) => {
+  app.addHook('onRequest', async (request, reply) => {
+    const start = performance.now()
+    // Read now: a closed socket has forgotten its peer.
+    const peer = peerOf(request.raw.socket)
+    reply.raw.once('close', () => {
+      void peer.whoIs().then((whoIs) => {
+        log.info({
+          peer: peer.address,
+          user: whoIs?.user?.loginName ?? (whoIs?.node.tags.length ? whoIs.node.tags.join(',') : undefined),
+          method: request.method,
+          host: request.headers.host,
+          path: pathOf(request.raw.url ?? ''),
+          status: reply.raw.statusCode,
+          ms: Math.round(performance.now() - start),
+          ...(reply.raw.writableFinished || request.upgrade === true ? {} : { aborted: true }),
+        }, 'request')
+      })
+    })
+  })
+})
+
+/** The path of a request target, without query, at most 200 characters. */
+export function pathOf (url: string): string {
+  return url.split(/[?#]/, 1)[0]!.slice(0, 200)
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** True once the request became a WebSocket. */
+    upgrade?: boolean
+  }
+}

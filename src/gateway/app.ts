@@ -1,0 +1,58 @@
+import fastify from 'fastify'
+import type { FastifyInstance, FastifyRequest, FastifyReply } from 'fastify'
+import { createServer } from 'node:http'
+import { GatehouseError } from '../config/errors.ts'
+import { accessLog } from './access-log.ts'
+import type { Logger } from './log.ts'
+import { sendError } from './pages.ts'
+import { proxy } from './proxy.ts'
+import type { Upstream } from './upstream.ts'
+import { websocket } from './websocket.ts'
+
+/** Options of {@link createApp}. */
+export interface AppOptions {
+  log: Logger
+  upstream: Upstream
+  /** See ProxyOptions. */
+  headersTimeout?: number
+}
+
+/**
+ * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
+ * (front.ts), each tied to its peer beforehand.
+ */
+export async function createApp ({ log, upstream, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+  const app = fastify({
+    loggerInstance: log as never,
+    disableRequestLogging: true,
+    // The server is ours, so that its limits are plain to see. No limit on how long a request may take: an upload
+    // takes as long as it takes. A client has a minute to send its headers.
+    serverFactory: (handler) => createServer({
+      headersTimeout: 60_000,
+      requestTimeout: 0,
+      keepAliveTimeout: 75_000,
+      maxHeaderSize: 32 * 1024,
+      // An idle WebSocket or event stream is not an error.
+      connectionsCheckingInterval: 10_000,
+    }, handler),
+    // Node-RED decides what a path means: the router must not refuse, fold or rewrite one.
+    routerOptions: { maxParamLength: 65_536 },
+    exposeHeadRoutes: false,
+  }) as unknown as FastifyInstance
+
+  app.setErrorHandler(async (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply) => {
+    const status = error.statusCode ?? 500
+    if (status >= 500) log.error({ code: 'GH_INTERNAL', err: error }, `request failed: ${error.message}`)
+    return await sendError(request, reply, status, status >= 500 ? 'Something went wrong in the gateway' : 'Bad request', status >= 500
+      ? new GatehouseError('GH_INTERNAL', 'The gateway made a mistake with this request', 'Try again; `journalctl -u gatehouse` on the device says more')
+      : new GatehouseError('GH_BAD_REQUEST', error.message.replace(/\.$/, ''), 'Check the address'))
+  })
+  app.setNotFoundHandler(async (request, reply) => await sendError(request, reply, 405, 'Method not allowed',
+    new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS with a path')))
+
+  await app.register(accessLog, { log })
+  await app.register(websocket, { upstream })
+  await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
+  await app.ready()
+  return app
+}

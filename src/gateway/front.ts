@@ -1,0 +1,61 @@
+import type { Server } from 'node:http'
+import { TLSSocket } from 'node:tls'
+import type { Certificates } from './certificates.ts'
+import type { Logger } from './log.ts'
+import { Peer, setPeer } from './peer.ts'
+import type { Tailnet, TailnetConn } from './tailnet.ts'
+
+/** A client has this long to finish the TLS handshake. Milliseconds. */
+const handshakeTimeout = 15_000
+
+/** Options of {@link acceptTLS}. */
+export interface FrontOptions {
+  server: Server
+  certificates: Certificates
+  tailnet: Pick<Tailnet, 'whoIs'>
+  log: Logger
+  /** The node's full name: its certificate goes to clients that send no SNI. */
+  name: () => string | undefined
+}
+
+/**
+ * Takes connections of tailnet peers through TLS to an HTTP server. The TLSSocket is made here rather than by https.Server,
+ * because the peer behind a connection must be known when its requests come, and a TLSSocket over a Duplex has no remote address.
+ *
+ * @returns what to do with a connection, and the set of open ones
+ */
+export function acceptTLS ({ server, certificates, tailnet, log, name }: FrontOptions): { accept: (conn: TailnetConn) => void, open: Set<TLSSocket> } {
+  const open = new Set<TLSSocket>()
+  const accept = (conn: TailnetConn): void => {
+    const context = certificates.context(undefined, name())
+    conn.on('error', () => conn.destroy())
+    if (context === undefined) {
+      conn.destroy()
+      return
+    }
+    const socket = new TLSSocket(conn, {
+      isServer: true,
+      secureContext: context,
+      // Asked at each handshake, so that a new certificate is used from the next connection on.
+      SNICallback: (servername, done) => { done(null, certificates.context(servername, name())) },
+      ALPNProtocols: ['http/1.1'],
+    })
+    setPeer(socket, new Peer(conn, tailnet, log))
+    open.add(socket)
+    const timer = setTimeout(() => socket.destroy(), handshakeTimeout)
+    socket.on('error', (err) => {
+      log.debug({ peer: conn.remoteAddress }, `connection: ${err.message}`)
+      socket.destroy()
+    })
+    socket.once('close', () => {
+      clearTimeout(timer)
+      open.delete(socket)
+      conn.destroy()
+    })
+    socket.once('secure', () => {
+      clearTimeout(timer)
+      server.emit('connection', socket)
+    })
+  }
+  return { accept, open }
+}

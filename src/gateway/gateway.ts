@@ -1,0 +1,292 @@
+import type { FastifyInstance } from 'fastify'
+import type { Server } from 'node:http'
+import type { Socket } from 'node:net'
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { readRecord } from '../certs/record.ts'
+import { renewAt } from '../certs/pem.ts'
+import type { CertsRecord } from '../certs/record.ts'
+import { GatehouseError, reason } from '../config/errors.ts'
+import { writeFileAtomic } from '../config/files.ts'
+import { createApp } from './app.ts'
+import { Certificates } from './certificates.ts'
+import { createAdminServer, createCertsServer } from './control.ts'
+import { acceptTLS } from './front.ts'
+import type { Logger } from './log.ts'
+import { Node } from './node.ts'
+import type { NodeOptions } from './node.ts'
+import { Problems } from './problems.ts'
+import { createRedirectServer } from './redirect.ts'
+import { listenOn } from './sockets.ts'
+import type { Where } from './sockets.ts'
+import type { GatewayStatus } from './status.ts'
+import type { TailnetConn, TailnetListener } from './tailnet.ts'
+import { Upstream } from './upstream.ts'
+
+/** Options of {@link Gateway}. */
+export interface GatewayOptions {
+  version: string
+  log: Logger
+  /** Directory of the certificates. */
+  tls: string
+  /** Directory for `names`, the list of names to have certificates for. */
+  runtime: string
+  /** Node-RED's socket. */
+  nodeRed: string
+  admin: Where
+  certs: Where
+  /** Told on every change: one line on how things are. */
+  onState?: (line: string) => void
+  /** The process must end: the tailnet server died. */
+  onFatal?: (err: Error) => void
+  /** Reads what provisioning complains about; undefined when it does not. */
+  configurationProblem?: () => Promise<string | undefined>
+  /** See ProxyOptions. */
+  headersTimeout?: number
+}
+
+/**
+ * The gateway: control sockets, the node on the tailnet, ports 443 and 80 on it, and Node-RED behind. Every part may be
+ * missing or broken for as long as it takes; the others work and the status says what is wrong.
+ */
+export class Gateway {
+  readonly problems: Problems
+  readonly certificates: Certificates
+  readonly upstream: Upstream
+  #options: GatewayOptions
+  #startedAt = new Date()
+  #app: FastifyInstance | undefined
+  #node: Node | undefined
+  #redirect: Server
+  #admin: Server
+  #certs: Server
+  #https: TailnetListener | undefined
+  #http: TailnetListener | undefined
+  #opening = false
+  #open = new Set<Socket>()
+  #plain = new Set<TailnetConn>()
+  #record: CertsRecord | undefined
+  #names = ''
+  #line = ''
+  #closing = false
+  #timer: NodeJS.Timeout | undefined
+
+  constructor (options: GatewayOptions) {
+    this.#options = options
+    const { log } = options
+    this.problems = new Problems(log)
+    this.certificates = new Certificates(options.tls, log)
+    this.upstream = new Upstream(options.nodeRed)
+    this.#admin = createAdminServer(async () => await this.status(), log)
+    this.#certs = createCertsServer({
+      names: () => this.#node?.names ?? [],
+      problem: () => {
+        const problem = this.problems.get('https') ?? this.problems.get('tailnet')
+        return problem === undefined ? undefined : `${problem.message}. ${problem.cure}`
+      },
+      setDNS: async (name, value) => { await this.#node!.tailnet!.setDNS(name, value) },
+    }, log)
+    this.#redirect = createRedirectServer({
+      name: () => this.#node?.name,
+      waiting: () => {
+        const problem = this.#https === undefined ? this.problems.get('https') ?? this.problems.get('certificate') : undefined
+        return problem ?? (this.#https === undefined ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' } : undefined)
+      },
+    })
+    this.problems.on('change', () => { this.#say() })
+    this.upstream.on('change', () => {
+      const { error } = this.upstream
+      if (error === undefined) this.problems.clear('upstream', 'Node-RED is up')
+      else this.problems.set('upstream', error)
+      this.#say()
+    })
+    this.certificates.on('look', () => { void this.#judgeCertificates() })
+  }
+
+  /** Opens the control sockets and begins to look at Node-RED and the certificates. */
+  async start (): Promise<void> {
+    const { log, upstream } = { log: this.#options.log, upstream: this.upstream }
+    await listenOn(this.#admin, this.#options.admin)
+    await listenOn(this.#certs, this.#options.certs)
+    this.#app = await createApp({ log, upstream, ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }) })
+    await this.certificates.start()
+    upstream.start()
+    // Expiry comes with time alone, and the last run's record may be older than this process.
+    this.#timer = setInterval(() => { void this.#judgeCertificates() }, 60_000)
+    this.#timer.unref()
+    this.#say()
+  }
+
+  /** Joins the tailnet and serves. Resolves when port 80 is open on the node, which may be before it has joined. */
+  async join (options: Omit<NodeOptions, 'problems' | 'log'>): Promise<void> {
+    const node = new Node({ ...options, problems: this.problems, log: this.#options.log })
+    this.#node = node
+    node.on('fatal', (err: Error) => { this.#options.onFatal?.(err) })
+    node.on('status', () => {
+      void this.#writeNames()
+      void this.#judgeCertificates()
+      this.#say()
+    })
+    await node.start()
+    this.#http = await node.listen(80, (conn) => {
+      conn.on('error', () => conn.destroy())
+      this.#plain.add(conn)
+      conn.once('close', () => this.#plain.delete(conn))
+      this.#redirect.emit('connection', conn)
+    })
+    await this.#judgeCertificates()
+  }
+
+  /** How things are now. */
+  async status (): Promise<GatewayStatus> {
+    const configuration = await this.#options.configurationProblem?.()
+    if (configuration !== undefined) this.problems.set('configuration', new GatehouseError('GH_CONFIGURATION', configuration.replace(/\.$/, ''), 'Then restart the device'))
+    else if (this.problems.get('configuration')?.code === 'GH_CONFIGURATION') this.problems.clear('configuration', 'the configuration is well again')
+    await Promise.all([this.#node?.look(), this.upstream.check(), this.#judgeCertificates()])
+    const node = this.#node
+    const status = node?.status
+    const record = this.#record
+    const problems = this.problems.list()
+    return {
+      version: this.#options.version,
+      ok: problems.length === 0 && node?.running === true && this.#https !== undefined,
+      startedAt: this.#startedAt.toISOString(),
+      ...(node?.name === undefined ? {} : { url: `https://${node.name}/` }),
+      tailnet: {
+        state: status?.backendState ?? 'NoState',
+        ...(node?.name === undefined ? {} : { name: node.name }),
+        addresses: status?.tailscaleIPs ?? [],
+        ...(node?.loginURL === undefined ? {} : { loginURL: node.loginURL }),
+        tags: status?.self?.tags ?? [],
+        ...(status?.self?.keyExpiry === undefined ? {} : { keyExpiry: status.self.keyExpiry }),
+        health: status?.health ?? [],
+        peers: (status?.peers ?? []).map((peer) => ({
+          name: peer.dnsName.replace(/\.$/, '') || peer.hostName,
+          online: peer.online,
+          ...(peer.curAddr !== '' ? { path: 'direct' as const, via: peer.curAddr } : peer.relay !== '' ? { path: 'relay' as const, via: peer.relay } : { path: 'idle' as const }),
+        })),
+      },
+      certificate: {
+        names: (node?.names ?? []).map((name) => {
+          const certificate = this.certificates.get(name)
+          const problem = this.certificates.refused(name)
+          return {
+            name,
+            ...(certificate === undefined ? {} : { notAfter: certificate.notAfter.toISOString(), issuer: certificate.issuer }),
+            ...(problem === undefined ? {} : { problem }),
+          }
+        }),
+        ...(record === undefined ? {} : { lastRun: { checkedAt: record.checkedAt, result: record.result, ...(record.problem === undefined ? {} : { problem: record.problem }), ...(record.next === undefined ? {} : { next: record.next }) } }),
+      },
+      upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
+      configuration: configuration === undefined ? {} : { problem: configuration },
+      problems,
+    }
+  }
+
+  /**
+   * Ends: no new connections, requests under way get `grace` milliseconds (default 8 s), WebSockets and event streams are closed.
+   */
+  async close (grace = 8_000): Promise<void> {
+    if (this.#closing) return
+    this.#closing = true
+    clearInterval(this.#timer)
+    await Promise.allSettled([this.#https?.close(), this.#http?.close()])
+    const end = Date.now() + grace
+    // Closes WebSockets; new requests on open connections are answered 503.
+    await this.#app?.close()
+    while (this.#open.size > 0 && Date.now() < end) {
+      this.#app?.server.closeIdleConnections()
+      await new Promise((resolve) => setTimeout(resolve, 50))
+    }
+    for (const socket of this.#open) socket.destroy()
+    for (const conn of this.#plain) conn.destroy()
+    this.certificates.close()
+    this.upstream.close()
+    this.#admin.close()
+    this.#certs.close()
+    this.#admin.closeAllConnections()
+    this.#certs.closeAllConnections()
+    await this.#node?.close().catch((err: unknown) => { this.#options.log.warn(`closing the tailnet node: ${reason(err)}`) })
+  }
+
+  /** Opens 443 as soon as there is a certificate for it: until then a connection is refused, not broken off in the handshake. */
+  async #openHTTPS (): Promise<void> {
+    const node = this.#node
+    if (this.#https !== undefined || this.#opening || this.#closing || node?.tailnet === undefined || node.name === undefined || this.certificates.get(node.name) === undefined) return
+    this.#opening = true
+    const { accept, open } = acceptTLS({
+      server: this.#app!.server as Server,
+      certificates: this.certificates,
+      tailnet: node.tailnet,
+      log: this.#options.log,
+      name: () => node.name,
+    })
+    this.#open = open
+    this.#https = await node.listen(443, accept)
+    this.#opening = false
+    if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)
+    this.#say()
+  }
+
+  async #judgeCertificates (): Promise<void> {
+    this.#record = await readRecord(this.#options.tls)
+    if (this.#closing) return
+    await this.#openHTTPS()
+    const node = this.#node
+    const names = node?.names ?? []
+    if (node?.name === undefined || names.length === 0) return
+    const failed = this.#record?.result !== 'ok' ? this.#record?.problem : undefined
+    const logs = 'Look at `journalctl -u gatehouse-certs`'
+    for (const name of names) {
+      const certificate = this.certificates.get(name)
+      const refused = this.certificates.refused(name)
+      if (certificate === undefined) {
+        if (failed === undefined && refused === undefined) {
+          this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_WAITING', `waiting for a certificate for ${name}`, `It is usually there within two minutes. ${logs} if it is not`), 'info')
+        } else {
+          this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_MISSING', `there is no certificate for ${name}: ${(failed ?? refused)!.replace(/\.$/, '')}`, logs))
+        }
+        return
+      }
+      const now = Date.now()
+      const left = certificate.notAfter.getTime() - now
+      const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
+      if (left <= 0) {
+        this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_EXPIRED', `the certificate for ${name} expired at ${certificate.notAfter.toISOString()}${failed === undefined ? '' : `: ${failed.replace(/\.$/, '')}`}`, `Check the clock (timedatectl). ${logs}`), 'error')
+        return
+      }
+      // Due at two thirds; half of the rest gone without a new one means that renewal does not work.
+      if (now > renewAt(certificate).getTime() + life / 6) {
+        this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_RENEWAL', `the certificate for ${name} was not renewed and expires at ${certificate.notAfter.toISOString()}${failed === undefined ? '' : `: ${failed.replace(/\.$/, '')}`}`, logs))
+        return
+      }
+    }
+    this.problems.clear('certificate', 'there is a certificate for every name')
+  }
+
+  async #writeNames (): Promise<void> {
+    const names = this.#node?.names ?? []
+    const text = names.map((name) => `${name}\n`).join('')
+    if (names.length === 0 || text === this.#names) return
+    this.#names = text
+    try {
+      await mkdir(this.#options.runtime, { recursive: true })
+      await writeFileAtomic(join(this.#options.runtime, 'names'), text, 0o644)
+    } catch (err) {
+      this.#names = ''
+      this.#options.log.error({ code: 'GH_NAMES_WRITE' }, `the list of names cannot be written, so no certificate is asked for: ${reason(err)}. Check RuntimeDirectory=gatehouse in the unit`)
+    }
+  }
+
+  #say (): void {
+    if (this.#closing) return
+    const problem = this.problems.list()[0]
+    const line = problem !== undefined
+      ? `${problem.message}. ${problem.cure}`
+      : this.#https !== undefined && this.#node?.name !== undefined ? `serving https://${this.#node.name}/` : 'joining the tailnet'
+    if (line === this.#line) return
+    this.#line = line
+    this.#options.onState?.(line)
+  }
+}

@@ -1,0 +1,92 @@
+import type { IncomingHttpHeaders } from 'node:http'
+import type { WhoIs } from '../tsnet/types.ts'
+
+/**
+ * Request headers that say who a request comes from: set by the gateway alone, any copy that came in is deleted.
+ * The list is `tailscale serve`'s (ipn/ipnlocal/serve.go, addTailscaleIdentityHeaders and addAppCapabilitiesHeader) with the
+ * proxy headers beside it.
+ */
+const owned = new Set([
+  'tailscale-user-login', 'tailscale-user-name', 'tailscale-user-profile-pic', 'tailscale-app-capabilities',
+  'tailscale-funnel-request', 'tailscale-headers-info',
+  'forwarded', 'x-forwarded-for', 'x-forwarded-host', 'x-forwarded-proto', 'x-forwarded-port', 'x-forwarded-prefix',
+  'x-forwarded-server', 'x-forwarded-ssl', 'x-real-ip',
+])
+
+/** Hop-by-hop headers (RFC 9110 §7.6.1), and Expect, which the gateway has answered itself. */
+const hopByHop = new Set([
+  'connection', 'keep-alive', 'proxy-connection', 'proxy-authenticate', 'proxy-authorization', 'te', 'trailer',
+  'transfer-encoding', 'upgrade', 'http2-settings', 'expect',
+])
+
+/** What is true of the request, for {@link requestHeaders}. */
+export interface Origin {
+  /** Address of the peer. */
+  address: string
+  /** Host header of the request as it came. */
+  host: string
+  whoIs: WhoIs | undefined
+}
+
+/**
+ * The headers a request goes to the upstream with: inbound copies of what only the gateway may say deleted (also spelt with
+ * underscores, which some origins fold to hyphens), hop-by-hop ones and those named by Connection removed, then
+ * X-Forwarded-* and the peer's identity set.
+ */
+export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): Record<string, string | string[]> {
+  const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
+  const out: Record<string, string | string[]> = {}
+  for (const [name, value] of Object.entries(headers)) {
+    if (value === undefined || owned.has(name.replaceAll('_', '-')) || hopByHop.has(name) || named.has(name)) continue
+    out[name] = value
+  }
+  out.host = origin.host
+  out['x-forwarded-for'] = origin.address
+  out['x-forwarded-host'] = origin.host
+  out['x-forwarded-proto'] = 'https'
+  return Object.assign(out, identityHeaders(origin.whoIs))
+}
+
+/** Identity headers exactly as `tailscale serve` sets them: none for tagged nodes and unknown peers. */
+export function identityHeaders (whoIs: WhoIs | undefined): Record<string, string> {
+  if (whoIs?.user === undefined || whoIs.node.tags.length > 0) return {}
+  return {
+    'tailscale-user-login': qEncode(whoIs.user.loginName),
+    'tailscale-user-name': qEncode(whoIs.user.displayName),
+    'tailscale-user-profile-pic': qEncode(whoIs.user.profilePicURL),
+    'tailscale-headers-info': 'https://tailscale.com/s/serve-headers',
+  }
+}
+
+/**
+ * RFC 2047 Q-encoding, done when the text is not printable ASCII, split into words of at most 75 characters on character
+ * boundaries: what Go's mime.QEncoding does, and so what origins written for `tailscale serve` decode.
+ */
+export function qEncode (text: string): string {
+  if (/^[\x20-\x7e\t]*$/.test(text)) return text
+  const prefix = '=?utf-8?q?'
+  const room = 75 - prefix.length - 2
+  const words: string[] = []
+  let word = ''
+  for (const character of text.toWellFormed()) {
+    const encoded = character === ' ' ? '_' : /^[!-<>@-^`-~]$/.test(character) ? character : [...Buffer.from(character)].map((byte) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`).join('')
+    if (word.length + encoded.length > room) {
+      words.push(word)
+      word = ''
+    }
+    word += encoded
+  }
+  words.push(word)
+  return words.map((part) => `${prefix}${part}?=`).join(' ')
+}
+
+/** Response headers that must not pass through a proxy: hop-by-hop ones and those named by Connection. */
+export function responseHeaders (headers: IncomingHttpHeaders): Record<string, string | string[]> {
+  const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
+  const out: Record<string, string | string[]> = {}
+  for (const [name, value] of Object.entries(headers)) {
+    if (value === undefined || hopByHop.has(name) || named.has(name)) continue
+    out[name] = value
+  }
+  return out
+}

@@ -1,0 +1,29 @@
+import { GatehouseError, reason } from '../config/errors.ts'
+
+/** Tailscale's own control server (ipn.DefaultControlURL). */
+export const defaultControlURL = 'https://controlplane.tailscale.com'
+
+/**
+ * Why a node that has been starting for a while has not joined: asks the control server for its key, as any client does first,
+ * and words what goes wrong.
+ */
+export async function probeControl (controlURL: string = defaultControlURL, timeout = 5_000): Promise<GatehouseError> {
+  const host = URL.parse(controlURL)?.host ?? controlURL
+  const unreachable = (message: string, cure: string): GatehouseError => new GatehouseError('GH_CONTROL_UNREACHABLE', `the control server ${host} cannot be reached: ${message}`, cure)
+  const retry = 'The gateway goes on trying'
+  try {
+    const response = await fetch(new URL('/key?v=1', controlURL), { signal: AbortSignal.timeout(timeout), redirect: 'manual' })
+    await response.body?.cancel()
+    if (response.status >= 500) return unreachable(`it answers ${response.status}`, `Try again later. ${retry}`)
+    return new GatehouseError('GH_TAILNET_SLOW', `the control server ${host} answers, but the node has not joined yet`, `Wait a minute; then look at \`journalctl -u gatehouse\`. ${retry}`)
+  } catch (err) {
+    const cause = err instanceof Error && err.cause !== undefined ? err.cause : err
+    const code = (cause as NodeJS.ErrnoException).code ?? (err as Error).name
+    if (code === 'ENOTFOUND' || code === 'EAI_AGAIN') return unreachable(`its name is not found (${code})`, `Check the network cable or WiFi, the router's DNS, and control_url in gatehouse.toml. ${retry}`)
+    if (code === 'ENETUNREACH' || code === 'EHOSTUNREACH' || code === 'EADDRNOTAVAIL') return unreachable(`there is no network (${code})`, `Check the network cable or WiFi. ${retry}`)
+    if (code === 'ECONNREFUSED') return unreachable('it refuses connections (ECONNREFUSED)', `Check control_url in gatehouse.toml and that the server runs. ${retry}`)
+    if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) return unreachable(`its certificate is not trusted (${code})`, `Check the clock (timedatectl) and control_url in gatehouse.toml. ${retry}`)
+    if (code === 'TimeoutError' || code === 'ETIMEDOUT' || code === 'UND_ERR_CONNECT_TIMEOUT') return unreachable('no answer', `Check the internet connection and that the network lets TCP port 443 out. ${retry}`)
+    return unreachable(reason(err), `Check the network and control_url in gatehouse.toml. ${retry}`)
+  }
+}

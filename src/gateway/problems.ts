@@ -1,0 +1,55 @@
+import { EventEmitter } from 'node:events'
+import { GatehouseError } from '../config/errors.ts'
+import type { Logger } from './log.ts'
+
+/** What is wrong now, for `gatehouse status`. */
+export interface Problem {
+  /** `GH_…` */
+  code: string
+  message: string
+  cure: string
+  /** RFC 3339. */
+  since: string
+}
+
+/** The part of the gateway a problem belongs to; each has one at a time. */
+export type Part = 'configuration' | 'tailnet' | 'https' | 'certificate' | 'upstream' | 'listener'
+
+/**
+ * What is wrong with the gateway, part by part. A problem is logged when it begins or its cause changes, not at every
+ * retry, and once more when it is over. Emits `change`.
+ */
+export class Problems extends EventEmitter {
+  #log: Logger
+  #current = new Map<Part, Problem>()
+
+  constructor (log: Logger) {
+    super()
+    this.#log = log
+  }
+
+  /** The part has this problem now. `level` is `info` for what is expected to pass by itself. */
+  set (part: Part, error: GatehouseError, level: 'error' | 'warn' | 'info' = 'warn'): void {
+    const { code, message, cure } = error
+    const before = this.#current.get(part)
+    if (before !== undefined && before.code === code && before.message === message) return
+    this.#current.set(part, { code, message, cure, since: new Date().toISOString() })
+    this.#log[level]({ code }, `${part}: ${error.line}`)
+    this.emit('change')
+  }
+
+  /** The part is well. `message` goes to the log when it was not. */
+  clear (part: Part, message: string): void {
+    if (!this.#current.delete(part)) return
+    this.#log.info(message)
+    this.emit('change')
+  }
+
+  get (part: Part): Problem | undefined {
+    return this.#current.get(part)
+  }
+
+  list (): Array<Problem & { part: Part }> {
+    return [...this.#current].map(([part, problem]) => ({ part, ...problem }))
+  }
+}

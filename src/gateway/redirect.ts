@@ -1,0 +1,37 @@
+import { createServer } from 'node:http'
+import type { Server } from 'node:http'
+import { errorPage } from './pages.ts'
+
+/** What port 80 needs to know, asked at each request. */
+export interface RedirectState {
+  /** Full name of the node; undefined until it has joined. */
+  name: () => string | undefined
+  /** Why HTTPS is not served yet; undefined when it is. */
+  waiting: () => { message: string, cure: string } | undefined
+}
+
+/**
+ * Port 80: 308 (method and body kept, RFC 9110 §15.4.9) to https and the node's full name, which is the one the certificate is
+ * for. Nothing is ever served here over plain HTTP but the reason why there is no HTTPS yet.
+ */
+export function createRedirectServer (state: RedirectState): Server {
+  const server = createServer({ keepAliveTimeout: 5_000, headersTimeout: 10_000, requestTimeout: 30_000 }, (request, response) => {
+    const name = state.name()
+    const waiting = state.waiting()
+    request.resume()
+    response.setHeader('cache-control', 'no-store')
+    response.setHeader('connection', 'close')
+    if (waiting !== undefined || name === undefined) {
+      const { message, cure } = waiting ?? { message: 'The gateway has not joined its tailnet yet', cure: 'Try again in a minute' }
+      response.writeHead(503, { 'content-type': 'text/html; charset=utf-8', 'retry-after': '10' })
+      response.end(request.method === 'HEAD' ? undefined : errorPage(503, 'Not ready yet', message, cure))
+      return
+    }
+    // Only a path goes into the target: an absolute-form request target names a host of the client's choosing.
+    const path = request.url?.startsWith('/') === true ? request.url : '/'
+    response.writeHead(308, { location: `https://${name}${path}`, 'content-type': 'text/plain; charset=utf-8' })
+    response.end(request.method === 'HEAD' ? undefined : `https://${name}${path}\n`)
+  })
+  server.on('clientError', (_err, socket) => { if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n') })
+  return server
+}

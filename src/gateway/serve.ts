@@ -1,0 +1,110 @@
+import { readFile } from 'node:fs/promises'
+import { GatehouseError, reason } from '../config/errors.ts'
+import { loadConfig, readAuthKey } from '../config/load.ts'
+import type { Paths } from '../config/paths.ts'
+import { version } from '../config/version.ts'
+import { Gateway } from './gateway.ts'
+import { createLog } from './log.ts'
+import { Notifier } from './notify.ts'
+import { systemdSockets } from './sockets.ts'
+import type { Where } from './sockets.ts'
+import type { Tailnet } from './tailnet.ts'
+
+/** UDP port of WireGuard: the one the firewall lets in. */
+const wireGuardPort = 41641
+
+/**
+ * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies (1, and systemd starts it
+ * anew). Nothing else ends it: whatever is wrong is said and tried again.
+ */
+export async function runServe (paths: Paths): Promise<number> {
+  const log = createLog()
+  const notifier = new Notifier(log)
+  const given = systemdSockets()
+  const where = (name: string, path: string): Where => {
+    const fd = given.get(name)
+    return fd === undefined ? { path } : { fd }
+  }
+  const { promise: ended, resolve: end } = Promise.withResolvers<number>()
+  const gateway = new Gateway({
+    version,
+    log,
+    tls: paths.tls,
+    runtime: paths.runtime,
+    nodeRed: paths.nodeRed,
+    admin: where('admin', paths.admin),
+    certs: where('certs', paths.certs),
+    onState: (line) => { notifier.status(line) },
+    onFatal: (err) => {
+      log.fatal({ code: 'GH_TAILNET_DIED' }, `the tailnet node died: ${reason(err)}. The gateway starts anew`)
+      end(1)
+    },
+    configurationProblem: async () => {
+      const text = await readFile(paths.problem, 'utf8').catch(() => '')
+      return text.trim() === '' ? undefined : text.trim()
+    },
+  })
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.once(signal, () => {
+      log.info(`${signal}: closing`)
+      end(0)
+    })
+  }
+
+  try {
+    await gateway.start()
+  } catch (err) {
+    // No socket, no way to say anything but here.
+    log.fatal({ code: 'GH_START' }, `the gateway cannot start: ${reason(err)}. Check gatehouse-admin.socket and gatehouse-certs.socket`)
+    return 1
+  }
+  notifier.ready()
+  log.info({ version, node: process.version }, 'gatehouse is up')
+  void join(gateway, paths).catch((err: unknown) => {
+    log.fatal({ code: 'GH_INTERNAL', err }, `the gateway failed: ${reason(err)}`)
+    end(1)
+  })
+
+  const code = await ended
+  notifier.status('closing')
+  // What does not close by then is cut: systemd would only kill it later.
+  const late = setTimeout(() => {
+    log.warn('not closed within 10 s')
+    process.exit(code)
+  }, 10_000)
+  await gateway.close()
+  clearTimeout(late)
+  return code
+}
+
+/** Waits for a configuration that is right, then joins. */
+async function join (gateway: Gateway, paths: Paths): Promise<void> {
+  for (;;) {
+    try {
+      const config = await loadConfig(paths.config)
+      const authKey = await readAuthKey(paths.credentials)
+      gateway.problems.clear('configuration', 'the configuration is read')
+      // Loaded here: the module is large, and sockets and status must not wait for it.
+      const { Server } = await import('@gatehouse/tsnet')
+      const { hostname, controlURL } = config.tailnet
+      await gateway.join({
+        controlURL,
+        hasAuthKey: authKey !== undefined,
+        create: (): Tailnet => new Server({
+          dir: paths.state('/var/lib/gatehouse'),
+          hostname,
+          port: wireGuardPort,
+          ...(authKey === undefined ? {} : { authKey }),
+          ...(controlURL === undefined ? {} : { controlURL }),
+          // The appliance's logs stay on it.
+          env: { TS_NO_LOGS_NO_SUPPORT: 'true' },
+        }),
+      })
+      return
+    } catch (err) {
+      if (!(err instanceof GatehouseError)) throw err
+      gateway.problems.set('configuration', err, 'error')
+      await new Promise((resolve) => setTimeout(resolve, 5_000))
+    }
+  }
+}

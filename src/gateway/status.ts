@@ -1,0 +1,34 @@
+import type { Part, Problem } from './problems.ts'
+
+/** Answer of `GET /v1/status` on the admin socket and of `gatehouse status --json`. Times are RFC 3339. */
+export interface GatewayStatus {
+  version: string
+  /** True when there is no problem. */
+  ok: boolean
+  startedAt: string
+  /** What to open in a browser; absent until there is a name. */
+  url?: string
+  tailnet: {
+    /** ipn state; `NoState` before the start. */
+    state: string
+    /** Full name that was assigned, which need not be the one asked for. */
+    name?: string
+    addresses: string[]
+    /** To be opened by a person, when the node needs a login. */
+    loginURL?: string
+    tags: string[]
+    keyExpiry?: string
+    /** Tailscale's own warnings. */
+    health: string[]
+    peers: Array<{ name: string, online: boolean, path: 'direct' | 'relay' | 'idle', via?: string }>
+  }
+  certificate: {
+    /** One for each name the node may have a certificate for. */
+    names: Array<{ name: string, notAfter?: string, issuer?: string, problem?: string }>
+    /** Last run of gatehouse-certs. */
+    lastRun?: { checkedAt: string, result: string, problem?: string, next?: string }
+  }
+  upstream: { socket: string, state: 'unknown' | 'up' | 'down', since: string }
+  configuration: { problem?: string }
+  problems: Array<Problem & { part: Part }>
+}

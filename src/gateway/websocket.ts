@@ -1,0 +1,131 @@
+import { ServerResponse, request as httpRequest } from 'node:http'
+import type { IncomingMessage } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { requestHeaders, responseHeaders } from './headers.ts'
+import { peerOf } from './peer.ts'
+import { plugin } from './plugin.ts'
+import { failed } from './proxy.ts'
+import type { Upstream } from './upstream.ts'
+
+/** Options of {@link websocket}. */
+export interface WebSocketOptions {
+  upstream: Upstream
+  /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
+  handshakeTimeout?: number
+}
+
+interface Upgrade { socket: Duplex, head: Buffer }
+
+const upgrades = new WeakMap<IncomingMessage, Upgrade>()
+
+/**
+ * WebSockets as a tunnel: the handshake goes to the upstream with all its headers, the upstream's own answer goes back, and
+ * from then on bytes are passed both ways.
+ *
+ * This is not http-proxy's WebSocket support, on purpose: that one accepts the client before it has asked the upstream, so
+ * that it has to choose the subprotocol itself, cannot refuse with a status, and has to re-frame every message with no back-pressure.
+ *
+ * Nothing is tunnelled unless both sides have agreed: the request must be a WebSocket handshake and the answer a 101 to
+ * it, or an upgrade would be a way past every check made on requests (h2c smuggling and the like).
+ */
+export const websocket = plugin<WebSocketOptions>('websocket', async (app, { upstream, handshakeTimeout = 30_000 }) => {
+  const tunnels = new Set<Duplex>()
+
+  app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
+    upgrades.set(raw, { socket, head })
+    socket.on('error', () => socket.destroy())
+    // Through the router like any request: the same hooks, the same log.
+    const response = new ServerResponse(raw)
+    response.shouldKeepAlive = false
+    response.assignSocket(socket as never)
+    response.once('finish', () => { if (upgrades.has(raw)) socket.end() })
+    app.routing(raw, response)
+  })
+
+  app.addHook('preHandler', async (request, reply) => {
+    const upgrade = upgrades.get(request.raw)
+    if (upgrade === undefined) return
+    if (request.method !== 'GET' || request.headers.upgrade?.toLowerCase() !== 'websocket' || request.headers['sec-websocket-key'] === undefined) {
+      return await reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
+    }
+    const answer = await handshake(request.raw, upstream, handshakeTimeout, await peerOf(request.raw.socket).whoIs()).catch((err: Error) => err)
+    if (answer instanceof Error) {
+      await failed(request, reply, answer, upstream)
+      return reply
+    }
+    upstream.up()
+    if (answer.socket === undefined) {
+      reply.code(answer.response.statusCode ?? 502).headers(responseHeaders(answer.response.headers)).header('connection', 'close')
+      return await reply.send(answer.response)
+    }
+    request.upgrade = true
+    reply.hijack()
+    reply.raw.statusCode = 101
+    reply.raw.detachSocket(upgrade.socket as never)
+    upgrades.delete(request.raw)
+    tunnels.add(upgrade.socket)
+    upgrade.socket.once('close', () => {
+      tunnels.delete(upgrade.socket)
+      // Nothing was written through it, but the access log waits for its end.
+      reply.raw.emit('close')
+    })
+    tunnel(upgrade, answer as Agreed)
+    return reply
+  })
+
+  app.addHook('preClose', async () => {
+    for (const socket of tunnels) socket.destroy()
+  })
+})
+
+interface Agreed { response: IncomingMessage, socket: Duplex, head: Buffer }
+
+async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: number, whoIs: Parameters<typeof requestHeaders>[1]['whoIs']): Promise<Agreed | { response: IncomingMessage, socket?: undefined }> {
+  const headers = requestHeaders(raw.headers, { address: peerOf(raw.socket).address, host: raw.headers.host ?? '', whoIs })
+  // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the upstream as a request.
+  delete headers['content-length']
+  return await new Promise((resolve, reject) => {
+    const request = httpRequest({
+      socketPath: upstream.socket,
+      method: 'GET',
+      path: raw.url ?? '/',
+      headers: { ...headers, connection: 'Upgrade', upgrade: 'websocket' },
+      setHost: false,
+      agent: false,
+    })
+    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), timeout)
+    request.once('close', () => clearTimeout(timer))
+    const abandon = (): void => { request.destroy() }
+    raw.socket.once('close', abandon)
+    request.on('error', reject)
+    request.once('response', (response) => {
+      clearTimeout(timer)
+      resolve({ response })
+    })
+    request.once('upgrade', (response: IncomingMessage, socket: Duplex, head: Buffer) => {
+      clearTimeout(timer)
+      raw.socket.off('close', abandon)
+      if (response.statusCode === 101 && response.headers.upgrade?.toLowerCase() === 'websocket') {
+        resolve({ response, socket, head })
+      } else {
+        socket.destroy()
+        reject(new Error('the answer to the WebSocket handshake is no WebSocket'))
+      }
+    })
+    request.end()
+  })
+}
+
+function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed): void {
+  const lines = ['HTTP/1.1 101 Switching Protocols']
+  for (let i = 0; i < response.rawHeaders.length; i += 2) lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
+  client.socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
+  if (head.length > 0) client.socket.write(head)
+  if (client.head.length > 0) origin.write(client.head)
+  for (const [from, to] of [[client.socket, origin], [origin, client.socket]] as const) {
+    from.on('error', () => to.destroy())
+    // A side that breaks off without an end must not leave the other open.
+    from.once('close', () => { if (from.readableEnded) to.end(); else to.destroy() })
+    from.pipe(to)
+  }
+}

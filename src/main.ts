@@ -1,0 +1,51 @@
+#!/usr/bin/env node
+import { paths } from './config/paths.ts'
+import { reason } from './config/errors.ts'
+import { version } from './config/version.ts'
+
+const usage = `Usage: gatehouse COMMAND
+
+  serve            run the gateway (gatehouse.service)
+  certs            get or renew certificates (gatehouse-certs.service)
+  provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
+  status [--json]  show how things are, and what to do about what is wrong;
+                   exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
+  version          print the version
+
+Reference: docs/architecture.md
+`
+
+/** Commands load only what they need: start-up time counts on an SD card. */
+async function main (args: string[]): Promise<number> {
+  const [command, ...rest] = args
+  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json'))
+  if (extra.length > 0) {
+    process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
+    return 64
+  }
+  switch (command) {
+    case 'serve': return await (await import('./gateway/serve.ts')).runServe(paths())
+    case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
+    case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
+    case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
+    case 'version':
+    case '--version':
+      process.stdout.write(`${version}\n`)
+      return 0
+    case 'help':
+    case '--help':
+    case '-h':
+      process.stdout.write(usage)
+      return 0
+    default:
+      process.stderr.write(command === undefined ? usage : `gatehouse: no command ${JSON.stringify(command)}\n\n${usage}`)
+      return 64
+  }
+}
+
+try {
+  process.exit(await main(process.argv.slice(2)))
+} catch (err) {
+  process.stderr.write(`gatehouse: ${reason(err)}\n`)
+  process.exit(1)
+}

@@ -1,0 +1,134 @@
+import { X509Certificate } from 'node:crypto'
+import { mkdir, readFile, readdir, rm, stat } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
+import { ConfigError, defaults, parseConfig, serialize } from '../config/config.ts'
+import type { Config } from '../config/config.ts'
+import { GatehouseError, reason } from '../config/errors.ts'
+import { syncDirectory, writeFileAtomic } from '../config/files.ts'
+import type { Paths } from '../config/paths.ts'
+
+/** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
+const maxSize = 1 << 20
+
+/** What a run did. */
+export interface ProvisionResult {
+  /** `new`: the file was taken; `kept`: it was not, the last good configuration stays; `defaults`: there is none, defaults were written. */
+  outcome: 'new' | 'kept' | 'defaults'
+  /** One line for the person, absent when all is well. */
+  problem?: string
+}
+
+/**
+ * Takes the person's gatehouse.toml from the boot partition into the system, at boot, as root.
+ *
+ * What is written: `gatehouse.toml` without the auth key, the authorities' file it names, and `authkey` (0600, empty when
+ * there is no key, so that systemd's LoadCredential always finds it). All of it is validated before the first byte is
+ * written; each file is replaced atomically and gatehouse.toml comes last.
+ *
+ * A file that is wrong or missing changes nothing: the last good configuration stays, and the problem goes to the
+ * problem file. Only a system that cannot be written to at all makes it throw.
+ */
+export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem'>): Promise<ProvisionResult> {
+  await mkdir(paths.config, { recursive: true, mode: 0o755 })
+  const problem = async (err: GatehouseError): Promise<ProvisionResult> => {
+    const had = await exists(join(paths.config, 'gatehouse.toml'))
+    if (!had) await write(paths.config, defaults(), undefined)
+    const stays = had ? 'The last good configuration stays in force' : 'Defaults are in force'
+    const line = `${err.line} ${stays}.`
+    await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
+    await writeFileAtomic(paths.problem, `${line}\n`, 0o644)
+    return { outcome: had ? 'kept' : 'defaults', problem: line }
+  }
+
+  let config: Config
+  let authorities: string | undefined
+  try {
+    config = await readBoot(paths.boot)
+    if (config.certificates.caFile !== undefined) authorities = await readAuthorities(paths.boot, config.certificates.caFile)
+  } catch (err) {
+    if (err instanceof GatehouseError) return await problem(err)
+    throw err
+  }
+  await write(paths.config, config, authorities)
+  await rm(paths.problem, { force: true })
+  return { outcome: 'new' }
+}
+
+async function write (directory: string, config: Config, authorities: string | undefined): Promise<void> {
+  const { caFile } = config.certificates
+  if (caFile !== undefined && authorities !== undefined) await writeFileAtomic(join(directory, caFile), authorities, 0o644)
+  await writeFileAtomic(join(directory, 'authkey'), config.tailnet.authKey ?? '', 0o600)
+  await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
+  // Authorities no longer named, and what a crash left: only after the file that may name them has been replaced.
+  for (const name of await readdir(directory)) {
+    if ((name.endsWith('.pem') && name !== caFile) || /^\..*\.tmp$/.test(name)) await rm(join(directory, name), { force: true })
+  }
+  await syncDirectory(directory)
+}
+
+async function readBoot (boot: string): Promise<Config> {
+  const path = join(boot, 'gatehouse.toml')
+  let data: Buffer
+  try {
+    data = await readSmall(path)
+  } catch (err) {
+    if ((err as NodeJS.ErrnoException).code === 'ENOENT') throw await missing(boot)
+    if (err instanceof GatehouseError) throw err
+    throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Check the card\'s first partition for errors on another computer and write the file again', { cause: err })
+  }
+  return parseConfig(data, 'gatehouse.toml')
+}
+
+async function missing (boot: string): Promise<GatehouseError> {
+  const names = await readdir(boot).catch(() => [] as string[])
+  // Windows hides .txt, so "gatehouse.toml" saved from Notepad often is gatehouse.toml.txt.
+  const near = names.find((name) => /^gatehouse[^/]*\.(?:toml|txt|tml|conf)/i.test(name) || /^gatehouse\.?$/i.test(name))
+  return near === undefined
+    ? new GatehouseError('GH_CONFIG_MISSING', 'There is no gatehouse.toml on the card\'s first partition', 'Put the card into a computer and make a text file gatehouse.toml there with the lines [tailnet] and auth_key = "tskey-auth-…"; without a key, open the login URL that `gatehouse status` shows')
+    : new GatehouseError('GH_CONFIG_MISSING', `There is no gatehouse.toml on the card's first partition, but a file ${JSON.stringify(near)}`, 'Rename it to gatehouse.toml')
+}
+
+async function readAuthorities (boot: string, name: string): Promise<string> {
+  const path = join(boot, name)
+  const wrong = (message: string, cure: string, cause?: unknown): GatehouseError => new GatehouseError('GH_CONFIG_CA_FILE', message, cure, { cause })
+  let text: string
+  try {
+    text = (await readSmall(path)).toString('utf8')
+  } catch (err) {
+    if (err instanceof GatehouseError) throw err
+    throw wrong(`ca_file ${name} named in gatehouse.toml cannot be read: ${reason(err)}`, 'Put the file beside gatehouse.toml, or remove the ca_file line', err)
+  }
+  const blocks = text.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
+  if (blocks.length === 0) throw wrong(`ca_file ${name} holds no certificate`, 'Write the authority\'s certificate into it in PEM form (it begins with -----BEGIN CERTIFICATE-----)')
+  try {
+    // Written anew from what was parsed: a private key that stands in the same file is not carried into a readable one.
+    return blocks.map((block) => new X509Certificate(block).toString()).join('')
+  } catch (err) {
+    throw wrong(`ca_file ${name} holds a damaged certificate: ${reason(err)}`, 'Export it again in PEM form', err)
+  }
+}
+
+async function readSmall (path: string): Promise<Buffer> {
+  const { size } = await stat(path)
+  if (size > maxSize) {
+    throw new GatehouseError('GH_CONFIG_READ', `${basename(path)} is ${size} bytes long`, 'Put a text file of a few lines there')
+  }
+  return await readFile(path)
+}
+
+async function exists (path: string): Promise<boolean> {
+  return await stat(path).then(() => true, () => false)
+}
+
+/** `gatehouse provision`: always 0 unless the system's own directories cannot be written. */
+export async function runProvision (paths: Paths): Promise<number> {
+  try {
+    const { problem } = await provision(paths)
+    if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
+    return 0
+  } catch (err) {
+    const message = err instanceof ConfigError ? err.line : reason(err)
+    process.stderr.write(`gatehouse provision: cannot write the configuration: ${message}. Check that ${paths.config} is writable and the disk not full. (GH_PROVISION_WRITE)\n`)
+    return 1
+  }
+}
