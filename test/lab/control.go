@@ -1,0 +1,481 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"tailscale.com/control/controlhttp/controlhttpserver"
+	"tailscale.com/tailcfg"
+	"tailscale.com/tstest/integration/testcontrol"
+	"tailscale.com/types/key"
+	"tailscale.com/types/logger"
+	"tailscale.com/util/dnsname"
+	"tailscale.com/util/rands"
+)
+
+// controlServer is Tailscale's testcontrol.Server with the parts put before it in which a real control server differs:
+//
+//   - a node that is known needs no auth key again; without a key an unknown node gets a login URL; a wrong key is refused in
+//     the words of the real server. (testcontrol refuses every register request without the one key.)
+//   - names are unique in the tailnet: the second "gatehouse" is "gatehouse-1", in its name, its certificate domain, and in
+//     what it may set in DNS.
+//   - a request testcontrol does not know gets 404. (testcontrol ends the process.)
+//   - it can be taken off the network and put back with its state.
+//
+// To stand between, it terminates Noise itself and hands the requests within to testcontrol's handler.
+type controlServer struct {
+	controlConfig
+	tc *testcontrol.Server
+
+	mu     sync.Mutex
+	ln     net.Listener
+	srv    *http.Server
+	conns  map[net.Conn]struct{}
+	names  map[tailcfg.NodeID]nodeName
+	logins map[string]*login // by path
+}
+
+type controlConfig struct {
+	suffix  string
+	authKey string
+	derpMap *tailcfg.DERPMap
+	setTXT  func(name, value string)
+	logf    logger.Logf
+	private key.MachinePrivate
+}
+
+// nodeName is what a node asked to be called, and what it is called.
+type nodeName struct{ wanted, assigned string }
+
+// login is a login URL somebody is to visit.
+type login struct {
+	nodeKey key.NodePublic
+	done    chan struct{}
+	once    sync.Once
+}
+
+func newControl(cfg controlConfig) *controlServer {
+	c := &controlServer{
+		controlConfig: cfg,
+		conns:         map[net.Conn]struct{}{},
+		names:         map[tailcfg.NodeID]nodeName{},
+		logins:        map[string]*login{},
+	}
+	caps := tailcfg.NodeCapMap{
+		tailcfg.CapabilityHTTPS:                       nil,
+		tailcfg.NodeAttrDisableCaptivePortalDetection: nil,
+	}
+	c.tc = &testcontrol.Server{
+		Logf:                    cfg.logf,
+		DERPMap:                 cfg.derpMap,
+		MagicDNSDomain:          cfg.suffix,
+		DNSConfig:               &tailcfg.DNSConfig{Proxied: true, Domains: []string{cfg.suffix}},
+		AllOnline:               true,
+		DefaultNodeCapabilities: &caps,
+		ExplicitBaseURL:         "http://" + controlIP,
+		HoldMapRequest:          c.beforeMap,
+		ModifyFirstMapResponse: func(res *tailcfg.MapResponse, _ *tailcfg.MapRequest) {
+			// testcontrol says it is 2020, which makes clients misjudge key expiry.
+			now := time.Now().UTC()
+			res.ControlTime = &now
+			res.Debug = &tailcfg.Debug{DisableLogTail: true}
+		},
+		// Reached only when testcontrol has found that the name is `_acme-challenge.` and the node's own name.
+		OnSetDNS: func(req *tailcfg.SetDNSRequest) error {
+			cfg.setTXT(req.Name, req.Value)
+			return nil
+		},
+	}
+	// testcontrol builds its routes with its first request.
+	c.tc.ServeHTTP(discardResponse{http.Header{}}, must(http.NewRequest("GET", "/generate_204", nil)))
+	return c
+}
+
+// start puts the server on the network. It is an error to start it twice.
+func (c *controlServer) start() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.srv != nil {
+		return errors.New("the control server runs already")
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(controlIP, "80"))
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler: http.HandlerFunc(c.serveOuter),
+		// Noise hijacks its connections, and http.Server forgets those: kept here, so that stop can end them.
+		ConnState: func(nc net.Conn, s http.ConnState) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			switch s {
+			case http.StateNew:
+				c.conns[nc] = struct{}{}
+			case http.StateClosed:
+				delete(c.conns, nc)
+			}
+		},
+	}
+	c.ln, c.srv = ln, srv
+	go srv.Serve(ln)
+	return nil
+}
+
+// stop takes the server off the network: connections end, new ones are refused. What it knows is kept.
+func (c *controlServer) stop() error {
+	c.mu.Lock()
+	srv, conns := c.srv, c.conns
+	c.srv, c.ln, c.conns = nil, nil, map[net.Conn]struct{}{}
+	c.mu.Unlock()
+	if srv == nil {
+		return errors.New("the control server is stopped already")
+	}
+	err := srv.Close()
+	for nc := range conns {
+		nc.Close()
+	}
+	return err
+}
+
+// serveOuter serves what is not within Noise.
+func (c *controlServer) serveOuter(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.URL.Path == "/key":
+		writeJSON(w, &tailcfg.OverTLSPublicKeyResponse{PublicKey: c.private.Public()})
+	case r.URL.Path == "/ts2021":
+		c.serveNoise(w, r)
+	case r.URL.Path == "/generate_204":
+		w.WriteHeader(http.StatusNoContent)
+	case strings.HasPrefix(r.URL.Path, "/login/"):
+		// The person who opens the URL is the one who may say yes: there are no accounts here.
+		if err := c.completeLogin(r.URL.Path); err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		io.WriteString(w, "The device has joined the tailnet.\n")
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func (c *controlServer) serveNoise(w http.ResponseWriter, r *http.Request) {
+	conn, err := controlhttpserver.AcceptHTTP(r.Context(), w, r, c.private, nil)
+	if err != nil {
+		c.logf("noise from %s: %v", r.RemoteAddr, err)
+		return
+	}
+	defer conn.Close()
+	peer := conn.Peer()
+	ctx, cancel := context.WithCancel(machineContext{r.Context(), peer})
+	defer cancel()
+	var h2 http2.Server
+	h2.ServeConn(conn, &http2.ServeConnOpts{
+		Context: ctx,
+		BaseConfig: &http.Server{
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.serveInner(w, r, peer) }),
+		},
+	})
+}
+
+// machineContext gives testcontrol the machine key of the Noise connection. testcontrol looks it up by a key of a type it
+// does not export, so the type is known by its name.
+type machineContext struct {
+	context.Context
+	machine key.MachinePublic
+}
+
+func (m machineContext) Value(k any) any {
+	if fmt.Sprintf("%T", k) == "testcontrol.peerMachinePublicContextKey" {
+		return m.machine
+	}
+	return m.Context.Value(k)
+}
+
+// serveInner serves one request from within Noise.
+func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machine key.MachinePublic) {
+	switch {
+	case r.URL.Path == "/machine/register":
+		c.serveRegister(w, r, machine)
+	case r.URL.Path == "/machine/map", r.URL.Path == "/machine/set-dns", r.URL.Path == "/machine/update-health",
+		strings.HasPrefix(r.URL.Path, "/machine/tka/"), strings.HasPrefix(r.URL.Path, "/c2n/"):
+		c.tc.ServeHTTP(w, r)
+	default:
+		c.logf("unknown request %s %s", r.Method, r.URL.Path)
+		http.NotFound(w, r)
+	}
+}
+
+// serveRegister decides whether a node may join, and has testcontrol register it if so.
+func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, machine key.MachinePublic) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var req tailcfg.RegisterRequest
+	if err := json.Unmarshal(body, &req); err != nil || req.Version == 0 || req.NodeKey.IsZero() || req.Hostinfo == nil {
+		http.Error(w, "malformed register request", http.StatusBadRequest)
+		return
+	}
+	// An expiry in the past is how a client logs out.
+	if !req.Expiry.IsZero() && req.Expiry.Before(time.Now()) {
+		if n := c.tc.Node(req.NodeKey); n != nil && n.Machine == machine {
+			c.setExpiry(n, req.Expiry)
+		}
+		writeJSON(w, tailcfg.RegisterResponse{NodeKeyExpired: true})
+		return
+	}
+	known := c.tc.Node(req.NodeKey)
+	authKey := ""
+	if req.Auth != nil {
+		authKey = req.Auth.AuthKey
+	}
+	switch {
+	case known != nil && known.Machine != machine:
+		writeJSON(w, tailcfg.RegisterResponse{Error: "node key belongs to another machine"})
+		return
+	case known != nil:
+		// Its node key is its credential now: an auth key is for joining alone.
+	case authKey == c.authKey:
+	case authKey != "":
+		c.logf("register: %q has a wrong auth key", req.Hostinfo.Hostname)
+		writeJSON(w, tailcfg.RegisterResponse{Error: "invalid key: API key does not exist"})
+		return
+	case req.Followup != "":
+		if !c.awaitLogin(r.Context(), req.Followup, req.NodeKey) {
+			writeJSON(w, tailcfg.RegisterResponse{Error: "the login URL is of another node, or forgotten"})
+			return
+		}
+	default:
+		writeJSON(w, tailcfg.RegisterResponse{AuthURL: c.newLogin(req.NodeKey)})
+		return
+	}
+	c.retire(req.OldNodeKey, req.NodeKey, machine)
+	req.Followup = "" // answered here; testcontrol would wait for a login of its own
+	req.Auth = nil
+	if body, err = json.Marshal(req); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	r2 := r.Clone(r.Context())
+	r2.Body = io.NopCloser(bytes.NewReader(body))
+	r2.ContentLength = int64(len(body))
+	c.tc.ServeHTTP(w, r2)
+	if n := c.tc.Node(req.NodeKey); n != nil {
+		c.rename(n, n.Hostinfo.Hostname())
+	}
+}
+
+// retire makes way for a node's new key. testcontrol copies the entry of the old key to the new one, and keeps the old one
+// with the same ID and addresses, which would shadow the new one in the eyes of its peers.
+func (c *controlServer) retire(old, new key.NodePublic, machine key.MachinePublic) {
+	if old.IsZero() || old == new || c.tc.Node(new) != nil {
+		return
+	}
+	n := c.tc.Node(old)
+	if n == nil || n.Machine != machine {
+		return
+	}
+	fresh := n.Clone()
+	fresh.Key = new
+	fresh.KeyExpiry = time.Time{}
+	n.ID += 1 << 20
+	n.StableID += "-old"
+	n.Name = ""
+	n.Addresses, n.AllowedIPs = nil, nil
+	n.Endpoints = nil
+	n.KeyExpiry = time.Now().Add(-time.Hour)
+	c.tc.UpdateNode(n)
+	c.tc.UpdateNode(fresh)
+}
+
+// beforeMap is called by testcontrol with each map request before it looks at it.
+func (c *controlServer) beforeMap(req *tailcfg.MapRequest) func() {
+	n := c.tc.Node(req.NodeKey)
+	if n == nil || req.Hostinfo == nil {
+		return nil
+	}
+	// testcontrol derives certificate domains from Hostinfo: it must say the name that was assigned.
+	req.Hostinfo = req.Hostinfo.Clone()
+	req.Hostinfo.Hostname = c.rename(n, req.Hostinfo.Hostname)
+	return nil
+}
+
+// rename gives node n the name it wants, or the first free one made from it, and returns it.
+func (c *controlServer) rename(n *tailcfg.Node, wanted string) string {
+	wanted = dnsname.SanitizeHostname(wanted)
+	if wanted == "" {
+		wanted = "node"
+	}
+	c.mu.Lock()
+	have := c.names[n.ID]
+	if have.wanted == wanted || have.assigned == wanted {
+		c.mu.Unlock()
+		return have.assigned
+	}
+	assigned := wanted
+	for i := 1; c.takenLocked(assigned, n.ID); i++ {
+		assigned = fmt.Sprintf("%s-%d", wanted, i)
+	}
+	c.names[n.ID] = nodeName{wanted, assigned}
+	c.mu.Unlock()
+
+	n.Name = assigned + "." + c.suffix + "."
+	hi := n.Hostinfo.AsStruct()
+	if hi == nil {
+		hi = &tailcfg.Hostinfo{}
+	}
+	hi.Hostname = assigned
+	n.Hostinfo = hi.View()
+	c.tc.UpdateNode(n)
+	c.logf("node %d (%v) is %s", n.ID, n.Key.ShortString(), n.Name)
+	return assigned
+}
+
+func (c *controlServer) takenLocked(name string, but tailcfg.NodeID) bool {
+	for id, n := range c.names {
+		if id != but && n.assigned == name {
+			return true
+		}
+	}
+	return false
+}
+
+// newLogin returns a login URL for a node, the same one while nobody has visited it.
+func (c *controlServer) newLogin(nk key.NodePublic) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for path, l := range c.logins {
+		if l.nodeKey == nk {
+			return "http://" + controlIP + path
+		}
+	}
+	path := "/login/" + rands.HexString(16)
+	c.logins[path] = &login{nodeKey: nk, done: make(chan struct{})}
+	return "http://" + controlIP + path
+}
+
+func (c *controlServer) awaitLogin(ctx context.Context, url string, nk key.NodePublic) bool {
+	c.mu.Lock()
+	l := c.logins[strings.TrimPrefix(url, "http://"+controlIP)]
+	c.mu.Unlock()
+	if l == nil || l.nodeKey != nk {
+		return false
+	}
+	select {
+	case <-l.done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// completeLogin does what a person does who opens the login URL (or its path) and agrees.
+func (c *controlServer) completeLogin(url string) error {
+	c.mu.Lock()
+	l := c.logins[strings.TrimPrefix(url, "http://"+controlIP)]
+	c.mu.Unlock()
+	if l == nil {
+		return fmt.Errorf("no login is waiting at %q", url)
+	}
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+// pendingLogins returns the login URLs nobody has visited.
+func (c *controlServer) pendingLogins() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	urls := []string{}
+	for path, l := range c.logins {
+		select {
+		case <-l.done:
+		default:
+			urls = append(urls, "http://"+controlIP+path)
+		}
+	}
+	return urls
+}
+
+// adminNode is a registered node as GET /nodes shows it.
+type adminNode struct {
+	ID        int64            `json:"id"`
+	Name      string           `json:"name"`     // with the suffix, without the last dot
+	Hostname  string           `json:"hostname"` // what the node asked to be called
+	Addresses []netip.Addr     `json:"addresses"`
+	Endpoints []netip.AddrPort `json:"endpoints"`
+	HomeDERP  int              `json:"homeDERP"`
+	OS        string           `json:"os"`
+	Tags      []string         `json:"tags,omitempty"`
+	Expired   bool             `json:"expired"`
+}
+
+func (c *controlServer) nodes() []adminNode {
+	list := []adminNode{}
+	for _, n := range c.tc.AllNodes() {
+		if n.Name == "" { // retired
+			continue
+		}
+		a := adminNode{
+			ID:        int64(n.ID),
+			Name:      strings.TrimSuffix(n.Name, "."),
+			Endpoints: n.Endpoints,
+			HomeDERP:  n.HomeDERP,
+			Tags:      n.Tags,
+			Expired:   !n.KeyExpiry.IsZero() && n.KeyExpiry.Before(time.Now()),
+		}
+		for _, p := range n.Addresses {
+			a.Addresses = append(a.Addresses, p.Addr())
+		}
+		if n.Hostinfo.Valid() {
+			a.OS = n.Hostinfo.OS()
+		}
+		c.mu.Lock()
+		a.Hostname = c.names[n.ID].wanted
+		c.mu.Unlock()
+		list = append(list, a)
+	}
+	return list
+}
+
+// expire makes the key of the node with this name (with or without the suffix) expired as of now.
+func (c *controlServer) expire(name string) error {
+	for _, n := range c.tc.AllNodes() {
+		full := strings.TrimSuffix(n.Name, ".")
+		if full != "" && (full == name || full == name+"."+c.suffix) {
+			c.setExpiry(n, time.Now().Add(-time.Minute))
+			return nil
+		}
+	}
+	return fmt.Errorf("no node is called %q: GET /nodes lists them", name)
+}
+
+func (c *controlServer) setExpiry(n *tailcfg.Node, t time.Time) {
+	n.KeyExpiry = t.UTC().Truncate(time.Second)
+	c.tc.UpdateNode(n)
+}
+
+// discardResponse is a ResponseWriter that keeps nothing.
+type discardResponse struct{ header http.Header }
+
+func (d discardResponse) Header() http.Header         { return d.header }
+func (d discardResponse) Write(b []byte) (int, error) { return len(b), nil }
+func (d discardResponse) WriteHeader(int)             {}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}

@@ -1,0 +1,80 @@
+// Command lab is a tailnet without the internet, for tests and for `make run`.
+//
+//	lab serve  --dir DIR [--suffix tail0a1b2.ts.net]
+//	lab client --dir STATE --control URL --hostname NAME --socket SOCK [--authkey-file FILE] [--browser SOCK2 --origin URL --roots PEM]
+//
+// serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an ACME authority that truly
+// validates dns-01. client is a native tailnet client that a test drives over a unix socket.
+//
+// Both end on SIGTERM and SIGINT, and when a pipe they have as standard input closes: whoever started them holds the
+// other end, so they cannot outlive it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"tailscale.com/envknob"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		usage()
+	}
+	quiet()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	endWithStdin(cancel)
+
+	var err error
+	switch os.Args[1] {
+	case "serve":
+		err = serve(ctx, os.Args[2:])
+	case "client":
+		err = client(ctx, os.Args[2:])
+	default:
+		usage()
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		os.Exit(2)
+	case err != nil && ctx.Err() == nil:
+		fmt.Fprintf(os.Stderr, "lab %s: %v\n", os.Args[1], err)
+		os.Exit(1)
+	}
+}
+
+func usage() {
+	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]")
+	os.Exit(2)
+}
+
+// quiet switches off what Tailscale's code does towards the internet by itself: log upload, and port mapping requests to the
+// router. Captive portal detection and UPnP are switched off by node attributes, which the control server sends (control.go).
+// Bootstrap DNS (asking Tailscale's own DERP servers for a control server's address) cannot be switched off, but is tried
+// for names only: the control URL is an address.
+func quiet() {
+	envknob.Setenv("TS_NO_LOGS_NO_SUPPORT", "true")
+	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
+	envknob.Setenv("TS_DISABLE_UPNP", "true")
+}
+
+// endWithStdin calls end when standard input is a pipe or socket and its other end closes.
+func endWithStdin(end func()) {
+	st, err := os.Stdin.Stat()
+	if err != nil || st.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
+		return
+	}
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		end()
+	}()
+}

@@ -1,0 +1,385 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	pebbleca "github.com/letsencrypt/pebble/v2/ca"
+	pebbledb "github.com/letsencrypt/pebble/v2/db"
+	pebbleva "github.com/letsencrypt/pebble/v2/va"
+	pebblewfe "github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/miekg/dns"
+	"tailscale.com/derp/derpserver"
+	"tailscale.com/net/stunserver"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
+
+// authority is the lab's own certificate authority, for the https of its servers. It has nothing to do with the ACME
+// authority, whose certificates only nodes get.
+type authority struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	pem  []byte
+}
+
+// backdate lets a machine whose clock is behind (an appliance without a battery) still talk to the lab.
+const backdate = 10 * 365 * 24 * time.Hour
+
+func newAuthority() (*authority, error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: "Gatehouse lab server authority"},
+		NotBefore:             time.Now().Add(-backdate),
+		NotAfter:              time.Now().Add(365 * 24 * time.Hour),
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &authority{k, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
+}
+
+// issue makes a server certificate for names and addresses.
+func (a *authority) issue(names []string, ips ...string) (tls.Certificate, error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: names[0]},
+		DNSNames:     names,
+		NotBefore:    time.Now().Add(-backdate),
+		NotAfter:     time.Now().Add(300 * 24 * time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, ip := range ips {
+		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &k.PublicKey, a.key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}, nil
+}
+
+func serial() *big.Int { return must(rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))) }
+
+// derpServers is the relay and the STUN server beside it.
+type derpServers struct {
+	derpMap *tailcfg.DERPMap
+	close   func()
+}
+
+func (d *derpServers) Close() { d.close() }
+
+// startDERP serves DERP over TLS and plain http, and STUN. Nodes know the certificate by its hash in the DERP map, which is
+// how Tailscale verifies one that no public authority has signed.
+func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
+	cert, err := ca.issue([]string{"derp.lab.test"}, derpIP)
+	if err != nil {
+		return nil, err
+	}
+	d := derpserver.New(key.NewNode(), logger.Printf)
+	mux := http.NewServeMux()
+	mux.Handle("/derp", derpserver.AddWebSocketSupport(d, derpserver.Handler(d)))
+	mux.HandleFunc("/derp/probe", derpserver.ProbeHandler)
+	mux.HandleFunc("/derp/latency-check", derpserver.ProbeHandler)
+	mux.HandleFunc("/generate_204", derpserver.ServeNoContent)
+	tlsConf := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}
+	d.ModifyTLSConfigToAddMetaCert(tlsConf)
+	// DERP takes the connection over, which HTTP/2 does not allow.
+	off := make(map[string]func(*http.Server, *tls.Conn, http.Handler))
+	secure := &http.Server{Handler: mux, ErrorLog: logger, TLSConfig: tlsConf, TLSNextProto: off}
+	plain := &http.Server{Handler: mux, ErrorLog: logger}
+	ln443, err := net.Listen("tcp", net.JoinHostPort(derpIP, "443"))
+	if err != nil {
+		return nil, err
+	}
+	ln80, err := net.Listen("tcp", net.JoinHostPort(derpIP, "80"))
+	if err != nil {
+		ln443.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	stun := stunserver.New(ctx)
+	if err := stun.Listen(net.JoinHostPort(derpIP, "3478")); err != nil {
+		cancel()
+		ln443.Close()
+		ln80.Close()
+		return nil, err
+	}
+	go stun.Serve()
+	go secure.ServeTLS(ln443, "", "")
+	go plain.Serve(ln80)
+	hash := sha256.Sum256(cert.Certificate[0])
+	return &derpServers{
+		derpMap: &tailcfg.DERPMap{
+			OmitDefaultRegions: true,
+			Regions: map[int]*tailcfg.DERPRegion{1: {
+				RegionID: 1, RegionCode: "lab", RegionName: "Lab",
+				Nodes: []*tailcfg.DERPNode{{
+					Name: "1a", RegionID: 1,
+					HostName: "derp.lab.test", CertName: "sha256-raw:" + hex.EncodeToString(hash[:]),
+					IPv4: derpIP, IPv6: "none", STUNPort: 3478, DERPPort: 443, CanPort80: true,
+				}},
+			}},
+		},
+		close: func() {
+			cancel()
+			secure.Close()
+			plain.Close()
+			d.Close()
+		},
+	}, nil
+}
+
+// dnsServer is the lab's DNS: the names of its servers, the challenges nodes have published, and NXDOMAIN for all else.
+type dnsServer struct {
+	logger  *log.Logger
+	hosts   map[string]netip.Addr // name with last dot → address
+	servers []*dns.Server
+
+	mu    sync.Mutex
+	txt   map[string][]string // name with last dot → values, oldest first
+	asked map[string]int      // "TYPE name RCODE" → times
+}
+
+// challengesKept is how many values of one challenge name are served: two orders may be under way at a time.
+const challengesKept = 4
+
+func startDNS(logger *log.Logger, hosts map[string]string) (*dnsServer, error) {
+	d := &dnsServer{logger: logger, hosts: map[string]netip.Addr{}, txt: map[string][]string{}, asked: map[string]int{}}
+	for name, ip := range hosts {
+		d.hosts[dns.Fqdn(name)] = netip.MustParseAddr(ip)
+	}
+	addr := net.JoinHostPort(routerIP, "53")
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		pc.Close()
+		return nil, err
+	}
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: d}, {Listener: ln, Handler: d}} {
+		d.servers = append(d.servers, s)
+		up := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(up) }
+		go s.ActivateAndServe()
+		<-up // Shutdown of one that has not started is an error
+	}
+	return d, nil
+}
+
+func (d *dnsServer) Close() {
+	for _, s := range d.servers {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+		s.ShutdownContext(ctx)
+		cancel()
+	}
+}
+
+// setTXT publishes a challenge. A name keeps its last few values.
+func (d *dnsServer) setTXT(name, value string) {
+	name = strings.ToLower(dns.Fqdn(name))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	vals := slices.DeleteFunc(d.txt[name], func(v string) bool { return v == value })
+	vals = append(vals, value)
+	if len(vals) > challengesKept {
+		vals = vals[len(vals)-challengesKept:]
+	}
+	d.txt[name] = vals
+	d.logger.Printf("set TXT %s %q", name, value)
+}
+
+// records returns the challenges that are served, by name without the last dot.
+func (d *dnsServer) records() map[string][]string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := map[string][]string{}
+	for k, v := range d.txt {
+		m[strings.TrimSuffix(k, ".")] = slices.Clone(v)
+	}
+	return m
+}
+
+// dnsQuery is one question and how often it was asked.
+type dnsQuery struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	RCode string `json:"rcode"`
+	Times int    `json:"times"`
+}
+
+// queries returns every question asked so far: a name nobody ought to want shows who would have called home.
+func (d *dnsServer) queries() []dnsQuery {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := []dnsQuery{}
+	for k, n := range d.asked {
+		f := strings.Fields(k)
+		list = append(list, dnsQuery{Type: f[0], Name: strings.TrimSuffix(f[1], "."), RCode: f[2], Times: n})
+	}
+	slices.SortFunc(list, func(a, b dnsQuery) int { return strings.Compare(a.Name+a.Type, b.Name+b.Type) })
+	return list
+}
+
+func (d *dnsServer) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
+	res := new(dns.Msg)
+	res.SetReply(req)
+	res.Authoritative = true
+	res.RecursionAvailable = true
+	if len(req.Question) != 1 {
+		res.Rcode = dns.RcodeFormatError
+		w.WriteMsg(res)
+		return
+	}
+	q := req.Question[0]
+	name := strings.ToLower(q.Name)
+	d.mu.Lock()
+	txt := slices.Clone(d.txt[name])
+	d.mu.Unlock()
+	host, isHost := d.hosts[name]
+	switch {
+	case isHost:
+		if q.Qtype == dns.TypeA {
+			res.Answer = append(res.Answer, &dns.A{
+				Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: host.AsSlice(),
+			})
+		}
+	case len(txt) > 0:
+		if q.Qtype == dns.TypeTXT {
+			for _, v := range txt {
+				res.Answer = append(res.Answer, &dns.TXT{
+					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{v},
+				})
+			}
+		}
+	default:
+		res.Rcode = dns.RcodeNameError
+	}
+	key := dns.TypeToString[q.Qtype] + " " + name + " " + dns.RcodeToString[res.Rcode]
+	d.mu.Lock()
+	d.asked[key]++
+	d.mu.Unlock()
+	d.logger.Printf("%s asks %s", w.RemoteAddr(), key)
+	w.WriteMsg(res)
+}
+
+// startNTP answers SNTP requests (RFC 5905 section 14) with this machine's clock.
+func startNTP(addr string) (net.PacketConn, error) {
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			arrived := time.Now()
+			if n < 48 || buf[0]&7 != 3 { // mode 3: a client asks
+				continue
+			}
+			out := make([]byte, 48)
+			out[0] = buf[0]&0x38 | 4                               // no leap second, the asker's version, mode 4: server
+			out[1] = 2                                             // stratum: a stratum of 1 would claim a clock of our own
+			out[2] = buf[2]                                        // poll interval
+			out[3] = 0xec                                          // precision: 2^-20 s
+			binary.BigEndian.PutUint32(out[4:], 1<<8)              // root delay: 1/256 s
+			binary.BigEndian.PutUint32(out[8:], 1<<8)              // root dispersion: zero makes some clients doubt
+			copy(out[12:], []byte{127, 127, 1, 1})                 // reference: the local clock
+			copy(out[24:32], buf[40:48])                           // origin: when the asker sent
+			binary.BigEndian.PutUint64(out[16:], ntpTime(arrived)) // reference time
+			binary.BigEndian.PutUint64(out[32:], ntpTime(arrived))
+			binary.BigEndian.PutUint64(out[40:], ntpTime(time.Now()))
+			pc.WriteTo(out, from)
+		}
+	}()
+	return pc, nil
+}
+
+// ntpTime is t in NTP's format: seconds since 1900 in the upper half, the fraction in the lower.
+func ntpTime(t time.Time) uint64 {
+	const since1900 = 2208988800
+	return uint64(t.Unix()+since1900)<<32 | uint64(t.Nanosecond())<<32/1_000_000_000
+}
+
+// acmeServer is the ACME authority.
+type acmeServer struct {
+	srv   *http.Server
+	roots []byte // PEM
+}
+
+func (a *acmeServer) Close() { a.srv.Close() }
+
+// startACME runs Pebble. It validates challenges for real, through the lab's DNS; only its random pauses are off.
+func startACME(ca *authority, logger *log.Logger) (*acmeServer, error) {
+	os.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	os.Unsetenv("PEBBLE_VA_ALWAYS_VALID")
+	// A fresh order is to be validated afresh, whatever was proved before.
+	os.Setenv("PEBBLE_AUTHZREUSE", "0")
+	db := pebbledb.NewMemoryStore()
+	profiles := map[string]pebbleca.Profile{
+		"default": {Description: "90 days, as Let's Encrypt's classic profile", ValidityPeriod: 90 * 24 * 3600},
+	}
+	issuer := pebbleca.New(logger, db, "", "ecdsa", 0, 1, profiles)
+	va := pebbleva.New(logger, 80, 443, false, net.JoinHostPort(routerIP, "53"), db)
+	wfe := pebblewfe.New(logger, db, va, issuer, []string{"acme.lab.test"}, false, false, 1, 1)
+	cert, err := ca.issue([]string{"acme.lab.test"}, acmeIP)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(acmeIP, "443"))
+	if err != nil {
+		return nil, err
+	}
+	root := issuer.GetRootCert(0)
+	if root == nil {
+		return nil, fmt.Errorf("the ACME authority has no root certificate")
+	}
+	srv := &http.Server{
+		Handler: wfe.Handler(), ErrorLog: logger,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
+	}
+	go srv.ServeTLS(ln, "", "")
+	return &acmeServer{srv: srv, roots: root.PEM()}, nil
+}
