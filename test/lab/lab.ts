@@ -575,8 +575,9 @@ export class LabClient {
 }
 
 /**
- * Drops, counts and remembers what would leave the segment. Broadcast and multicast stay on a segment by nature. Traffic among
- * hosts is bridged and does not come by here. Dropped before routing, so that it makes no difference whether there is a route.
+ * Drops, counts and remembers what would leave the segment. Broadcast and multicast stay on a segment by nature. Dropped before
+ * routing, so that it makes no difference whether there is a route. Traffic among hosts is bridged and comes by here, "forward" too,
+ * only on a machine that has br_netfilter loaded (as Docker does).
  */
 const ruleset = `
 table inet lab {
@@ -593,7 +594,7 @@ table inet lab {
     goto stray
   }
   chain prerouting { type filter hook prerouting priority raw; policy drop; iifname "lo" accept; goto judge; }
-  chain forward { type filter hook forward priority filter; policy drop; goto stray; }
+  chain forward { type filter hook forward priority filter; policy drop; goto judge; }
   chain output { type filter hook output priority filter; policy drop; oifname "lo" accept; goto judge; }
 }
 `
