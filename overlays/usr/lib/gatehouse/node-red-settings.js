@@ -1,0 +1,67 @@
+// Node-RED's settings on the appliance: stock Node-RED, reachable by one unix socket and nothing else.
+// https://nodered.org/docs/user-guide/runtime/configuration
+'use strict';
+
+const crypto = require('node:crypto');
+const fs = require('node:fs');
+const path = require('node:path');
+
+/**
+ * This device's key for the credentials in flows. Made once, and kept outside the flows' directory, so that a copy of the
+ * flows (a backup, a project repository) does not carry the key to its own secrets.
+ *
+ * @returns {string} 64 hexadecimal digits.
+ * @throws if the file exists and cannot be read, or cannot be made: Node-RED must then not start, because with another key
+ *   it would throw the stored credentials away.
+ */
+function credentialSecret() {
+  const file = '/var/lib/node-red-secret/credential-secret';
+  try {
+    const secret = fs.readFileSync(file, 'utf8').trim();
+    if (/^[0-9a-f]{64}$/.test(secret)) return secret;
+    throw new Error(`${file} is damaged: restore it from a backup, or delete it and enter the flows' credentials anew`);
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw error;
+  }
+  const secret = crypto.randomBytes(32).toString('hex');
+  const fresh = `${file}.new`;
+  // On disk before it has its name, and its name on disk before it is used: a power cut leaves all or nothing.
+  const fd = fs.openSync(fresh, 'w', 0o600);
+  fs.writeSync(fd, `${secret}\n`);
+  fs.fsyncSync(fd);
+  fs.closeSync(fd);
+  fs.renameSync(fresh, file);
+  const directory = fs.openSync(path.dirname(file), 'r');
+  fs.fsyncSync(directory);
+  fs.closeSync(directory);
+  return secret;
+}
+
+const socket = '/run/node-red/http.sock';
+// A socket left by a killed process would stop the next one with EADDRINUSE. No other process has this directory.
+fs.rmSync(socket, { force: true });
+
+module.exports = {
+  uiPort: socket,
+  credentialSecret: credentialSecret(),
+  flowFile: 'flows.json',
+  flowFilePretty: true,
+
+  // Nothing is fetched: there is no network behind this door, and a palette that tries would only time out.
+  externalModules: {
+    autoInstall: false,
+    palette: { allowInstall: false, allowUpload: false, allowUpdate: false },
+    modules: { allowInstall: false },
+  },
+  functionExternalModules: false,
+  telemetry: { enabled: false, updateNotification: false },
+
+  editorTheme: {
+    page: { title: 'Node-RED' },
+    palette: { catalogues: [] },
+    tours: false,
+    projects: { enabled: false },
+  },
+
+  logging: { console: { level: 'info', metrics: false, audit: false } },
+};
