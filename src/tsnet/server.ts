@@ -87,7 +87,7 @@ export class Server extends EventEmitter<Events> {
       // Tailscale's logs stay here: an appliance uploads nothing unless its owner says so.
       env: { TS_NO_LOGS_NO_SUPPORT: 'true', ...options.env },
     };
-    const worker = new Worker(workerURL, { workerData, name: 'tsnet', env: {}, execArgv: [] });
+    const worker = new Worker(workerURL, { workerData, name: 'tsnet', env: {}, execArgv: ['--disable-warning=ExperimentalWarning'] });
     this.worker = worker;
     worker.on('message', (messages: ToUser[]) => {
       for (const m of messages) this.receive(m);

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -120,11 +121,17 @@ func (c *streamConn) Write(b []byte) (int, error) {
 	return n, netErr("write", err)
 }
 
+// isClosed reports whether a descriptor's owner closed it. internal/poll's own error for that, which raw conns give,
+// has no exported value.
+func isClosed(err error) bool {
+	return errors.Is(err, os.ErrClosed) || strings.HasSuffix(err.Error(), "use of closed file")
+}
+
 func netErr(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	if errors.Is(err, os.ErrClosed) {
+	if isClosed(err) {
 		return net.ErrClosed
 	}
 	var pe *os.PathError
@@ -333,7 +340,7 @@ func (c *udpConn) WriteToUDPAddrPort(b []byte, ap netip.AddrPort) (int, error) {
 }
 
 func udpErr(op string, err error) error {
-	if errors.Is(err, os.ErrClosed) {
+	if isClosed(err) {
 		return net.ErrClosed
 	}
 	return &net.OpError{Op: op, Net: "udp", Err: err}

@@ -1,0 +1,52 @@
+# Gatehouse. `make run` builds everything and shows it working; `make test` tests it; `make image` makes what is flashed.
+
+ARCH ?= arm64
+NODE := node_modules/.bin/node
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Where tools/setup put Go, on a machine whose own is missing or too old.
+export PATH := $(PATH):$(CURDIR)/out/cache/go/bin
+# The build date in the program: that of the commit, so that one commit gives one program.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+export NODE_OPTIONS := --disable-warning=ExperimentalWarning
+
+.PHONY: run test check image app wasm lab setup clean help
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+run: image-amd64 lab ## build the image, boot it in QEMU in an offline tailnet, prove that it serves (RUN_ARCH=arm64: the Pi's own image)
+	@$(SUDO) $(NODE) test/showcase.ts amd64
+
+image: app ## the flashable image: out/gatehouse-$(ARCH).img (ARCH=arm64 or amd64)
+	@$(SUDO) image/build $(ARCH)
+
+image-amd64 image-arm64: image-%: app
+	@$(SUDO) image/build $*
+
+test: check lab image-amd64 image-arm64 ## all tests; ends with a line "N passed, N failed"
+	@$(SUDO) $(NODE) test/run.ts unit tsnet lab vm
+
+check: setup ## types, lint, unit tests: under a minute
+	@$(NODE) node_modules/typescript/bin/tsc --noEmit
+	@node_modules/.bin/oxlint --quiet src test
+	@$(NODE) test/run.ts unit
+
+app: wasm ## the program as the image ships it: out/app
+	@mkdir -p out/app
+	@$(NODE) src/build/bundle.ts
+	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
+
+wasm: setup ## the bindings' module: src/tsnet/build/tsnet.wasm
+	@src/tsnet/build.sh
+
+lab: setup ## the offline tailnet: out/bin/lab
+	@echo "lab: compiling the control server, DERP, ACME authority and client"
+	@mkdir -p out/bin
+	@cd test/lab && CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=$$(sed -n 's/^toolchain //p' go.mod) go build -trimpath -o ../../out/bin/lab .
+
+setup:
+	@tools/setup
+
+clean: ## removes all that was built (out/ holds the caches too)
+	rm -rf src/tsnet/build
+	$(SUDO) rm -rf out

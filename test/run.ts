@@ -1,0 +1,45 @@
+/**
+ * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`), in that order, and ends with one line
+ * `N passed, N failed` (`, N skipped` where any were). Exit code 1 when a test failed or none ran.
+ *
+ * Usage: node test/run.ts unit lab
+ */
+import { globSync } from 'node:fs';
+import path from 'node:path';
+import { run } from 'node:test';
+import { spec } from 'node:test/reporters';
+
+const root = path.resolve(import.meta.dirname, '..');
+const folders: Record<string, string> = {
+  unit: 'test/unit/**/*.test.ts',
+  tsnet: 'src/tsnet/test/*.test.ts',
+  lab: 'test/lab/*.test.ts',
+  vm: 'test/vm/*.test.ts',
+};
+
+const asked = process.argv.slice(2);
+const unknown = asked.filter((name) => !(name in folders));
+if (asked.length === 0 || unknown.length > 0) {
+  console.error(`test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; there are ${Object.keys(folders).join(', ')}`);
+  process.exit(2);
+}
+
+const count = { passed: 0, failed: 0, skipped: 0 };
+for (const name of asked) {
+  const files = globSync(folders[name]!, { cwd: root }).sort().map((f) => path.join(root, f));
+  const begun = performance.now();
+  const events = run({ files, cwd: root, concurrency: name === 'unit' });
+  events.on('test:pass', (t) => {
+    if (t.details.type === 'suite') return;
+    if (t.skip !== undefined || t.todo !== undefined) count.skipped++;
+    else count.passed++;
+  });
+  events.on('test:fail', (t) => {
+    if (t.details.type !== 'suite') count.failed++;
+  });
+  const shown = events.compose(new spec());
+  for await (const chunk of shown) process.stdout.write(chunk);
+  console.log(`${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s\n`);
+}
+console.log(`${count.passed} passed, ${count.failed} failed${count.skipped ? `, ${count.skipped} skipped` : ''}`);
+process.exit(count.failed > 0 || count.passed === 0 ? 1 : 0);
