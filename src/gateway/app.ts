@@ -1,4 +1,4 @@
-import fastify from 'fastify'
+import fastify, { LogController } from 'fastify'
 import type { FastifyInstance, FastifyRequest, FastifyReply } from 'fastify'
 import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
@@ -24,7 +24,7 @@ export interface AppOptions {
 export async function createApp ({ log, upstream, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     // The server is ours, so that its limits are plain to see. No limit on how long a request may take: an upload
     // takes as long as it takes. A client has a minute to send its headers.
     serverFactory: (handler) => createServer({

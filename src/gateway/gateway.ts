@@ -191,7 +191,8 @@ export class Gateway {
     if (this.#closing) return
     this.#closing = true
     clearInterval(this.#timer)
-    await Promise.allSettled([this.#https?.close(), this.#http?.close()])
+    // Not waited for: a listener may count as closed only when its connections are.
+    const listeners = Promise.allSettled([this.#https?.close(), this.#http?.close()])
     const end = Date.now() + grace
     // Closes WebSockets; new requests on open connections are answered 503.
     await this.#app?.close()
@@ -201,6 +202,7 @@ export class Gateway {
     }
     for (const socket of this.#open) socket.destroy()
     for (const conn of this.#plain) conn.destroy()
+    await listeners
     this.certificates.close()
     this.upstream.close()
     this.#admin.close()

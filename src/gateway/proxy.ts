@@ -3,7 +3,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
-import { requestHeaders } from './headers.ts'
+import { requestHeaders, responseHeaders } from './headers.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
@@ -30,6 +30,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
     // reply-from logs every failure itself: the problem is logged once, the request in the access log.
     logLevel: 'error',
     disableRequestLogging: true,
+    destroyAgent: true,
     undici: {
       connections: 1024,
       pipelining: 1,
@@ -51,6 +52,8 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
         if (request.method === 'GET' || request.method === 'HEAD') delete out['content-length']
         return out
       },
+      // The connection to the origin is not the connection to the peer: Keep-Alive and the like stay on their side.
+      rewriteHeaders: (headers) => responseHeaders(headers as IncomingHttpHeaders),
       onResponse: (_request, reply, res) => {
         // What the types call the response is reply-from's own record of it.
         const stream = (res as unknown as { stream: Readable }).stream

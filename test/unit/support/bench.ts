@@ -1,0 +1,137 @@
+import { EventEmitter, once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { Agent, request as httpRequest } from 'node:http'
+import type { IncomingMessage, RequestOptions } from 'node:http'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import type { Readable } from 'node:stream'
+import { connect as tlsConnect } from 'node:tls'
+import type { TLSSocket } from 'node:tls'
+import { pino } from 'pino'
+import { Gateway } from '../../../src/gateway/gateway.ts'
+import type { GatewayOptions } from '../../../src/gateway/gateway.ts'
+import type { NodeOptions } from '../../../src/gateway/node.ts'
+import { Authority } from './authority.ts'
+import { Origin } from './origin.ts'
+import { LoopbackTailnet } from './tailnet.ts'
+
+export const name = 'gatehouse.tail.ts.net'
+
+/** One log line as pino wrote it. */
+export type Line = { level: number, msg: string, code?: string } & Record<string, unknown>
+
+/** Everything around a gateway, in a temporary directory. */
+export class Bench extends EventEmitter implements AsyncDisposable {
+  readonly directory: string = mkdtempSync(join(tmpdir(), 'gh-unit-'))
+  readonly tls: string = mkdtempSync(join(this.directory, 'tls-'))
+  readonly runtime: string = join(this.directory, 'run')
+  readonly admin: string = join(this.directory, 'admin.sock')
+  readonly certs: string = join(this.directory, 'certs.sock')
+  readonly authority: Authority = new Authority()
+  readonly tailnet: LoopbackTailnet = new LoopbackTailnet()
+  readonly origin: Origin = new Origin()
+  readonly lines: Line[] = []
+  readonly states: string[] = []
+  readonly fatal: Error[] = []
+  gateway!: Gateway
+
+  /** A gateway that serves, unless told otherwise. */
+  static async start ({ certificate = true, origin = true, options = {}, node = {}, before }: {
+    certificate?: boolean
+    origin?: boolean
+    options?: Partial<GatewayOptions>
+    node?: Partial<Omit<NodeOptions, 'problems' | 'log'>>
+    before?: (bench: Bench) => void
+  } = {}): Promise<Bench> {
+    const bench = new Bench()
+    if (origin) await bench.origin.listen()
+    if (certificate) bench.putCertificate()
+    before?.(bench)
+    bench.gateway = new Gateway({
+      version: 'test',
+      log: pino({ level: 'debug', base: null }, { write: (line: string) => { bench.lines.push(JSON.parse(line) as Line); bench.emit('line') } }),
+      tls: bench.tls,
+      runtime: bench.runtime,
+      nodeRed: bench.origin.socket,
+      admin: { path: bench.admin },
+      certs: { path: bench.certs },
+      onState: (line) => { bench.states.push(line) },
+      onFatal: (err) => { bench.fatal.push(err) },
+      ...options,
+    })
+    await bench.gateway.start()
+    const joined = bench.gateway.join({
+      create: () => bench.tailnet,
+      controlURL: undefined,
+      hasAuthKey: true,
+      timing: { retry: [20, 40], patience: 100, poll: 20 },
+      ...node,
+    })
+    if (bench.tailnet.startError === undefined) await joined
+    if (certificate && bench.tailnet.upError === undefined) await bench.until(() => bench.log('serving').length > 0)
+    return bench
+  }
+
+  putCertificate (pem: string = this.authority.issue(name), file: string = `${name}.pem`): void {
+    writeFileSync(join(this.tls, file), pem)
+  }
+
+  /** Log lines whose message contains a text. */
+  log (part: string): Line[] { return this.lines.filter((line) => line.msg.includes(part)) }
+
+  /** Waits for something to become true, at most 5 s. */
+  async until (condition: () => boolean | Promise<boolean>): Promise<void> {
+    const end = Date.now() + 5_000
+    while (!await condition()) {
+      if (Date.now() > end) throw new Error(`never became true: ${condition.toString()}\n${this.lines.map((line) => JSON.stringify(line)).join('\n')}`)
+      await new Promise((resolve) => setTimeout(resolve, 10))
+    }
+  }
+
+  /** A TLS connection of the peer, which trusts the authority and checks the name. */
+  async connect (): Promise<TLSSocket> {
+    const socket = tlsConnect({ socket: this.tailnet.connect(443), servername: name, ca: this.authority.certificate, ALPNProtocols: ['http/1.1'] })
+    await once(socket, 'secureConnect')
+    return socket
+  }
+
+  /** One request over a connection of its own (or the given one); the body is not read yet. */
+  async send (options: RequestOptions & { body?: string | Buffer | Readable, socket?: TLSSocket } = {}): Promise<IncomingMessage> {
+    const { body, socket: given, ...rest } = options
+    const socket = given ?? await this.connect()
+    const how: RequestOptions = given === undefined ? { createConnection: () => socket } : { agent: agentOf(given) }
+    const request = httpRequest({ ...how, path: '/', ...rest, headers: { host: name, ...rest.headers as Record<string, string> } })
+    const answer = once(request, 'response') as Promise<[IncomingMessage]>
+    if (body === undefined || typeof body === 'string' || Buffer.isBuffer(body)) request.end(body)
+    else body.pipe(request)
+    return (await answer)[0]
+  }
+
+  /** One request and its whole answer. */
+  async fetch (options: Parameters<Bench['send']>[0] = {}): Promise<{ status: number, headers: IncomingMessage['headers'], text: string }> {
+    const response = await this.send(options)
+    return { status: response.statusCode!, headers: response.headers, text: await text(response) }
+  }
+
+  async [Symbol.asyncDispose] (): Promise<void> {
+    await this.gateway?.close(500)
+    await this.origin.close()
+    await this.tailnet.close()
+    this.authority.close()
+    rmSync(this.directory, { recursive: true, force: true })
+  }
+}
+
+const agents = new WeakMap<TLSSocket, Agent>()
+
+/** An agent that knows one connection, and keeps it. */
+function agentOf (socket: TLSSocket): Agent {
+  let agent = agents.get(socket)
+  if (agent === undefined) {
+    agent = new Agent({ keepAlive: true, maxSockets: 1 })
+    agent.createConnection = () => socket
+    agents.set(socket, agent)
+  }
+  return agent
+}
