@@ -111,6 +111,7 @@ func client(ctx context.Context, args []string) error {
 //	GET  /dial?addr=host:port upgrades to a raw TCP stream through the tailnet (101, then bytes)
 //	POST /setdns {name,value} sets a TXT record as this node; 204
 //	GET  /whois?addr=         who has a tailnet address
+//	POST /serve {port,socket} forwards a TCP port of its tailnet addresses to a unix socket; 204
 //	POST /browser {socket,origin,roots}  what --browser, --origin and --roots do; 204
 //
 // Errors are JSON {"error": "…"} with status 502 (the tailnet said no) or 400 (the request is wrong).
@@ -135,6 +136,19 @@ func (c *tailnetClient) handler(life context.Context) http.Handler {
 	answer("/fetch", c.fetch)
 	answer("POST /setdns", c.setDNS)
 	answer("GET /whois", func(r *http.Request) (any, error) { return c.lc.WhoIs(r.Context(), r.FormValue("addr")) })
+	answer("POST /serve", func(r *http.Request) (any, error) {
+		var req struct {
+			Port   uint16
+			Socket string
+		}
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
+			return nil, badRequest{err}
+		}
+		if req.Port == 0 || req.Socket == "" {
+			return nil, badRequest{errors.New("port and socket are needed")}
+		}
+		return nil, c.serve(life, req.Port, req.Socket)
+	})
 	answer("POST /browser", func(r *http.Request) (any, error) {
 		var req struct{ Socket, Origin, Roots string }
 		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
@@ -432,6 +446,34 @@ func relay(in net.Conn, inBuf *bufio.Reader, out net.Conn) {
 	go pipe(in, out)
 	<-done
 	<-done
+}
+
+// serve forwards connections to a tailnet port to a unix socket until ctx ends.
+func (c *tailnetClient) serve(ctx context.Context, port uint16, socket string) error {
+	ln, err := c.srv.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { ln.Close() })
+	go func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("unix", socket)
+				if err != nil {
+					c.logger.Printf("port %d: %v", port, err)
+					return
+				}
+				defer out.Close()
+				relay(in, bufio.NewReader(in), out)
+			}()
+		}
+	}()
+	return nil
 }
 
 // browse serves the reverse proxy to origin on a unix socket until ctx ends.

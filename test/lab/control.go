@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +24,7 @@ import (
 	"tailscale.com/types/logger"
 	"tailscale.com/util/dnsname"
 	"tailscale.com/util/rands"
+	"tailscale.com/util/zstdframe"
 )
 
 // controlServer is Tailscale's testcontrol.Server with the parts put before it in which a real control server differs:
@@ -86,9 +89,6 @@ func newControl(cfg controlConfig) *controlServer {
 		ExplicitBaseURL:         "http://" + controlIP,
 		HoldMapRequest:          c.beforeMap,
 		ModifyFirstMapResponse: func(res *tailcfg.MapResponse, _ *tailcfg.MapRequest) {
-			// testcontrol says it is 2020, which makes clients misjudge key expiry.
-			now := time.Now().UTC()
-			res.ControlTime = &now
 			res.Debug = &tailcfg.Debug{DisableLogTail: true}
 		},
 		// Reached only when testcontrol has found that the name is `_acme-challenge.` and the node's own name.
@@ -207,7 +207,9 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 	switch {
 	case r.URL.Path == "/machine/register":
 		c.serveRegister(w, r, machine)
-	case r.URL.Path == "/machine/map", r.URL.Path == "/machine/set-dns", r.URL.Path == "/machine/update-health",
+	case r.URL.Path == "/machine/map":
+		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w}, r)
+	case r.URL.Path == "/machine/set-dns", r.URL.Path == "/machine/update-health",
 		strings.HasPrefix(r.URL.Path, "/machine/tka/"), strings.HasPrefix(r.URL.Path, "/c2n/"):
 		c.tc.ServeHTTP(w, r)
 	default:
@@ -215,6 +217,54 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 		http.NotFound(w, r)
 	}
 }
+
+// mapWriter corrects the clock in map responses: testcontrol says in each that it is 2020, and clients judge by the control
+// server's clock whose key has expired. Every message is four bytes of length, then JSON, compressed when the client asked so.
+type mapWriter struct {
+	http.ResponseWriter
+	buf    []byte
+	failed bool // an error's plain text, not messages
+}
+
+func (m *mapWriter) WriteHeader(status int) {
+	m.failed = status != http.StatusOK
+	m.ResponseWriter.WriteHeader(status)
+}
+
+var controlTime2020 = regexp.MustCompile(`"ControlTime":"2020-[^"]*"`)
+
+func (m *mapWriter) Write(b []byte) (int, error) {
+	if m.failed {
+		return m.ResponseWriter.Write(b)
+	}
+	m.buf = append(m.buf, b...)
+	for len(m.buf) >= 4 {
+		n := int(binary.LittleEndian.Uint32(m.buf))
+		if len(m.buf) < 4+n {
+			break
+		}
+		msg := m.buf[4 : 4+n]
+		compressed := n > 0 && msg[0] != '{'
+		var err error
+		if compressed {
+			if msg, err = zstdframe.AppendDecode(nil, msg); err != nil {
+				return 0, err
+			}
+		}
+		msg = controlTime2020.ReplaceAll(msg, fmt.Appendf(nil, `"ControlTime":%q`, time.Now().UTC().Format(time.RFC3339Nano)))
+		if compressed {
+			msg = zstdframe.AppendEncode(nil, msg, zstdframe.FastestCompression)
+		}
+		out := append(binary.LittleEndian.AppendUint32(nil, uint32(len(msg))), msg...)
+		if _, err := m.ResponseWriter.Write(out); err != nil {
+			return 0, err
+		}
+		m.buf = m.buf[4+n:]
+	}
+	return len(b), nil
+}
+
+func (m *mapWriter) Flush() { m.ResponseWriter.(http.Flusher).Flush() }
 
 // serveRegister decides whether a node may join, and has testcontrol register it if so.
 func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, machine key.MachinePublic) {

@@ -202,7 +202,9 @@ export class Lab {
 
   async #makeSegment(): Promise<void> {
     await this.#makeNamespace(this.ns)
-    await this.#ip(this.ns, 'link', 'add', 'br0', 'type', 'bridge', 'forward_delay', '0', 'stp_state', '0', 'mcast_snooping', '0')
+    // A fixed address: left to itself a bridge takes the lowest of its ports', so that it changes as hosts join, and those that
+    // are there send to the old one until their ARP entries expire.
+    await this.#ip(this.ns, 'link', 'add', 'br0', 'address', '02:00:0a:4d:00:01', 'type', 'bridge', 'forward_delay', '0', 'stp_state', '0', 'mcast_snooping', '0')
     for (const n of [1, 2, 3, 4]) await this.#ip(this.ns, 'addr', 'add', `10.77.0.${n}/24`, 'dev', 'br0')
     await this.#ip(this.ns, 'link', 'set', 'br0', 'up')
     // A route to nowhere: without one, what the servers send outside would fail before it is counted.
@@ -544,6 +546,11 @@ export class LabClient {
   /** Sets a TXT record as this node. The control server accepts `_acme-challenge.<own name>` alone. */
   async setDNS(name: string, value: string): Promise<void> {
     await this.#json('POST', '/setdns', { body: JSON.stringify({ name, value }) })
+  }
+
+  /** Forwards a TCP port of its tailnet addresses to a unix socket, so that a server of the test's own is a native peer. */
+  async serve(port: number, socket: string): Promise<void> {
+    await this.#json('POST', '/serve', { body: JSON.stringify({ port, socket }) })
   }
 
   /** Who has a tailnet address ("100.64.0.1:1234" or without the port): Tailscale's WhoIsResponse. */
