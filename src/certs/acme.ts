@@ -1,7 +1,9 @@
 import acme from 'acme-client'
 import { X509Certificate, createPrivateKey } from 'node:crypto'
 import { mkdir, readFile, rename } from 'node:fs/promises'
-import { Agent } from 'node:https'
+import { Agent, request } from 'node:https'
+import type { RequestOptions } from 'node:https'
+import type { ClientRequest, IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
@@ -52,7 +54,15 @@ export async function createIssuer ({ directory, authorities, email, state, publ
   defaults.timeout = 30_000
   // Waiting is the ledger's business: acme-client would sleep in memory, as long as the authority says, up to five times.
   ;(defaults as { acmeSettings?: { retryMaxAttempts: number } }).acmeSettings!.retryMaxAttempts = 0
+  // acme-client 5.4.0 loses the error of a request that got no answer ("Cannot read properties of undefined"), so it is
+  // noted where it happens. Redirects, which the built-in transport follows, have no place in ACME.
+  let broken: Error | undefined
+  ;(defaults as { transport?: unknown }).transport = {
+    request: (options: RequestOptions, callback: (response: IncomingMessage) => void): ClientRequest =>
+      request(options, callback).once('error', (err) => { broken = err }),
+  }
   interceptors.response.use((response) => {
+    broken = undefined
     answer = { status: response.status, retryAfter: parseRetryAfter(response.headers['retry-after'] as string | undefined) }
     return response
   })
@@ -61,6 +71,7 @@ export async function createIssuer ({ directory, authorities, email, state, publ
   return {
     async issue (name) {
       answer = undefined
+      broken = undefined
       let published = false
       const client = new acme.Client({ directoryUrl: directory, accountKey, backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
       try {
@@ -83,7 +94,7 @@ export async function createIssuer ({ directory, authorities, email, state, publ
         })
         return `${chain.trim()}\n${key.toString().trim()}\n`
       } catch (err) {
-        throw explain(err, directory, answer as typeof answer, published)
+        throw explain(err instanceof IssueError ? err : broken ?? err, directory, answer as typeof answer, published)
       }
     },
   }
@@ -97,7 +108,7 @@ function explain (err: unknown, directory: string, answer: { status: number, ret
   if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) {
     return new IssueError('unreachable', `the certificate of the ACME directory ${host} is not trusted (${code})`, 'Check the clock, and ca_file in gatehouse.toml', undefined, options)
   }
-  // axios throws with a code when there was no answer at all.
+  // A system error: there was no answer at all.
   if (/^E[A-Z_]+$/.test(code) && !code.startsWith('ERR_')) {
     return new IssueError('unreachable', `the ACME directory ${host} cannot be reached (${code})`, 'Check the network, and directory in gatehouse.toml', undefined, options)
   }

@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyRequest, FastifyReply } from 'fastify'
 import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
+import { drain } from './drain.ts'
 import type { Logger } from './log.ts'
 import { sendError } from './pages.ts'
 import { proxy } from './proxy.ts'
@@ -50,6 +51,7 @@ export async function createApp ({ log, upstream, headersTimeout }: AppOptions):
   app.setNotFoundHandler(async (request, reply) => await sendError(request, reply, 405, 'Method not allowed',
     new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS with a path')))
 
+  await app.register(drain, {})
   await app.register(accessLog, { log })
   await app.register(websocket, { upstream })
   await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })

@@ -193,14 +193,8 @@ export class Gateway {
     clearInterval(this.#timer)
     // Not waited for: a listener may count as closed only when its connections are.
     const listeners = Promise.allSettled([this.#https?.close(), this.#http?.close()])
-    const end = Date.now() + grace
-    // Closes WebSockets; new requests on open connections are answered 503.
+    await this.#app?.drain(this.#open, grace)
     await this.#app?.close()
-    while (this.#open.size > 0 && Date.now() < end) {
-      this.#app?.server.closeIdleConnections()
-      await new Promise((resolve) => setTimeout(resolve, 50))
-    }
-    for (const socket of this.#open) socket.destroy()
     for (const conn of this.#plain) conn.destroy()
     await listeners
     this.certificates.close()

@@ -29,8 +29,6 @@ const upgrades = new WeakMap<IncomingMessage, Upgrade>()
  * it, or an upgrade would be a way past every check made on requests (h2c smuggling and the like).
  */
 export const websocket = plugin<WebSocketOptions>('websocket', async (app, { upstream, handshakeTimeout = 30_000 }) => {
-  const tunnels = new Set<Duplex>()
-
   app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
     upgrades.set(raw, { socket, head })
     socket.on('error', () => socket.destroy())
@@ -63,18 +61,14 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     reply.raw.statusCode = 101
     reply.raw.detachSocket(upgrade.socket as never)
     upgrades.delete(request.raw)
-    tunnels.add(upgrade.socket)
+    app.tunnels.add(upgrade.socket)
     upgrade.socket.once('close', () => {
-      tunnels.delete(upgrade.socket)
+      app.tunnels.delete(upgrade.socket)
       // Nothing was written through it, but the access log waits for its end.
       reply.raw.emit('close')
     })
     tunnel(upgrade, answer as Agreed)
     return reply
-  })
-
-  app.addHook('preClose', async () => {
-    for (const socket of tunnels) socket.destroy()
   })
 })
 

@@ -118,6 +118,7 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     await this.gateway?.close(500)
     await this.origin.close()
     await this.tailnet.close()
+    this.tailnet.remove()
     this.authority.close()
     rmSync(this.directory, { recursive: true, force: true })
   }

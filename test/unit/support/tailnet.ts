@@ -144,6 +144,9 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
 
   async close (): Promise<void> {
     for (const port of this.#ports.values()) port.server.close()
+  }
+
+  remove (): void {
     rmSync(this.directory, { recursive: true, force: true })
   }
 }
