@@ -190,14 +190,15 @@ test('a lab whose parent is killed leaves nothing behind', async () => {
     setInterval(() => {}, 1000)`
   const parent = spawn(process.execPath, ['--input-type=module-typescript', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
   const [line] = await once(parent.stdout, 'data')
-  const { id, pid } = JSON.parse(line.toString()) as { id: string; pid: number }
+  const { id, pid, dir } = JSON.parse(line.toString()) as { id: string; pid: number; dir: string }
   assert.equal((await readdir('/run/netns')).filter((n) => n.startsWith(`${id}-`)).length, 2)
   process.kill(pid, 0) // throws if it is not there
   parent.kill('SIGKILL')
-  await eventually('its namespaces and processes are gone', async () => {
+  await eventually('its namespaces, processes and directory are gone', async () => {
     const left = (await readdir('/run/netns')).filter((n) => n.startsWith(`${id}-`))
     const alive = await readdir(`/proc/${pid}`).then(() => true, () => false)
-    return left.length === 0 && !alive
+    const kept = await readdir(dir).then(() => true, () => false)
+    return left.length === 0 && !alive && !kept
   })
   assert.deepEqual((await readdir('/etc/netns')).filter((n) => n.startsWith(`${id}-`)), [])
 })

@@ -188,13 +188,14 @@ export class Lab {
   }
 
   /**
-   * Removes the namespaces when this process has ended in whatever way: it waits for the end of a pipe that only this process
+   * Removes the namespaces, and the directory if it is the lab's own, when this process has ended in whatever way: it waits for the end of a pipe that only this process
    * holds. It has a session of its own, or Ctrl-C would end it before it has done its work.
    */
   #startReaper(): void {
     const script =
-      'cat >/dev/null; for n in /run/netns/"$1"-*; do [ -e "$n" ] && ip netns del "${n##*/}"; done; rm -rf /etc/netns/"$1"-*'
-    const reaper = spawn('sh', ['-c', script, 'lab-reaper', this.id], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+      'cat >/dev/null; for n in /run/netns/"$1"-*; do [ -e "$n" ] && ip netns del "${n##*/}"; done; rm -rf /etc/netns/"$1"-* "$2"'
+    const remove = this.#ownDir && !process.env['LAB_KEEP'] ? this.dir : ''
+    const reaper = spawn('sh', ['-c', script, 'lab-reaper', this.id, remove], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
     reaper.unref()
     ;(reaper.stdin as net.Socket).unref()
     this.#reaper = reaper
@@ -427,7 +428,6 @@ export class Lab {
         reaper.stdin?.end()
       })
     }
-    if (this.#ownDir && !process.env['LAB_KEEP']) await rm(this.dir, { recursive: true, force: true })
   }
 
   async #ip(ns: string, ...args: string[]): Promise<void> {
