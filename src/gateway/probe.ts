@@ -1,3 +1,5 @@
+import { get as httpGet } from 'node:http'
+import { get as httpsGet } from 'node:https'
 import { GatehouseError, reason } from '../config/errors.ts'
 
 /** Tailscale's own control server (ipn.DefaultControlURL). */
@@ -12,18 +14,31 @@ export async function probeControl (controlURL: string = defaultControlURL, time
   const unreachable = (message: string, cure: string): GatehouseError => new GatehouseError('GH_CONTROL_UNREACHABLE', `the control server ${host} cannot be reached: ${message}`, cure)
   const retry = 'The gateway goes on trying'
   try {
-    const response = await fetch(new URL('/key?v=1', controlURL), { signal: AbortSignal.timeout(timeout), redirect: 'manual' })
-    await response.body?.cancel()
-    if (response.status >= 500) return unreachable(`it answers ${response.status}`, `Try again later. ${retry}`)
+    const status = await ask(new URL('/key?v=1', controlURL), timeout)
+    if (status >= 500) return unreachable(`it answers ${status}`, `Try again later. ${retry}`)
     return new GatehouseError('GH_TAILNET_SLOW', `the control server ${host} answers, but the node has not joined yet`, `Wait a minute; then look at \`journalctl -u gatehouse\`. ${retry}`)
   } catch (err) {
-    const cause = err instanceof Error && err.cause !== undefined ? err.cause : err
-    const code = (cause as NodeJS.ErrnoException).code ?? (err as Error).name
+    // A host with several addresses fails with an AggregateError: its first error is the cause.
+    const cause = err instanceof AggregateError && err.errors.length > 0 ? err.errors[0] as Error : err as Error
+    const code = (cause as NodeJS.ErrnoException).code ?? cause.name
     if (code === 'ENOTFOUND' || code === 'EAI_AGAIN') return unreachable(`its name is not found (${code})`, `Check the network cable or WiFi, the router's DNS, and control_url in gatehouse.toml. ${retry}`)
     if (code === 'ENETUNREACH' || code === 'EHOSTUNREACH' || code === 'EADDRNOTAVAIL') return unreachable(`there is no network (${code})`, `Check the network cable or WiFi. ${retry}`)
     if (code === 'ECONNREFUSED') return unreachable('it refuses connections (ECONNREFUSED)', `Check control_url in gatehouse.toml and that the server runs. ${retry}`)
     if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) return unreachable(`its certificate is not trusted (${code})`, `Check the clock (timedatectl) and control_url in gatehouse.toml. ${retry}`)
-    if (code === 'TimeoutError' || code === 'ETIMEDOUT' || code === 'UND_ERR_CONNECT_TIMEOUT') return unreachable('no answer', `Check the internet connection and that the network lets TCP port 443 out. ${retry}`)
+    if (code === 'ETIMEDOUT') return unreachable('no answer', `Check the internet connection and that the network lets TCP port 443 out. ${retry}`)
     return unreachable(reason(err), `Check the network and control_url in gatehouse.toml. ${retry}`)
   }
+}
+
+/** Status of a GET. Not fetch, which refuses ports that browsers block. */
+async function ask (url: URL, timeout: number): Promise<number> {
+  return await new Promise((resolve, reject) => {
+    const request = (url.protocol === 'http:' ? httpGet : httpsGet)(url, { agent: false }, (response) => {
+      response.destroy()
+      resolve(response.statusCode ?? 0)
+    })
+    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })), timeout)
+    request.once('close', () => clearTimeout(timer))
+    request.on('error', reject)
+  })
 }
