@@ -1,6 +1,8 @@
 # Gatehouse. `make run` builds everything and shows it working; `make test` tests it; `make image` makes what is flashed.
 
 ARCH ?= arm64
+# The image that `make run` boots: of this machine's own kind, which is emulated fastest.
+RUN_ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 NODE := node_modules/.bin/node
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where tools/setup put Go, on a machine whose own is missing or too old.
@@ -14,8 +16,8 @@ export NODE_OPTIONS := --disable-warning=ExperimentalWarning
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-run: image-amd64 lab ## build the image, boot it in QEMU in an offline tailnet, prove that it serves (RUN_ARCH=arm64: the Pi's own image)
-	@$(SUDO) $(NODE) test/showcase.ts amd64
+run: lab image-$(RUN_ARCH) ## build the image, boot it in QEMU in an offline tailnet, prove that it serves (RUN_ARCH=arm64: the Pi's own)
+	@$(SUDO) $(NODE) test/showcase.ts $(RUN_ARCH) $(RUN_FLAGS)
 
 image: app ## the flashable image: out/gatehouse-$(ARCH).img (ARCH=arm64 or amd64)
 	@$(SUDO) image/build $(ARCH)
