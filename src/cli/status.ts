@@ -60,7 +60,7 @@ export function table (status: GatewayStatus, now: Date = new Date()): string {
     row('', `last look ${ago(checkedAt, now)}: ${result}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`)
   }
   row('Node-RED', `${status.upstream.state}  since ${ago(status.upstream.since, now)}`)
-  row('Configuration', status.configuration.problem === undefined ? 'well' : 'see above')
+  row('Configuration', status.problems.some((problem) => problem.part === 'configuration') ? 'see above' : 'well')
   const width = Math.max(0, ...status.tailnet.peers.map((peer) => peer.name.length))
   for (const [i, peer] of status.tailnet.peers.entries()) {
     row(i === 0 ? 'Peers' : '', `${peer.name.padEnd(width)}  ${peer.online ? 'online ' : 'offline'}  ${peer.path}${peer.via === undefined ? '' : ` ${peer.path === 'relay' ? 'through' : 'to'} ${peer.via}`}`)

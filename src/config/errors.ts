@@ -26,12 +26,12 @@ export function oneLine (text: string): string {
   return text.replace(/[\s\u0000-\u001f\u007f]+/g, ' ').trim()
 }
 
-/** Message of whatever was thrown; the code of a system error comes first when the message lacks it. */
+/** Message of whatever was thrown; the code of a system error (ENOENT and the like) comes first when the message lacks it. */
 export function reason (err: unknown): string {
   if (!(err instanceof Error)) return oneLine(String(err))
   const code = (err as NodeJS.ErrnoException).code
   const inner = err.cause instanceof Error && err.cause.message !== '' && !err.message.includes(err.cause.message) ? `: ${reason(err.cause)}` : ''
   // AggregateError of a failed connect (happy eyeballs) has an empty message; its first error says it.
   const text = err.message === '' && err instanceof AggregateError && err.errors.length > 0 ? reason(err.errors[0]) : err.message
-  return oneLine((code !== undefined && !text.includes(code) && !code.startsWith('ERR_') ? `${code}: ${text}` : text) + inner)
+  return oneLine((code !== undefined && !text.includes(code) && /^E[A-Z0-9]+$/.test(code) ? `${code}: ${text}` : text) + inner)
 }

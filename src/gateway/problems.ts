@@ -12,8 +12,11 @@ export interface Problem {
   since: string
 }
 
+/** The parts of the gateway, causes before what follows from them. */
+const parts = ['configuration', 'tailnet', 'https', 'listener', 'certificate', 'upstream'] as const
+
 /** The part of the gateway a problem belongs to; each has one at a time. */
-export type Part = 'configuration' | 'tailnet' | 'https' | 'certificate' | 'upstream' | 'listener'
+export type Part = typeof parts[number]
 
 /**
  * What is wrong with the gateway, part by part. A problem is logged when it begins or its cause changes, not at every
@@ -49,7 +52,11 @@ export class Problems extends EventEmitter {
     return this.#current.get(part)
   }
 
+  /** All of them, the likeliest cause of the others first. */
   list (): Array<Problem & { part: Part }> {
-    return [...this.#current].map(([part, problem]) => ({ part, ...problem }))
+    return parts.flatMap((part) => {
+      const problem = this.#current.get(part)
+      return problem === undefined ? [] : [{ part, ...problem }]
+    })
   }
 }
