@@ -171,7 +171,9 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     assert.equal(statSync(join(state, 'account.pem')).mode & 0o777, 0o600)
     await issue(authority.certificate)
     assert.equal(readFileSync(join(state, 'account.pem'), 'utf8'), key)
-    const untrusted = await issue(new Authority().certificate)
+    const stranger = new Authority()
+    const untrusted = await issue(stranger.certificate)
+    stranger.close()
     assert.equal(untrusted.kind, 'unreachable', untrusted.message)
     assert.match(untrusted.message, /is not trusted/)
   } finally {
