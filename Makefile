@@ -34,8 +34,7 @@ check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) test/run.ts unit
 
 app: wasm ## the program as the image ships it: out/app
-	@mkdir -p out/app
-	@$(NODE) src/build/bundle.ts
+	@$(NODE) src/build/bundle.ts out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
 
 wasm: setup ## the bindings' module: src/tsnet/build/tsnet.wasm
