@@ -60,6 +60,11 @@ export interface MachineOptions {
   mac?: string;
   /** The clock at start, as QEMU's `-rtc base=`: `utc` or `2006-06-17T16:01:21`. Default: `utc`. A Pi has no clock at all. */
   clock?: string;
+  /**
+   * More systemd credentials, by name, as a hypervisor hands them over: `systemd.unit-dropin.nftables.service` breaks the
+   * firewall, for one. Default: none.
+   */
+  credentials?: Record<string, string>;
   /** Default: environment variable GATEHOUSE_VM_ACCEL, else `tcg` (full emulation, which works everywhere). */
   accelerator?: 'tcg' | 'kvm';
 }
@@ -277,6 +282,7 @@ export class Machine {
       '-device', 'virtio-serial-pci', '-device', 'virtserialport,chardev=shell,name=gatehouse.test',
       ...credential('systemd.extra-unit.gatehouse-test.service', agentUnit),
       ...credential('systemd.unit-dropin.sysinit.target', '[Unit]\nWants=gatehouse-test.service\n'),
+      ...Object.entries(this.options.credentials ?? {}).flatMap(([name, content]) => credential(name, content)),
     ];
   }
 

@@ -44,8 +44,20 @@ try {
   console.log(`again after ${machine.bootSeconds.toFixed(1)} s`);
   await show('systemctl is-system-running --wait; systemd-analyze; cat /var/kept; ls -la /var/lib/node-red /var/lib/node-red-secret; systemctl --failed --no-legend');
   await show(`for i in $(seq 100); do [ -S /run/node-red/http.sock ] && break; sleep 1; done; journalctl --no-pager -o short-monotonic -u node-red | grep -E 'Started|Starting|running'`);
+  await show('echo lost-or-kept >/var/kept2');
+  await machine.kill();
+  await machine.start();
+  await show('systemctl is-system-running --wait; cat /var/kept; findmnt -n /var; systemctl --failed --no-legend');
+  console.log(`after a power cut: ${machine.bootSeconds.toFixed(1)} s`);
   await machine.powerOff();
   console.log('off');
+  await machine.destroy();
+
+  machine = await Machine.boot({ ...machine.options, credentials: {
+    'systemd.unit-dropin.nftables.service': '[Service]\nExecStart=\nExecStart=/bin/false\n' } });
+  console.log((await machine.waitFor(/gatehouse: the firewall did not load.*/)).at(0));
+  const closed = machine;
+  console.log((await closed.run('sleep 20; systemctl is-active systemd-networkd nftables gatehouse; networkctl --no-pager; cat /sys/class/net/en*/operstate')));
 } catch (error) {
   console.error(error);
   process.exitCode = 1;
