@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 export GOTOOLCHAIN="${GATEHOUSE_GOTOOLCHAIN:-$(sed -n 's/^toolchain //p' go/go.mod)}" GOFLAGS="" GOWORK=off CGO_ENABLED=0
-version=$(sed -n 's/^require tailscale.com //p' go/go.mod)
+version=$(sed -n 's/^\ttailscale.com //p' go/go.mod)
 sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
 
 # What a tailnet service does not need; each tag takes its code out (tailscale.com/feature/featuretags).

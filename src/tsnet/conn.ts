@@ -19,11 +19,16 @@ export class Conn extends Duplex {
   readonly localPort: number;
   private credit = WINDOW;
   private owed = 0;
-  private waiting: (() => void) | undefined;
+  private waiting: ((err?: Error | null) => void) | undefined;
   private remoteDone = false;
+  private ended = false;
   private readonly id: number;
   private readonly post: (m: StreamMessage) => void;
   private readonly gone: () => void;
+  /** What came before the caller had the connection: an error then would have no listener. */
+  private held: StreamMessage[] | undefined = [];
+  /** Bytes of the caller's that have no credit yet, and whom to tell when they are gone. */
+  private unsent: Buffer[] = [];
 
   /** Made by Server, not by callers. */
   constructor(id: number, local: string, remote: string, post: (m: StreamMessage) => void, gone: () => void) {
@@ -40,23 +45,31 @@ export class Conn extends Duplex {
     return this.remoteAddress.includes(':') ? `[${this.remoteAddress}]:${this.remotePort}` : `${this.remoteAddress}:${this.remotePort}`;
   }
 
+  /** @internal The caller has it now. */
+  release(): void {
+    const held = this.held ?? [];
+    this.held = undefined;
+    for (const m of held) this.receive(m);
+  }
+
   /** @internal */
   receive(m: StreamMessage): void {
-    if (m.t === 'data') {
+    if (this.held) {
+      this.held.push(m);
+    } else if (this.destroyed) {
+      // It came while the other thread had not heard of the end yet.
+    } else if (m.t === 'data') {
       this.owed += m.b.length;
       if (this.push(Buffer.from(m.b.buffer, m.b.byteOffset, m.b.length))) this.repay();
     } else if (m.t === 'end') {
+      this.ended = true;
       this.push(null);
     } else if (m.t === 'reset') {
       this.remoteDone = true;
       this.destroy(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET', syscall: 'read' }));
     } else {
       this.credit += m.n;
-      const next = this.waiting;
-      if (next && this.credit > 0) {
-        this.waiting = undefined;
-        next();
-      }
+      this.pump();
     }
   }
 
@@ -70,24 +83,42 @@ export class Conn extends Duplex {
     this.repay();
   }
 
-  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (err?: Error) => void): void {
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (err?: Error | null) => void): void {
     this._writev([{ chunk }], done);
   }
 
-  override _writev(chunks: { chunk: Buffer }[], done: (err?: Error) => void): void {
+  override _writev(chunks: { chunk: Buffer }[], done: (err?: Error | null) => void): void {
+    for (const { chunk } of chunks) this.unsent.push(chunk);
+    this.waiting = done;
+    this.pump();
+  }
+
+  /** Sends what there is credit for, in one message, and asks for more when all of it is gone. */
+  private pump(): void {
+    const list = this.unsent;
     let total = 0;
-    for (const { chunk } of chunks) total += chunk.length;
-    // A copy of its own: it is transferred to the other thread, and the caller's buffer may be part of a pool.
-    const b = new Uint8Array(total);
-    let at = 0;
-    for (const { chunk } of chunks) {
-      b.set(chunk, at);
-      at += chunk.length;
+    let whole = 0;
+    while (whole < list.length && total + list[whole]!.length <= this.credit) total += list[whole++]!.length;
+    const part = whole < list.length ? Math.max(0, this.credit - total) : 0;
+    if (total + part > 0) {
+      // A copy of its own: it is transferred to the other thread, and the caller's buffer may be part of a pool.
+      const b = new Uint8Array(total + part);
+      let at = 0;
+      for (const chunk of list.splice(0, whole)) {
+        b.set(chunk, at);
+        at += chunk.length;
+      }
+      if (part > 0) {
+        b.set(list[0]!.subarray(0, part), at);
+        list[0] = list[0]!.subarray(part);
+      }
+      this.post({ t: 'data', s: this.id, b });
+      this.credit -= b.length;
     }
-    this.post({ t: 'data', s: this.id, b });
-    this.credit -= total;
-    if (this.credit > 0) done();
-    else this.waiting = done;
+    const next = this.waiting;
+    if (!next || list.length > 0) return;
+    this.waiting = undefined;
+    next();
   }
 
   override _final(done: () => void): void {
@@ -96,11 +127,13 @@ export class Conn extends Duplex {
   }
 
   override _destroy(err: Error | null, done: (err: Error | null) => void): void {
-    const clean = this.readableEnded && this.writableFinished;
+    const clean = this.ended && this.writableFinished;
     if (!clean && !this.remoteDone) this.post({ t: 'reset', s: this.id });
     const next = this.waiting;
     this.waiting = undefined;
-    next?.();
+    this.unsent = [];
+    this.held = undefined;
+    next?.(err ?? Object.assign(new Error('the connection was destroyed'), { code: 'ERR_STREAM_DESTROYED' }));
     this.gone();
     done(err);
   }

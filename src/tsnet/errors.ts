@@ -4,7 +4,7 @@ export type TsnetErrorCode =
   | 'TSNET_AUTH'
   /** The AbortSignal given was aborted. */
   | 'TSNET_ABORTED'
-  /** The server is closed, or was never started. */
+  /** The server is closed. */
   | 'TSNET_CLOSED'
   | 'TSNET_NOT_STARTED'
   | 'TSNET_STARTED'

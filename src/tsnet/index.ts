@@ -5,4 +5,4 @@
 export { Conn, Listener } from './conn.ts';
 export { TsnetError, type TsnetErrorCode } from './errors.ts';
 export { Server, type WaitOptions } from './server.ts';
-export type { NodeStatus, ServerOptions, Status, WhoIs } from './types.ts';
+export type { NodeStatus, ServerOptions, Stats, Status, WhoIs } from './types.ts';

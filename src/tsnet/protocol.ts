@@ -1,5 +1,6 @@
 /** What the worker thread and the thread that uses the bindings say to one another. */
-import type { ServerOptions } from './types.ts';
+import type { TsnetErrorCode } from './errors.ts';
+import type { ServerOptions, Stats } from './types.ts';
 
 /** Given to the worker when it is made. */
 export interface WorkerData {
@@ -11,6 +12,7 @@ export interface WorkerData {
 /** Parameters of the shim's `start` (../go/main.go, startParams). */
 export type StartParams = Pick<Required<ServerOptions>, 'hostname' | 'authKey' | 'controlURL' | 'ephemeral' | 'port'> & {
   rootsPEM: string;
+  stateFile: string;
   verbose: boolean;
 };
 
@@ -32,11 +34,12 @@ export type StreamMessage =
   | { t: 'reset'; s: number }
   | { t: 'credit'; s: number; n: number };
 
-export type ToWorker = StreamMessage | { t: 'rpc'; body: string };
+export type ToWorker = StreamMessage | { t: 'rpc'; body: string } | { t: 'stats'; id: number };
 
 export type ToUser =
   | StreamMessage
   | { t: 'open'; s: number; meta: StreamMeta }
   | { t: 'emit'; body: string }
   | { t: 'log'; line: string }
-  | { t: 'exit'; code: number; reason: string };
+  | { t: 'stats'; id: number; stats: Stats }
+  | { t: 'exit'; code: number; reason: string; error?: TsnetErrorCode };

@@ -1,12 +1,13 @@
 import { EventEmitter } from 'node:events';
 import { readFile } from 'node:fs/promises';
+import path from 'node:path';
 import { rootCertificates } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { Conn, Listener } from './conn.ts';
 import { TsnetError, type TsnetErrorCode } from './errors.ts';
 import type { StartParams, StreamMessage, StreamMeta, ToUser, ToWorker, WorkerData } from './protocol.ts';
-import type { ServerOptions, Status, WhoIs } from './types.ts';
+import type { ServerOptions, Stats, Status, WhoIs } from './types.ts';
 
 // From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both lie beside the bundle.
 const fromSource = import.meta.url.endsWith('.ts');
@@ -32,6 +33,15 @@ interface Waiting {
   reject: (err: TsnetError) => void;
 }
 
+/** How long Tailscale may take to leave the network before its thread is ended, in ms. */
+const CLOSE_MS = 5000;
+
+function checkPort(port: number): void {
+  if (!Number.isInteger(port) || port < 1 || port > 65535) throw new TsnetError('TSNET_OPTIONS', `port ${port}: use 1 to 65535`);
+}
+
+const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed');
+
 /** Callers that wait for something may give it up. */
 export interface WaitOptions {
   signal?: AbortSignal;
@@ -55,7 +65,7 @@ export class Server extends EventEmitter<Events> {
   private ended: TsnetError | undefined;
   private nextId = 1;
   private readonly waiting = new Map<number, Waiting>();
-  private readonly listeners_ = new Map<number, Listener>();
+  private readonly open = new Map<number, Listener>();
   private readonly conns = new Map<number, Conn>();
   private readonly dialled = new Map<number, Conn>();
   private outbox: ToWorker[] = [];
@@ -80,7 +90,15 @@ export class Server extends EventEmitter<Events> {
       throw new TsnetError('TSNET_NODE_VERSION', `Node.js ${process.version} has no WebAssembly JSPI: use Node.js 26 or later`);
     }
     const { options } = this;
-    const rootsPEM = options.caFile ? await readFile(options.caFile, 'utf8') : rootCertificates.join('\n');
+    let rootsPEM = rootCertificates.join('\n');
+    if (options.caFile) {
+      try {
+        rootsPEM = await readFile(options.caFile, 'utf8');
+      } catch (err) {
+        throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, { cause: err });
+      }
+    }
+    if (this.closing) throw closedError();
     const workerData: WorkerData = {
       wasm: wasmPath,
       dir: options.dir,
@@ -101,24 +119,50 @@ export class Server extends EventEmitter<Events> {
       ephemeral: options.ephemeral ?? false,
       port: options.port ?? 0,
       rootsPEM,
+      stateFile: path.join(options.dir, 'tailscaled.state'),
       verbose: options.verbose ?? false,
     };
-    await this.request('start', params);
+    try {
+      await this.request('start', params);
+    } catch (err) {
+      // Nothing of it stays: a worker that could not start would keep the process alive.
+      this.end(0, '', err as TsnetError);
+      throw err;
+    }
   }
 
   private async request<T>(method: string, params: unknown = {}, { signal }: WaitOptions = {}, id = this.nextId++): Promise<T> {
-    if (method !== 'start' && method !== 'close') await this.start();
-    if (this.ended) throw this.ended;
-    if (signal?.aborted) throw new TsnetError('TSNET_ABORTED', `${method}: aborted`, { cause: signal.reason });
-    const done = new Promise<unknown>((resolve, reject) => this.waiting.set(id, { resolve, reject }));
-    this.post({ t: 'rpc', body: JSON.stringify({ id, method, params }) });
-    const cancel = (): void => this.post({ t: 'rpc', body: JSON.stringify({ id, method: 'cancel' }) });
-    signal?.addEventListener('abort', cancel, { once: true });
+    const begin = async (): Promise<unknown> => {
+      if (method !== 'start' && method !== 'close') await this.start();
+      if (this.ended) throw this.ended;
+      if (signal?.aborted) throw aborted();
+      return await new Promise<unknown>((resolve, reject) => {
+        this.waiting.set(id, { resolve, reject });
+        this.post(method === 'stats' ? { t: 'stats', id } : { t: 'rpc', body: JSON.stringify({ id, method, params }) });
+      });
+    };
+    const aborted = (): TsnetError => new TsnetError('TSNET_ABORTED', `${method}: aborted`, { cause: signal?.reason });
+    if (!signal) return (await begin()) as T;
+    if (signal.aborted) throw aborted();
+    // At once, whatever the module does: what it answers later is dropped, a connection it dials is closed.
+    const { promise, reject } = Promise.withResolvers<never>();
+    const cancel = (): void => {
+      if (this.settle(id)) this.post({ t: 'rpc', body: JSON.stringify({ id, method: 'cancel' }) });
+      reject(aborted());
+    };
+    signal.addEventListener('abort', cancel, { once: true });
     try {
-      return (await done) as T;
+      return (await Promise.race([begin(), promise])) as T;
     } finally {
-      signal?.removeEventListener('abort', cancel);
+      signal.removeEventListener('abort', cancel);
     }
+  }
+
+  /** The one who waits for this answer, who will wait no more. */
+  private settle(id: number): Waiting | undefined {
+    const w = this.waiting.get(id);
+    this.waiting.delete(id);
+    return w;
   }
 
   /** Messages of one turn of the event loop go over together: a wake-up of the other thread costs more than they do. */
@@ -137,9 +181,10 @@ export class Server extends EventEmitter<Events> {
 
   private receive(m: ToUser): void {
     if (m.t === 'emit') this.event(m.body);
-    else if (m.t === 'open') this.open(m.s, m.meta);
+    else if (m.t === 'open') this.accept(m.s, m.meta);
+    else if (m.t === 'stats') this.settle(m.id)?.resolve(m.stats);
     else if (m.t === 'log') this.emit('log', m.line);
-    else if (m.t === 'exit') this.end(m.code, m.reason);
+    else if (m.t === 'exit') this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason));
     else this.conns.get(m.s)?.receive(m);
   }
 
@@ -152,8 +197,7 @@ export class Server extends EventEmitter<Events> {
       value?: string;
     };
     if (e.id !== undefined) {
-      const w = this.waiting.get(e.id);
-      this.waiting.delete(e.id);
+      const w = this.settle(e.id);
       if (e.error) w?.reject(new TsnetError(e.error.code, e.error.message));
       else w?.resolve(e.result);
     } else if (e.event === 'state') this.emit('state', e.value!);
@@ -161,35 +205,43 @@ export class Server extends EventEmitter<Events> {
     else if (e.event === 'message') this.emit('message', e.value!);
   }
 
-  private open(s: number, meta: StreamMeta): void {
+  private accept(s: number, meta: StreamMeta): void {
     const conn = new Conn(s, meta.local, meta.remote, (m: StreamMessage) => this.post(m), () => this.conns.delete(s));
     this.conns.set(s, conn);
     if (meta.dial !== undefined) {
-      this.dialled.set(meta.dial, conn);
+      // Whoever dialled may have given up.
+      if (this.waiting.has(meta.dial)) this.dialled.set(meta.dial, conn);
+      else conn.destroy();
       return;
     }
-    const listener = this.listeners_.get(meta.listener!);
-    if (!listener?.emit('connection', conn)) conn.destroy();
+    const give = (): boolean => {
+      if (!this.open.get(meta.listener!)?.emit('connection', conn)) return false;
+      conn.release();
+      return true;
+    };
+    // It may come before the caller of listen() has had its turn to add the event listener.
+    if (!give()) setImmediate(() => give() || conn.destroy());
   }
 
   /** The module has ended, as asked or not. */
-  private end(code: number, reason: string): void {
+  private end(code: number, reason: string, error?: TsnetError): void {
     if (this.ended) return;
     const asked = this.closing !== undefined;
     this.ended = asked
-      ? new TsnetError('TSNET_CLOSED', 'the server is closed')
-      : new TsnetError('TSNET_DIED', `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`);
-    const hadWaiting = this.waiting.size > 0;
+      ? closedError()
+      : (error ?? new TsnetError('TSNET_DIED', `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`));
+    const heard = this.waiting.size > 0;
     for (const w of this.waiting.values()) w.reject(this.ended);
     this.waiting.clear();
     for (const conn of this.conns.values()) conn.receive({ t: 'reset', s: 0 });
-    for (const listener of this.listeners_.values()) listener.emit('close');
-    this.exited?.();
+    for (const listener of this.open.values()) listener.emit('close');
     void this.worker?.terminate();
     this.worker = undefined;
-    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the process.
-    if (!asked && (this.listenerCount('error') > 0 || !hadWaiting)) this.emit('error', this.ended);
+    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the process. A failed start is
+    // its caller's to know.
+    if (!asked && !error && (this.listenerCount('error') > 0 || !heard)) this.emit('error', this.ended);
     this.emit('close');
+    this.exited?.();
   }
 
   /**
@@ -200,30 +252,37 @@ export class Server extends EventEmitter<Events> {
     return await this.request('up', {}, options);
   }
 
-  /** Listens on a TCP port of the node's tailnet addresses. May be called before the node is up. */
+  /** Listens on a TCP port (1–65535) of the node's tailnet addresses. May be called before the node is up. */
   async listen(port: number): Promise<Listener> {
+    checkPort(port);
     const id = this.nextId++;
     const listener = new Listener(port, async () => {
-      this.listeners_.delete(id);
+      this.open.delete(id);
       if (!this.ended) await this.request('unlisten', { listener: id });
     });
-    this.listeners_.set(id, listener);
+    this.open.set(id, listener);
     try {
       await this.request('listen', { port }, {}, id);
     } catch (err) {
-      this.listeners_.delete(id);
+      this.open.delete(id);
       throw err;
     }
     return listener;
   }
 
-  /** Connects to a port of a tailnet node, by address or name. */
+  /**
+   * Connects to a port of a tailnet node, by address or name. As with tsnet, what is no node of the tailnet is dialled
+   * over the machine's own network.
+   */
   async dial(host: string, port: number, options: WaitOptions = {}): Promise<Conn> {
+    checkPort(port);
     const id = this.nextId++;
     const addr = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
     try {
       await this.request('dial', { addr }, options, id);
-      return this.dialled.get(id)!;
+      const conn = this.dialled.get(id)!;
+      setImmediate(() => conn.release()); // when the caller has had its turn to add event listeners
+      return conn;
     } catch (err) {
       this.dialled.get(id)?.destroy();
       throw err;
@@ -233,8 +292,8 @@ export class Server extends EventEmitter<Events> {
   }
 
   /** Who is behind `ip:port` (or `ip`) of a connection's remote end. Rejects with TSNET_NO_PEER for an address outside the tailnet. */
-  async whoIs(addr: string): Promise<WhoIs> {
-    return await this.request('whoIs', { addr });
+  async whoIs(addr: string, options: WaitOptions = {}): Promise<WhoIs> {
+    return await this.request('whoIs', { addr }, options);
   }
 
   /** Names for which the control server publishes ACME challenges; empty when HTTPS is not enabled on the tailnet. */
@@ -243,12 +302,17 @@ export class Server extends EventEmitter<Events> {
   }
 
   /** Publishes a TXT record by the control server, which takes only ACME challenges (`_acme-challenge.<own name>`). */
-  async setDNS(name: string, value: string): Promise<void> {
-    await this.request('setDNS', { name, value });
+  async setDNS(name: string, value: string, options: WaitOptions = {}): Promise<void> {
+    await this.request('setDNS', { name, value }, options);
   }
 
   async status(): Promise<Status> {
     return await this.request('status');
+  }
+
+  /** What the module and its host hold: for metrics, and for tests of growth. */
+  async stats(): Promise<Stats> {
+    return await this.request('stats');
   }
 
   /** Leaves the network and ends the worker thread; every connection is reset. Safe to call again. */
@@ -258,15 +322,16 @@ export class Server extends EventEmitter<Events> {
   }
 
   private async doClose(): Promise<void> {
-    if (!this.worker || this.ended) return;
+    const worker = this.worker;
+    if (this.ended) return;
+    if (!worker) return this.end(0, '');
     const gone = new Promise<void>((resolve) => (this.exited = resolve));
-    const late = setTimeout(() => this.end(0, ''), 5000);
-    try {
-      await this.starting?.catch(() => {});
-      if (!this.ended) this.request('close').catch(() => {});
-      await gone;
-    } finally {
-      clearTimeout(late);
-    }
+    const threadGone = new Promise((resolve) => worker.once('exit', resolve));
+    // Tailscale takes up to 5 s for its farewells where the control server does not answer.
+    const late = setTimeout(() => this.end(0, ''), CLOSE_MS);
+    this.request('close').catch(() => {});
+    await gone;
+    clearTimeout(late);
+    await threadGone;
   }
 }

@@ -68,3 +68,13 @@ export interface WhoIs {
   /** Grants' app capabilities: name to list of values. */
   capMap: Record<string, unknown[]>;
 }
+
+/** What the module and its host hold at the moment. */
+export interface Stats {
+  /** Open connections of the tailnet. */
+  streams: number;
+  /** Sockets to the network outside: UDP, control, DERP, DNS. */
+  sockets: number;
+  /** Bytes of the module's memory. It grows and never shrinks. */
+  memory: number;
+}

@@ -4,17 +4,30 @@ import { WASI } from 'node:wasi';
 import { parentPort, workerData } from 'node:worker_threads';
 import { Host, ModuleExit } from './host/imports.ts';
 import { StateFile } from './host/state.ts';
+import { watchNetwork } from './host/system.ts';
+import type { TsnetErrorCode } from './errors.ts';
 import type { ToUser, ToWorker, WorkerData } from './protocol.ts';
 
 const data = workerData as WorkerData;
 const port = parentPort!;
-const exit = (code: number, reason: string): void => port.postMessage([{ t: 'exit', code, reason }] satisfies ToUser[]);
+const exit = (code: number, reason: string, error?: TsnetErrorCode): void =>
+  port.postMessage([{ t: 'exit', code, reason, ...(error && { error }) }] satisfies ToUser[]);
 
-try {
-  const host = new Host(new StateFile(data.dir), (messages, transfers) => port.postMessage(messages, transfers));
+function stateFile(): StateFile | undefined {
+  try {
+    return new StateFile(data.dir);
+  } catch (err) {
+    exit(73, `the state directory is not usable: ${(err as Error).message}`, 'TSNET_STATE'); // EX_CANTCREAT
+  }
+  return undefined;
+}
+
+async function run(state: StateFile): Promise<void> {
+  const host = new Host(state, (messages, transfers) => port.postMessage(messages, transfers));
   port.on('message', (messages: ToWorker[]) => {
     for (const m of messages) {
       if (m.t === 'rpc') host.request(m.body);
+      else if (m.t === 'stats') port.postMessage([{ t: 'stats', id: m.id, stats: host.stats() }] satisfies ToUser[]);
       else host.stream(m);
     }
   });
@@ -24,21 +37,26 @@ try {
   const instance = await WebAssembly.instantiate(module, host.imports(wasi));
   host.memory.attach(instance.exports.memory as WebAssembly.Memory);
   wasi.finalizeBindings(instance);
+  const stopWatching = watchNetwork(() => host.request(JSON.stringify({ method: 'networkChanged' })));
   let code = 0;
   let reason = '';
   try {
     await WebAssembly.promising(instance.exports._start as () => void)();
   } catch (err) {
-    if (err instanceof ModuleExit) code = err.code;
-    else {
+    if (err instanceof ModuleExit) {
+      code = err.code;
+      if (code !== 0) reason = host.lastWords();
+    } else {
       code = 70; // EX_SOFTWARE of sysexits.h: a trap, out of memory or a fault of the host's
       reason = String((err as Error).stack ?? err);
     }
   }
+  stopWatching();
   host.flush();
   host.closeAll();
   exit(code, reason);
-} catch (err) {
-  exit(71, String((err as Error).message ?? err)); // EX_OSERR: it could not be started
 }
+
+const state = stateFile();
+if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))); // EX_OSERR: it could not be started
 port.close();

@@ -17,10 +17,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"unsafe"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
@@ -67,12 +70,15 @@ type startParams struct {
 	Ephemeral  bool   `json:"ephemeral"`
 	Port       uint16 `json:"port"`
 	RootsPEM   string `json:"rootsPEM"`
+	StateFile  string `json:"stateFile"` // its name outside, for messages
 	Verbose    bool   `json:"verbose"`
 }
 
 type node struct {
 	srv *tsnet.Server
 	lc  *local.Client
+
+	stopWatching context.CancelFunc
 
 	mu        sync.Mutex
 	cancels   map[uint64]context.CancelFunc
@@ -147,12 +153,28 @@ func (n *node) serve(req request) {
 }
 
 func (n *node) call(ctx context.Context, req request) (any, error) {
-	if req.Method == "start" {
+	switch req.Method {
+	case "start":
 		var p startParams
 		if err := json.Unmarshal(req.Params, &p); err != nil {
 			return nil, err
 		}
 		return nil, n.start(p)
+	case "close":
+		// Whoever waits, ends; the LocalAPI's server would wait 5 s for those that watch the bus.
+		n.mu.Lock()
+		for id, cancel := range n.cancels {
+			if id != req.ID {
+				cancel()
+			}
+		}
+		n.mu.Unlock()
+		if n.srv != nil {
+			n.stopWatching()
+			n.srv.Close()
+		}
+		emit(event{ID: req.ID, Result: struct{}{}})
+		os.Exit(0)
 	}
 	if n.lc == nil {
 		return nil, &rpcError{"TSNET_NOT_STARTED", "the server has not been started"}
@@ -198,13 +220,8 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 			return nil, &rpcError{"TSNET_SET_DNS", err.Error()}
 		}
 		return nil, nil
-	case "close":
-		go func() {
-			n.srv.Close()
-			emit(event{ID: req.ID, Result: struct{}{}})
-			os.Exit(0)
-		}()
-		<-ctx.Done() // never: the process ends
+	case "networkChanged":
+		n.srv.Sys().NetMon.Get().InjectEvent()
 		return nil, nil
 	}
 	return nil, &rpcError{"TSNET_METHOD", "no such method: " + req.Method}
@@ -221,7 +238,7 @@ func (n *node) start(p startParams) error {
 		}
 		x509.SetFallbackRoots(pool) // there are no system roots on wasip1
 	}
-	st, err := openStore()
+	st, err := openStore(p.StateFile)
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}
 	}
@@ -234,6 +251,9 @@ func (n *node) start(p startParams) error {
 		srv.Logf = log.Printf
 	}
 	if err := srv.Start(); err != nil {
+		if failed := st.failure(); failed != nil {
+			return &rpcError{"TSNET_STATE", failed.Error()}
+		}
 		return err
 	}
 	lc, err := srv.LocalClient()
@@ -241,13 +261,15 @@ func (n *node) start(p startParams) error {
 		return err
 	}
 	n.srv, n.lc = srv, lc
-	go n.watch()
+	var watching context.Context
+	watching, n.stopWatching = context.WithCancel(context.Background())
+	go n.watch(watching)
 	return nil
 }
 
 // watch turns the backend's notices into events until the server is closed.
-func (n *node) watch() {
-	w, err := n.lc.WatchIPNBus(context.Background(), ipn.NotifyInitialState)
+func (n *node) watch(ctx context.Context) {
+	w, err := n.lc.WatchIPNBus(ctx, ipn.NotifyInitialState)
 	if err != nil {
 		log.Printf("tsnet: watch: %v", err)
 		return
@@ -313,16 +335,21 @@ func handOver(c net.Conn, meta streamMeta) error {
 		return err
 	}
 	s := &streamConn{File: newFile(fd, "stream"), fd: fd}
+	// An error of either side ends both halves, and both ends see a reset: a clean end would say that all bytes arrived.
+	fail := sync.OnceFunc(func() {
+		hostStreamReset(fd)
+		abort(c)
+	})
 	go func() {
 		var done sync.WaitGroup
 		done.Go(func() {
 			if err := copyHalf(s, c); err != nil {
-				hostStreamReset(fd)
+				fail()
 			}
 		})
 		done.Go(func() {
 			if err := copyHalf(c, s); err != nil {
-				c.Close() // ends the other half too
+				fail()
 			}
 		})
 		done.Wait()
@@ -330,6 +357,16 @@ func handOver(c net.Conn, meta streamMeta) error {
 		c.Close()
 	}()
 	return nil
+}
+
+// abort closes a connection of netstack's with a reset. gonet.TCPConn has no SetLinger, and its Close ends cleanly where
+// nothing lies unread: the endpoint behind it is what can abort.
+func abort(c net.Conn) {
+	if t, ok := c.(*gonet.TCPConn); ok {
+		ep := (*tcpip.Endpoint)(unsafe.Pointer(reflect.ValueOf(t).Elem().FieldByName("ep").UnsafeAddr()))
+		(*ep).Abort()
+	}
+	c.Close()
 }
 
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}

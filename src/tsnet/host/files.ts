@@ -133,6 +133,8 @@ export class UDPFile implements HostFile {
 
   send(data: Uint8Array, address: string, port: number): number {
     if ((this.family === 4) !== net.isIPv4(address)) return -errno.EAFNOSUPPORT;
+    // Port 0 comes by disco from a peer's endpoints; Node would throw at it, and a throw here ends the module.
+    if (port === 0) return -errno.EINVAL;
     // Errors of sending are for the network to show (as a lost packet): the callback keeps them from being thrown.
     this.socket.send(data, port, address, () => {});
     return data.length;
@@ -171,6 +173,7 @@ export class TCPFile implements HostFile {
   private state: 'connecting' | 'open' | 'failed' = 'connecting';
   private error = 0;
   private ended = false;
+  private gone = false;
   private closed = false;
 
   constructor(address: string, port: number, wake: () => void) {
@@ -195,7 +198,7 @@ export class TCPFile implements HostFile {
       wake();
     });
     this.socket.on('close', () => {
-      this.ended = true;
+      this.ended = this.gone = true;
       wake();
     });
   }
@@ -204,7 +207,7 @@ export class TCPFile implements HostFile {
     return this.queue.length > 0 || this.ended || this.state === 'failed';
   }
   get writable(): boolean {
-    return this.state === 'failed' || this.ended || (this.state === 'open' && !this.socket.writableNeedDrain);
+    return this.state === 'failed' || this.gone || (this.state === 'open' && !this.socket.writableNeedDrain);
   }
 
   /** 0 when connected, otherwise why not (or not yet), negated. */
@@ -230,6 +233,7 @@ export class TCPFile implements HostFile {
 
   write(from: Uint8Array[]): number {
     if (this.state === 'failed') return -this.error;
+    if (this.gone) return -errno.EPIPE;
     if (this.state === 'connecting' || this.socket.writableNeedDrain) return -errno.EAGAIN;
     if (!this.socket.writable) return -errno.EPIPE;
     const data = Buffer.concat(from); // a copy: the module's memory changes before the kernel has it all
@@ -245,6 +249,10 @@ export class TCPFile implements HostFile {
   close(): void {
     if (this.closed) return;
     this.closed = true;
+    if (this.state !== 'open') {
+      this.socket.destroy();
+      return;
+    }
     // What was written still goes out; nothing more is read.
     this.socket.end();
     this.socket.resume();

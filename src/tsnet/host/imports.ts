@@ -4,6 +4,7 @@
  */
 import type { WASI } from 'node:wasi';
 import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
+import type { Stats } from '../types.ts';
 import { errno, errnoOf } from './errno.ts';
 import { ByteQueue, type HostFile, ipText, putSockName, TCPFile, UDPFile } from './files.ts';
 import { Memory } from './memory.ts';
@@ -61,6 +62,7 @@ export class Host {
   private outbox: ToUser[] = [];
   private transfers: ArrayBuffer[] = [];
   private line = '';
+  private recent: string[] = [];
   private readonly send: (messages: ToUser[], transfers: ArrayBuffer[]) => void;
   private readonly state: StateFile;
 
@@ -133,8 +135,29 @@ export class Host {
     }
     const lines = this.line.split('\n');
     this.line = lines.pop()!;
-    for (const line of lines) this.post({ t: 'log', line });
+    for (const line of lines) {
+      this.post({ t: 'log', line });
+      this.recent.push(line);
+    }
+    // A panic prints its cause and then every goroutine: the cause is kept, what follows is not needed.
+    const cause = this.recent.findIndex((line) => /^(panic|fatal error|runtime): /.test(line));
+    this.recent = cause < 0 ? this.recent.slice(-3) : this.recent.slice(cause, cause + 3);
     return n;
+  }
+
+  /** What the module said last before it ended: the cause of its death. */
+  lastWords(): string {
+    return [...this.recent, this.line].map((line) => line.trim()).filter(Boolean).join(' | ');
+  }
+
+  stats(): Stats {
+    let streams = 0;
+    let sockets = 0;
+    for (const file of this.files.values()) {
+      if (file instanceof StreamFile) streams++;
+      else if (file instanceof UDPFile || file instanceof TCPFile) sockets++;
+    }
+    return { streams, sockets, memory: this.memory.data.byteLength };
   }
 
   /** The import object for WebAssembly.instantiate. */

@@ -8,9 +8,10 @@ import path from 'node:path';
 export class StateFile {
   private readonly file: string;
 
-  /** Makes `dir` with mode 0700 where it is missing. */
+  /** Makes `dir` with mode 0700 where it is missing. Throws where it cannot be made, read or written. */
   constructor(dir: string) {
     fs.mkdirSync(dir, { recursive: true, mode: 0o700 });
+    fs.accessSync(dir, fs.constants.R_OK | fs.constants.W_OK | fs.constants.X_OK);
     this.file = path.join(dir, 'tailscaled.state');
   }
 
@@ -28,7 +29,7 @@ export class StateFile {
     const temporary = `${this.file}.new`;
     const fd = fs.openSync(temporary, 'w', 0o600);
     try {
-      fs.writeSync(fd, bytes);
+      fs.writeFileSync(fd, bytes);
       fs.fsyncSync(fd);
     } finally {
       fs.closeSync(fd);

@@ -27,3 +27,18 @@ export function nameservers(file = '/etc/resolv.conf'): string[] {
   const list = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)].map((m) => m[1]!.replace(/%.*$/, '')).filter((a) => net.isIP(a));
   return (list.length ? list : ['127.0.0.1']).map((a) => (net.isIPv6(a) ? `[${a}]:53` : `${a}:53`));
 }
+
+/** How often the interfaces are looked at, in ms. Tailscale's own polling takes 10 s to see a change. */
+const WATCH_MS = 1000;
+
+/** Calls `changed` when an interface has come, gone or got another address. Returns what ends it. */
+export function watchNetwork(changed: () => void): () => void {
+  let before = JSON.stringify(interfaces());
+  const timer = setInterval(() => {
+    const now = JSON.stringify(interfaces());
+    if (now === before) return;
+    before = now;
+    changed();
+  }, WATCH_MS);
+  return () => clearInterval(timer);
+}
