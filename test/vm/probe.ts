@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { type Arch, Machine } from './machine.ts';
 
@@ -35,11 +35,18 @@ try {
   const wait = 'for i in $(seq 100); do [ -S /run/node-red/http.sock ] && break; sleep 1; done';
   await show(`${wait}; ls -la /run/node-red /run/*.sock; systemctl status --no-pager -n 15 node-red`);
   await show(`/usr/bin/node -e 'require("http").get({socketPath:"/run/node-red/http.sock",path:"/"},r=>{let t="";r.on("data",d=>t+=d).on("end",()=>console.log(r.statusCode,t.length,/<title>.*<.title>/.exec(t)?.[0]))})'`);
-  await show('ip -brief address; resolvectl status --no-pager; timedatectl show-timesync --no-pager | head -8; findmnt --real; lsblk; cat /proc/cmdline; free -m; df -h /var /efi; ls -la /efi /var/lib');
+  await show('networkctl --no-pager status | head -20; resolvectl status --no-pager; timedatectl show-timesync --no-pager | head -8; findmnt --real; lsblk; cat /proc/cmdline; head -3 /proc/meminfo; df -h /var /efi; ls -la /efi /var/lib');
   await show('nft list ruleset');
   await show('systemd-analyze critical-chain --no-pager; systemd-analyze blame --no-pager | head -30; systemd-analyze security --no-pager | grep -E "gatehouse|node-red"');
   await show('journalctl -b --no-pager -p warning | tail -60; journalctl --no-pager -u gatehouse -u gatehouse-provision | tail -20');
-  await show('getent passwd root gatehouse gatehouse-certs node-red; grep ^root /etc/shadow; for u in root node-red gatehouse; do setpriv --reuid $u --clear-groups bash -c "timeout 3 bash -c \': </dev/tcp/10.77.0.1/80\'" 2>&1 | tail -1; done; nft list counters; ss -tulpn; echo kept >/var/kept; sync');
+  await show('getent passwd root gatehouse gatehouse-certs node-red; grep ^root /etc/shadow; for u in root node-red gatehouse; do setpriv --reuid $u --clear-groups bash -c "timeout 3 bash -c \': </dev/tcp/10.77.0.1/80\'" 2>&1 | tail -1; done; nft list counters; cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp | cut -c1-90; echo kept >/var/kept; sync');
+  // From the LAN: no TCP port answers, not even to say no.
+  const { stdout: address } = await machine.run("networkctl status --no-pager | grep -oE '10\\.77\\.0\\.[0-9]+' | head -1");
+  for (const port of [22, 53, 80, 443, 1880, 5355, 41641]) {
+    const result = spawnSync('ip', ['netns', 'exec', namespace, 'timeout', '2', 'bash', '-c', `: </dev/tcp/${address.trim()}/${port}`]);
+    console.log(`LAN → ${address.trim()}:${port}: ${result.status === 124 ? 'silence' : `ANSWERED (${result.status}) ${String(result.stderr)}`}`);
+  }
+  await show('nft list counter inet gatehouse dropped-in');
   await machine.reboot();
   console.log(`again after ${machine.bootSeconds.toFixed(1)} s`);
   await show('systemctl is-system-running --wait; systemd-analyze; cat /var/kept; ls -la /var/lib/node-red /var/lib/node-red-secret; systemctl --failed --no-legend');

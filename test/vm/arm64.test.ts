@@ -1,0 +1,83 @@
+/**
+ * The image that is flashed: its checksum and partition table, the Pi's firmware files on it, and the same file booted in QEMU (`-M virt`,
+ * EFI) up to the page that a native client fetches. The Pi's own firmware stage needs a board and is not tested here.
+ */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { open, readFile } from 'node:fs/promises';
+import { after, before, test } from 'node:test';
+import { pipeline } from 'node:stream/promises';
+import { Lab, type LabClient } from '../lab/lab.ts';
+import { bootAppliance, editor, imageOf, joined } from './appliance.ts';
+import type { Machine } from './machine.ts';
+
+const image = imageOf('arm64');
+let lab: Lab;
+let client: LabClient;
+let machine: Machine;
+
+before(async () => {
+  lab = await Lab.start({ name: 'arm' });
+  client = await lab.client('laptop');
+  machine = await bootAppliance(lab, 'arm64');
+});
+after(async () => {
+  await machine?.destroy();
+  await lab?.stop();
+});
+
+test('the checksum beside the image is the image\'s', async () => {
+  const hash = createHash('sha256');
+  await pipeline(createReadStream(image), hash);
+  assert.equal((await readFile(`${image}.sha256`, 'utf8')).split(/\s+/)[0], hash.digest('hex'));
+});
+
+test('the boot ROMs of Pi 3 and Zero 2 W find the firmware: MBR entry 1 is the EFI system partition, as FAT32', async () => {
+  const file = await open(image);
+  const mbr = Buffer.alloc(512);
+  const gpt = Buffer.alloc(128);
+  const fat = Buffer.alloc(512);
+  try {
+    await file.read(mbr, 0, 512, 0);
+    await file.read(gpt, 0, 128, 2 * 512);
+    assert.equal(mbr.readUInt16LE(510), 0xaa55);
+    assert.equal(mbr[446 + 4], 0x0c, 'type: FAT32, LBA');
+    assert.equal(mbr[446 + 16 + 4], 0xee, 'a GPT follows');
+    // ESP's type GUID, C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as it stands on the disk.
+    assert.equal(gpt.subarray(0, 16).toString('hex'), '28732ac11ff8d211ba4b00a0c93ec93b');
+    const first = mbr.readUInt32LE(446 + 8);
+    assert.equal(BigInt(first), gpt.readBigUInt64LE(32));
+    await file.read(fat, 0, 512, first * 512);
+    assert.equal(fat.subarray(82, 90).toString(), 'FAT32   ');
+  } finally {
+    await file.close();
+  }
+});
+
+test('the same file boots, joins, and serves the editor over a direct path with a verified certificate', async (t) => {
+  const begun = performance.now();
+  const node = await joined(lab, 'gatehouse', 600);
+  const joinedAfter = performance.now() - begun;
+  const page = await editor(client, node.name, 400);
+  t.diagnostic(`joined after ${(joinedAfter / 1000).toFixed(0)} s, first page after ${((performance.now() - begun) / 1000).toFixed(0)} s`);
+  assert.equal(page.tls?.verified, true);
+  assert.equal((await client.pingDirect(node.addresses[0]!)).direct, true);
+  const { stdout } = await machine.run('uname -m; systemctl --failed --no-legend --plain; cat /proc/device-tree/compatible 2>/dev/null | tr "\\0" " "', { timeout: 120 });
+  assert.match(stdout, /^aarch64\n/);
+  assert.doesNotMatch(stdout, /failed/);
+});
+
+test('firmware, U-Boot and device trees for the boards named lie on the FAT partition', async () => {
+  const { stdout } = await machine.run('cd /efi && find . -type f | sed "s,^./,," | sort', { timeout: 120 });
+  const files = new Set(stdout.trim().split('\n'));
+  const wanted = ['config.txt', 'bootcode.bin', 'start.elf', 'fixup.dat', 'start4.elf', 'fixup4.dat', 'u-boot.bin', 'EFI/BOOT/BOOTAA64.EFI', 'gatehouse.toml.example'];
+  for (const file of wanted) assert.ok([...files].some((f) => f.toLowerCase() === file.toLowerCase()), `${file} is missing; there are ${stdout}`);
+  for (const board of ['bcm2837-rpi-3-b.dtb', 'bcm2837-rpi-3-b-plus.dtb', 'bcm2837-rpi-zero-2-w.dtb', 'bcm2711-rpi-4-b.dtb', 'bcm2711-rpi-400.dtb', 'bcm2711-rpi-cm4-io.dtb']) {
+    assert.ok([...files].some((f) => f.endsWith(board)), `${board} is missing`);
+  }
+});
+
+test('nothing left the lab', async () => {
+  assert.equal(await lab.leaked(), 0);
+});
