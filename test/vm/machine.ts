@@ -27,7 +27,7 @@
 
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { copyFile, mkdir, mkdtemp, open, readFile, rm, truncate } from 'node:fs/promises';
 import { type Socket, connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -200,6 +200,7 @@ export class Machine {
   #greeted = new Set<() => void>();
   #onExit = (): void => {
     this.#qemu?.kill('SIGKILL');
+    if (this.#sockets) rmSync(this.#sockets, { recursive: true, force: true });
   };
 
   private constructor(options: MachineOptions, directory: string) {
