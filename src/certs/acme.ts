@@ -77,6 +77,9 @@ export async function createIssuer ({ directory, authorities, email, state, publ
       try {
         const key = await acme.crypto.createPrivateEcdsaKey('P-256')
         const [, csr] = await acme.crypto.createCsr({ commonName: name, altNames: [name] }, key)
+        // A known account is only looked up. Left to itself, `auto` sends it an update that changes nothing, which an authority may
+        // refuse (Pebble does): the first certificate would be the last.
+        await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => { if (answer?.status !== 400) throw err })
         const chain = await client.auto({
           csr,
           ...(email === undefined ? {} : { email }),
