@@ -88,7 +88,7 @@ export class Conn extends Duplex {
   }
 
   override _writev(chunks: { chunk: Buffer }[], done: (err?: Error | null) => void): void {
-    for (const { chunk } of chunks) this.unsent.push(chunk);
+    for (const { chunk } of chunks) if (chunk.length > 0) this.unsent.push(chunk);
     this.waiting = done;
     this.pump();
   }

@@ -62,6 +62,7 @@ export class Server extends EventEmitter<Events> {
   private worker: Worker | undefined;
   private starting: Promise<void> | undefined;
   private closing: Promise<void> | undefined;
+  private closeAsked = false;
   private ended: TsnetError | undefined;
   private nextId = 1;
   private readonly waiting = new Map<number, Waiting>();
@@ -98,7 +99,7 @@ export class Server extends EventEmitter<Events> {
         throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, { cause: err });
       }
     }
-    if (this.closing) throw closedError();
+    if (this.closeAsked) throw closedError();
     const workerData: WorkerData = {
       wasm: wasmPath,
       dir: options.dir,
@@ -198,7 +199,8 @@ export class Server extends EventEmitter<Events> {
     };
     if (e.id !== undefined) {
       const w = this.settle(e.id);
-      if (e.error) w?.reject(new TsnetError(e.error.code, e.error.message));
+      // What close() interrupts over there is closed, not aborted: abort signals are answered here.
+      if (e.error) w?.reject(this.closeAsked && e.error.code === 'TSNET_ABORTED' ? closedError() : new TsnetError(e.error.code, e.error.message));
       else w?.resolve(e.result);
     } else if (e.event === 'state') this.emit('state', e.value!);
     else if (e.event === 'login') this.emit('loginURL', e.value!);
@@ -226,7 +228,7 @@ export class Server extends EventEmitter<Events> {
   /** The module has ended, as asked or not. */
   private end(code: number, reason: string, error?: TsnetError): void {
     if (this.ended) return;
-    const asked = this.closing !== undefined;
+    const asked = this.closeAsked;
     this.ended = asked
       ? closedError()
       : (error ?? new TsnetError('TSNET_DIED', `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`));
@@ -271,8 +273,8 @@ export class Server extends EventEmitter<Events> {
   }
 
   /**
-   * Connects to a port of a tailnet node, by address or name. As with tsnet, what is no node of the tailnet is dialled
-   * over the machine's own network.
+   * Connects to a port of a tailnet node (or of what a subnet router in the tailnet leads to), by address or name. All else
+   * is TSNET_NO_PEER, other than with tsnet, which would dial it over the machine's own network.
    */
   async dial(host: string, port: number, options: WaitOptions = {}): Promise<Conn> {
     checkPort(port);
@@ -317,6 +319,7 @@ export class Server extends EventEmitter<Events> {
 
   /** Leaves the network and ends the worker thread; every connection is reset. Safe to call again. */
   close(): Promise<void> {
+    this.closeAsked = true;
     this.closing ??= this.doClose();
     return this.closing;
   }

@@ -14,12 +14,15 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -83,6 +86,7 @@ type node struct {
 	mu        sync.Mutex
 	cancels   map[uint64]context.CancelFunc
 	listeners map[uint64]net.Listener
+	open      map[net.Conn]struct{} // connections of the tailnet
 }
 
 func main() {
@@ -92,7 +96,7 @@ func main() {
 	if err := errnoOf(fd); err != nil {
 		log.Fatalf("tsnet: control stream: %v", err)
 	}
-	n := &node{cancels: map[uint64]context.CancelFunc{}, listeners: map[uint64]net.Listener{}}
+	n := &node{cancels: map[uint64]context.CancelFunc{}, listeners: map[uint64]net.Listener{}, open: map[net.Conn]struct{}{}}
 	r := bufio.NewReader(newFile(fd, "control"))
 	for {
 		var size uint32
@@ -170,6 +174,7 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		}
 		n.mu.Unlock()
 		if n.srv != nil {
+			n.abortAll()
 			n.stopWatching()
 			n.srv.Close()
 		}
@@ -208,11 +213,11 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		}
 		return nil, nil
 	case "dial":
-		c, err := n.srv.Dial(ctx, "tcp", p.Addr)
+		c, err := n.dial(ctx, p.Addr)
 		if err != nil {
-			return nil, &rpcError{"TSNET_DIAL", err.Error()}
+			return nil, err
 		}
-		return nil, handOver(c, streamMeta{Dial: req.ID, Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()})
+		return nil, n.handOver(c, streamMeta{Dial: req.ID, Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()})
 	case "whoIs":
 		return n.whoIs(ctx, p.Addr)
 	case "setDNS":
@@ -317,14 +322,56 @@ func (n *node) listen(id uint64, port uint16) error {
 			if err != nil {
 				return
 			}
-			go handOver(c, streamMeta{Listener: id, Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()})
+			go n.handOver(c, streamMeta{Listener: id, Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()})
 		}
 	}()
 	return nil
 }
 
+// dial connects to a node of the tailnet, or to what is behind one. tsnet would take the machine's own network for all
+// else, unencrypted: here that is an error.
+func (n *node) dial(ctx context.Context, addr string) (net.Conn, error) {
+	st, err := n.lc.StatusWithoutPeers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if st.BackendState != ipn.Running.String() {
+		if _, err := n.up(ctx); err != nil {
+			return nil, err
+		}
+	}
+	dialer := n.srv.Sys().Dialer.Get()
+	to, _, err := dialer.UserDialPlan(ctx, "tcp", addr)
+	if err != nil {
+		return nil, &rpcError{"TSNET_DIAL", err.Error()}
+	}
+	// Not the plan's own word for it: that takes the whole of Tailscale's IPv6 prefix for reachable, nodes or not.
+	if !dialer.UseNetstackForIP(to.Addr()) {
+		return nil, &rpcError{"TSNET_NO_PEER", fmt.Sprintf("%s is no node of the tailnet, nor behind one", addr)}
+	}
+	c, err := n.srv.Dial(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, &rpcError{"TSNET_DIAL", err.Error()}
+	}
+	return c, nil
+}
+
+// abortAll resets every connection and lets the resets go out: netstack's own Close would lose them.
+func (n *node) abortAll() {
+	n.mu.Lock()
+	open := slices.Collect(maps.Keys(n.open))
+	n.mu.Unlock()
+	if len(open) == 0 {
+		return
+	}
+	for _, c := range open {
+		abort(c)
+	}
+	time.Sleep(50 * time.Millisecond)
+}
+
 // handOver joins a tailnet connection to a new stream of the host's.
-func handOver(c net.Conn, meta streamMeta) error {
+func (n *node) handOver(c net.Conn, meta streamMeta) error {
 	b, err := json.Marshal(meta)
 	if err != nil {
 		return err
@@ -340,6 +387,9 @@ func handOver(c net.Conn, meta streamMeta) error {
 		hostStreamReset(fd)
 		abort(c)
 	})
+	n.mu.Lock()
+	n.open[c] = struct{}{}
+	n.mu.Unlock()
 	go func() {
 		var done sync.WaitGroup
 		done.Go(func() {
@@ -355,6 +405,9 @@ func handOver(c net.Conn, meta streamMeta) error {
 		done.Wait()
 		s.Close()
 		c.Close()
+		n.mu.Lock()
+		delete(n.open, c)
+		n.mu.Unlock()
 	}()
 	return nil
 }

@@ -148,10 +148,11 @@ export async function unixServer(file: string, onSocket: (socket: Socket) => voi
   return server;
 }
 
-/** All bytes until the end. */
+/** All bytes until the end. Not by iteration, which destroys a stream whose other half is still open. */
 export async function drain(stream: Duplex): Promise<Buffer> {
   const parts: Buffer[] = [];
-  for await (const part of stream) parts.push(part as Buffer);
+  stream.on('data', (part: Buffer) => parts.push(part)).resume();
+  await new Promise<void>((resolve, reject) => stream.once('end', resolve).once('error', reject));
   return Buffer.concat(parts);
 }
 
