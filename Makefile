@@ -3,13 +3,12 @@
 ARCH ?= arm64
 # The image that `make run` boots: of this machine's own kind, which is emulated fastest.
 RUN_ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
-NODE := node_modules/.bin/node
+NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where tools/setup put Go, on a machine whose own is missing or too old.
 export PATH := $(PATH):$(CURDIR)/out/cache/go/bin
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
-export NODE_OPTIONS := --disable-warning=ExperimentalWarning
 
 .PHONY: run test check image app wasm lab setup clean help
 
