@@ -45,7 +45,7 @@ wasm: setup ## the bindings' module: src/tsnet/build/tsnet.wasm
 lab: setup ## the offline tailnet: out/bin/lab
 	@echo "lab: compiling the control server, DERP, ACME authority and client"
 	@mkdir -p out/bin
-	@cd test/lab && CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=$$(sed -n 's/^toolchain //p' go.mod) go build -trimpath -o ../../out/bin/lab .
+	@cd test/lab && CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=$$(sed -n 's/^toolchain //p' go.mod) go build -trimpath -buildvcs=false -o ../../out/bin/lab .
 
 setup:
 	@tools/setup

@@ -32,6 +32,6 @@ if [ "$(cat build/tailscale.com/.gatehouse-key 2>/dev/null)" != "$key" ]; then
   rm -rf build/tmp
   echo "$key" > build/tailscale.com/.gatehouse-key
 fi
-(cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -tags "$tags" -ldflags='-s -w' -o ../build/tsnet.wasm.new .)
+(cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags='-s -w' -o ../build/tsnet.wasm.new .)
 mv build/tsnet.wasm.new build/tsnet.wasm
 ls -l build/tsnet.wasm | awk '{printf "tsnet.wasm: %.1f MB\n", $5 / 1e6}'
