@@ -7,6 +7,7 @@ import type { ClientRequest, IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
+import type { RenewalInfo } from './ari.ts'
 import type { Failure } from './ledger.ts'
 
 /** An attempt to get a certificate that failed, and what that means for the next one. */
@@ -31,22 +32,49 @@ export interface IssuerOptions {
   /** PEM of the authorities trusted for the directory; default: the system's. */
   authorities: string | undefined
   email: string | undefined
+  /** Profile of certificates asked for; default: the authority's own choice. */
+  profile?: string | undefined
+  /** Milliseconds a certificate is to be valid (RFC 8555 §7.4, notAfter); default: the authority's own choice. Let's Encrypt refuses it. */
+  lifetime?: number
   /** Directory of the account key. */
   state: string
   /** Publishes the TXT record of a dns-01 challenge. */
   publish: (name: string, value: string) => Promise<void>
 }
 
+/** What {@link Issuer.issue} may be told besides the name. */
+export interface IssueOptions {
+  /** The certificate this one replaces (RFC 9773 §5), as `certificateId` names it. Left out of the order when the authority will not have it. */
+  replaces?: string | undefined
+  /** Called before the authority is asked to validate the name; what it throws ends the attempt. */
+  validating?: () => Promise<void>
+  /** Called before the authority is asked to issue; what it throws ends the attempt. */
+  issuing?: () => Promise<void>
+}
+
 /** Gets certificates by ACME (RFC 8555) with dns-01 challenges. */
 export interface Issuer {
   /** @returns PEM of chain (leaf first) and fresh ECDSA P-256 key
    * @throws IssueError */
-  issue: (name: string) => Promise<string>
+  issue: (name: string, options?: IssueOptions) => Promise<string>
+  /**
+   * When the authority would have a certificate renewed (RFC 9773).
+   *
+   * @param id as `certificateId` gives it
+   * @returns undefined when the authority has no such service
+   * @throws IssueError
+   */
+  renewalInfo: (id: string) => Promise<RenewalInfo | undefined>
 }
 
+interface Answer { status: number, type: string | undefined, retryAfter: number | undefined }
+
+/** Parts of the directory (RFC 8555 §7.1.1) that acme-client knows nothing of. */
+interface Directory { renewalInfo?: unknown, meta?: { profiles?: Record<string, unknown> } }
+
 /** Reads or makes the account key, and sets acme-client up for the directory. */
-export async function createIssuer ({ directory, authorities, email, state, publish }: IssuerOptions): Promise<Issuer> {
-  let answer: { status: number, retryAfter: number | undefined } | undefined
+export async function createIssuer ({ directory, authorities, email, profile, lifetime, state, publish }: IssuerOptions): Promise<Issuer> {
+  let answer: Answer | undefined
   const { defaults, interceptors } = acme.axios
   // ca replaces the built-in authorities: a person who names one means that one.
   defaults.httpsAgent = new Agent(authorities === undefined ? { keepAlive: false } : { keepAlive: false, ca: authorities })
@@ -63,18 +91,88 @@ export async function createIssuer ({ directory, authorities, email, state, publ
   }
   interceptors.response.use((response) => {
     broken = undefined
-    answer = { status: response.status, retryAfter: parseRetryAfter(response.headers['retry-after'] as string | undefined) }
+    const type = (response.data as { type?: unknown } | undefined)?.type
+    answer = {
+      status: response.status,
+      type: typeof type === 'string' ? type : undefined,
+      retryAfter: parseRetryAfter(response.headers['retry-after'] as string | undefined),
+    }
     return response
   })
   const accountKey = await readAccountKey(state)
 
+  let known: Promise<Directory> | undefined
+  const readDirectory = async (): Promise<Directory> => {
+    const { status, data } = await acme.axios.get<unknown>(directory, { validateStatus: null })
+    if (status !== 200 || typeof data !== 'object' || data === null) throw new Error(`its directory answers ${status}`)
+    return data
+  }
+  /** Runs some requests; what they throw becomes an IssueError. */
+  const asking = async <T>(what: string, run: () => Promise<T>, validated: () => boolean = () => false): Promise<T> => {
+    answer = undefined
+    broken = undefined
+    try {
+      return await run()
+    } catch (err) {
+      throw explain(what, err instanceof IssueError ? err : broken ?? err, directory, answer, validated())
+    }
+  }
+  const learn = async (): Promise<Directory> => {
+    known ??= readDirectory()
+    known.catch(() => { known = undefined })
+    return await known
+  }
+
   return {
-    async issue (name) {
-      answer = undefined
-      broken = undefined
-      let published = false
+    async renewalInfo (id) {
+      return await asking('does not say when to renew', async () => {
+        const { renewalInfo } = await learn()
+        if (typeof renewalInfo !== 'string') return undefined
+        const { status, data } = await acme.axios.get<{ suggestedWindow?: { start?: string, end?: string }, explanationURL?: unknown, detail?: string }>(`${renewalInfo.replace(/\/$/, '')}/${id}`, { validateStatus: null })
+        if (status !== 200) throw new Error(data?.detail ?? `it answers ${status}`)
+        const [start, end] = [new Date(data?.suggestedWindow?.start ?? ''), new Date(data?.suggestedWindow?.end ?? '')]
+        if (!(start < end)) throw new Error('its window has no end after its start')
+        const explanation = typeof data.explanationURL === 'string' && /^https?:\/\//.test(data.explanationURL) ? data.explanationURL : undefined
+        return { start, end, explanation, retryAfter: answer?.retryAfter }
+      })
+    },
+
+    async issue (name, { replaces, validating = async () => {}, issuing = async () => {} } = {}) {
+      let validated = false
       const client = new acme.Client({ directoryUrl: directory, accountKey, backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
-      try {
+      // Five, its own number, are too few for an authority that refuses every other nonce.
+      ;(client as unknown as { http: { maxBadNonceRetries: number } }).http.maxBadNonceRetries = 25
+      return await asking('issues no certificate', async () => {
+        const { renewalInfo, meta } = await learn()
+        if (profile !== undefined && !Object.hasOwn(meta?.profiles ?? {}, profile)) {
+          const offered = Object.keys(meta?.profiles ?? {})
+          throw new IssueError('refused', `the authority has no profile ${JSON.stringify(profile)}`, offered.length === 0 ? 'Remove profile from gatehouse.toml' : `Write one of ${offered.join(', ')} in gatehouse.toml`)
+        }
+        const order = client.createOrder.bind(client)
+        client.createOrder = async (data) => {
+          const asked = {
+            ...data,
+            ...(profile === undefined ? {} : { profile }),
+            ...(lifetime === undefined ? {} : { notAfter: new Date(Date.now() + lifetime).toISOString() }),
+          }
+          if (replaces === undefined || typeof renewalInfo !== 'string') return await order(asked)
+          return await order({ ...asked, replaces } as typeof asked).catch(async (err: unknown) => {
+            // It was replaced before (alreadyReplaced, 409), or is none of this authority's or account's: the order counts, not the word.
+            if (answer === undefined || answer.status < 400 || [429, 502, 503, 504].includes(answer.status)) throw err
+            return await order(asked)
+          })
+        }
+        const complete = client.completeChallenge.bind(client)
+        client.completeChallenge = async (challenge) => {
+          await validating()
+          validated = true
+          return await complete(challenge)
+        }
+        const finalize = client.finalizeOrder.bind(client)
+        client.finalizeOrder = async (...order) => {
+          await issuing()
+          return await finalize(...order)
+        }
         const key = await acme.crypto.createPrivateEcdsaKey('P-256')
         const [, csr] = await acme.crypto.createCsr({ commonName: name, altNames: [name] }, key)
         // A known account is only looked up. Left to itself, `auto` sends it an update that changes nothing, which an authority may
@@ -90,20 +188,17 @@ export async function createIssuer ({ directory, authorities, email, state, publ
           challengeCreateFn: async (_authz, challenge, value) => {
             if (challenge.type !== 'dns-01') throw new IssueError('refused', `the authority offers no dns-01 challenge for ${name}`, 'Use an authority that does')
             await publish(`_acme-challenge.${name}`, value)
-            published = true
           },
           // The record is replaced by the next one; the control server keeps no others.
           challengeRemoveFn: async () => {},
         })
         return `${chain.trim()}\n${key.toString().trim()}\n`
-      } catch (err) {
-        throw explain(err instanceof IssueError ? err : broken ?? err, directory, answer as typeof answer, published)
-      }
+      }, () => validated)
     },
   }
 }
 
-function explain (err: unknown, directory: string, answer: { status: number, retryAfter: number | undefined } | undefined, published: boolean): IssueError {
+function explain (what: string, err: unknown, directory: string, answer: Answer | undefined, validated: boolean): IssueError {
   if (err instanceof IssueError) return err
   const code = (err as NodeJS.ErrnoException).code ?? ''
   const host = URL.parse(directory)?.host ?? directory
@@ -115,13 +210,16 @@ function explain (err: unknown, directory: string, answer: { status: number, ret
   if (/^E[A-Z_]+$/.test(code) && !code.startsWith('ERR_')) {
     return new IssueError('unreachable', `the ACME directory ${host} cannot be reached (${code})`, 'Check the network, and directory in gatehouse.toml', undefined, options)
   }
+  if (answer?.type === 'urn:ietf:params:acme:error:badNonce') {
+    return new IssueError('unreachable', `the authority ${host} refused every nonce it gave out`, 'Wait', answer.retryAfter, options)
+  }
   if (answer?.status === 429) {
     return new IssueError('refused', `the authority ${host} limits the rate: ${reason(err)}`, 'Wait; restarting does not help', answer.retryAfter, options)
   }
   if (answer !== undefined && answer.status >= 500) {
     return new IssueError('unreachable', `the authority ${host} answers ${answer.status}: ${reason(err)}`, 'Wait', answer.retryAfter, options)
   }
-  return new IssueError('refused', `the authority ${host} issues no certificate: ${reason(err)}`, published
+  return new IssueError('refused', `the authority ${host} ${what}: ${reason(err)}`, validated
     ? 'The challenge was published but not accepted; it is tried again later'
     : 'Check directory in gatehouse.toml', answer?.retryAfter, options)
 }

@@ -1,6 +1,9 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
+/** How much a person need care: `info`: it will most likely pass; `warning`: look at it this week; `error`: look at it now. */
+export type Severity = 'info' | 'warning' | 'error'
+
 /** What the last run of the certificate agent left for `gatehouse status`, in status.json beside the certificates. */
 export interface CertsRecord {
   /** RFC 3339. */
@@ -10,8 +13,14 @@ export interface CertsRecord {
   names: string[]
   /** Set unless ok: cause and cure in one line. */
   problem?: string
+  /** Set with {@link problem}: the worst of all names. */
+  severity?: Severity
+  /** Set with {@link problem}: whole days until the first certificate that is due expires; 0 when there is none or it has. */
+  daysLeft?: number
   /** Earliest next attempt, RFC 3339. */
   next?: string
+  /** Those there are, with the moment (RFC 3339) each is renewed at and who chose it. */
+  certificates?: Array<{ name: string, notAfter: string, renewAt: string, from: 'authority' | 'lifetime' }>
 }
 
 /** Reads the record; undefined when there is none, or none that can be read. */

@@ -8,7 +8,9 @@ import type { Paths } from '../config/paths.ts'
 import { builtAt } from '../config/version.ts'
 import { createIssuer, IssueError } from './acme.ts'
 import { renew, writeRecord } from './agent.ts'
+import { Plans } from './ari.ts'
 import { Ledger } from './ledger.ts'
+import type { Severity } from './record.ts'
 
 /**
  * `gatehouse certs`: gets or renews what is due, once. A failure that may be tried again soon is tried again in the same run.
@@ -18,7 +20,9 @@ import { Ledger } from './ledger.ts'
  * @returns 0 when every name has a certificate that is not due, or nothing may be tried yet; 1 on failure
  */
 export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.env, now: () => Date = () => new Date()): Promise<number> {
-  const say = (line: string): void => { process.stdout.write(`${line}\n`) }
+  // The number is syslog's severity, which journald takes off the line and colours it by (sd-daemon(3)).
+  const prefix: Record<Severity, string> = env.JOURNAL_STREAM === undefined ? { info: '', warning: '', error: '' } : { info: '', warning: '<4>', error: '<3>' }
+  const say = (line: string, severity: Severity = 'info'): void => { process.stdout.write(`${prefix[severity]}${line}\n`) }
   const fail = async (error: GatehouseError): Promise<number> => {
     process.stderr.write(`gatehouse certs: ${error.line}\n`)
     await writeRecord(paths.tls, { checkedAt: now().toISOString(), result: 'failed', names: [], problem: error.line }).catch(() => {})
@@ -30,11 +34,12 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
       throw new GatehouseError('GH_CLOCK', `the clock says ${now().toISOString()}, which is before this program was built (${builtAt.toISOString()})`, 'Check the network: the clock is set from it (timedatectl)')
     }
     const config = await loadConfig(paths.config)
-    const { directory, caFile, email } = config.certificates
+    const { directory, caFile, email, profile } = config.certificates
     const authorities = caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
     const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
     const state = paths.state('/var/lib/gatehouse-certs')
     const ledger = await Ledger.open(state, directory)
+    const plans = await Plans.open(state, directory)
     const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)
     let issuer: ReturnType<typeof createIssuer> | undefined
     for (;;) {
@@ -42,9 +47,10 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
         names,
         tls: paths.tls,
         ledger,
+        plans,
         now,
         say,
-        issuer: async () => await (issuer ??= createIssuer({ directory, authorities, email, state, publish: async (name, value) => { await publish(paths.certs, name, value) } })),
+        issuer: async () => await (issuer ??= createIssuer({ directory, authorities, email, profile, state, publish: async (name, value) => { await publish(paths.certs, name, value) } })),
       })
       if (record.result === 'ok') return 0
       const wait = record.next === undefined ? Infinity : Date.parse(record.next) - now().getTime()

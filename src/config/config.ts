@@ -20,6 +20,8 @@ export interface Config {
     caFile: string | undefined
     /** Contact given to the authority. Default: none. */
     email: string | undefined
+    /** Profile of certificate asked of the authority, such as Let's Encrypt's `shortlived`. Default: the authority's own choice. */
+    profile?: string
   }
 }
 
@@ -107,6 +109,13 @@ const schema: Record<string, Record<string, Key>> = {
         : { message: `email ${quote(value)} is not an e-mail address`, cure: 'Write email = "you@example.org", or leave it out' },
       set: (config, value) => { config.certificates.email = value },
     },
+    profile: {
+      example: 'profile = "shortlived"',
+      check: (value) => /^[A-Za-z0-9_.-]{1,64}$/.test(value)
+        ? undefined
+        : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' },
+      set: (config, value) => { config.certificates.profile = value },
+    },
   },
 }
 
@@ -163,13 +172,13 @@ export function parseConfig (data: string | Uint8Array, file: string): Config {
 /** The configuration as TOML without the auth key: what every user of the machine may read. */
 export function serialize (config: Config): string {
   const { hostname, controlURL } = config.tailnet
-  const { directory, caFile, email } = config.certificates
+  const { directory, caFile, email, profile } = config.certificates
   const given = (table: Record<string, string | undefined>): Record<string, string> =>
     Object.fromEntries(Object.entries(table).filter((entry): entry is [string, string] => entry[1] !== undefined))
   return '# Written by gatehouse provision from gatehouse.toml on the boot partition. Change that one: this file is replaced at each boot.\n' +
     stringify({
       tailnet: given({ hostname, control_url: controlURL }),
-      certificates: given({ directory, ca_file: caFile, email }),
+      certificates: given({ directory, ca_file: caFile, email, profile }),
     }) + '\n'
 }
 

@@ -9,6 +9,7 @@ import { after, test } from 'node:test'
 import { createIssuer, IssueError, parseRetryAfter } from '../../src/certs/acme.ts'
 import { renew } from '../../src/certs/agent.ts'
 import type { AgentOptions } from '../../src/certs/agent.ts'
+import { Plans } from '../../src/certs/ari.ts'
 import { Ledger } from '../../src/certs/ledger.ts'
 import { readRecord } from '../../src/certs/record.ts'
 import { runCerts } from '../../src/certs/run.ts'
@@ -41,9 +42,11 @@ function agent (): { options: () => Promise<AgentOptions>, tls: string, state: s
     names: [name],
     tls,
     ledger: await Ledger.open(state, 'https://acme.example/dir'),
+    plans: await Plans.open(state, 'https://acme.example/dir'),
     now: () => new Date(clock.now),
     say: (line) => { said.push(line) },
     issuer: async () => ({
+      renewalInfo: async () => undefined,
       issue: async (which) => {
         asked.push(which)
         if (fail.with !== undefined) throw fail.with
@@ -131,7 +134,7 @@ test('one name that fails does not keep the others from being tried', async () =
   const record = await renew({
     ...base,
     names: ['bad.tail.ts.net', name],
-    issuer: async () => ({ issue: async (which) => { if (which !== name) throw new IssueError('refused', 'no', 'Wait'); return authority.issue(which) } }),
+    issuer: async () => ({ renewalInfo: async () => undefined, issue: async (which) => { if (which !== name) throw new IssueError('refused', 'no', 'Wait'); return authority.issue(which) } }),
   })
   assert.equal(record.result, 'failed')
   assert.ok(readdirSync(tls).includes(`${name}.pem`))
