@@ -4,9 +4,9 @@ ARCH ?= arm64
 # The image that `make run` boots: of this machine's own kind, which is emulated fastest.
 RUN_ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# Where tools/setup put Go, on a machine whose own is missing or too old.
-export PATH := $(PATH):$(CURDIR)/out/cache/go/bin
+# Where tools/setup put npm and Go, on a machine whose own are missing or too old.
+export PATH := $(CURDIR)/out/cache/npm/bin:$(CURDIR)/out/cache/go/bin:$(PATH)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)")
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
@@ -31,7 +31,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
-	@node_modules/.bin/oxlint --quiet src test
+	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src test
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit
 
