@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
-import { chmodSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -22,7 +22,8 @@ const minute = 60_000
 const hour = 60 * minute
 const day = 24 * hour
 const authority = new Authority()
-const root = mkdtempSync(join(tmpdir(), 'gh-ari-'))
+// Years of runs write thousands of files through to the disk: in memory where there is such a place.
+const root = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'gh-ari-'))
 after(() => {
   authority.close()
   rmSync(root, { recursive: true, force: true })
@@ -246,6 +247,34 @@ test('certificates that are lost over and over: four, then one when the authorit
   assert.ok(week <= 4 + Math.ceil(7 * day / limits.refill), `${week} in a week`)
   assert.deepEqual(times.slice(0, 5).map((at) => Math.round((at - begin) / hour)), [0, 0, 0, 1, 35], `hours: ${times.map((at) => (at - begin) / hour).join()}`)
   assert.equal((await agent.run()).result, 'waiting')
+})
+
+test('a clock that jumps ten years ahead and back: what is in place stays, the authority is spared, and all is well again at once', async () => {
+  const agent = new Agent()
+  await agent.run()
+  const good = readFileSync(agent.file, 'utf8')
+  const begin = agent.now
+  const issue = authority.issue.bind(authority)
+  // The authority's own clock is right.
+  authority.issue = (which, from = new Date(begin), to) => issue(which, new Date(Math.min(from.getTime(), begin)), to === undefined ? undefined : new Date(begin + 90 * day))
+  try {
+    agent.now = begin + 3650 * day
+    for (let i = 0; i < 60; i++, agent.now += minute) {
+      const record = await agent.run()
+      assert.match(record.problem!, /Check the clock/)
+    }
+  } finally {
+    authority.issue = issue
+  }
+  assert.ok(agent.asked.length - 1 <= limits.certificatesAWeek, `${agent.asked.length - 1} asked for`)
+  assert.equal(readFileSync(agent.file, 'utf8'), good)
+  agent.now = begin + hour
+  assert.equal((await agent.run()).result, 'ok')
+  agent.now = begin - 365 * day
+  assert.equal((await agent.run()).result, 'ok', 'a certificate that is not valid yet by a clock that is behind is not replaced')
+  agent.now = begin + 61 * day
+  assert.equal((await agent.run()).result, 'ok')
+  assert.notEqual(readFileSync(agent.file, 'utf8'), good)
 })
 
 test('a ledger that is damaged is as good as none; one of another authority does not hold this one back', async () => {

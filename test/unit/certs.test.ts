@@ -154,6 +154,9 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
         response.writeHead(429, { 'retry-after': '7200', 'content-type': 'application/problem+json' })
         response.end(JSON.stringify({ type: 'urn:ietf:params:acme:error:rateLimited', detail: 'too many registrations' }))
       })
+    } else if (request.url === '/down') {
+      response.writeHead(503, { 'retry-after': new Date(Date.now() + 3_600_000).toUTCString() })
+      response.end('maintenance')
     } else {
       response.end()
     }
@@ -174,6 +177,15 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     assert.equal(statSync(join(state, 'account.pem')).mode & 0o777, 0o600)
     await issue(authority.certificate)
     assert.equal(readFileSync(join(state, 'account.pem'), 'utf8'), key)
+    const down = await createIssuer({ directory: directory.replace('/dir', '/down'), authorities: authority.certificate, email: undefined, state, publish: async () => {} })
+    for (const asked of [down.issue(name), down.renewalInfo('a.b')]) {
+      const err = await asked.then(() => assert.fail('answered'), (err: IssueError) => err)
+      assert.equal(err.kind, 'unreachable')
+      assert.match(err.message, /answers 503/)
+      assert.ok(err.retryAfter! > 3_590_000 && err.retryAfter! <= 3_600_000, `${err.retryAfter}`)
+    }
+    const none = await createIssuer({ directory, authorities: authority.certificate, email: undefined, state, publish: async () => {} })
+    assert.equal(await none.renewalInfo('a.b'), undefined, 'its directory has no such service')
     const stranger = new Authority()
     const untrusted = await issue(stranger.certificate)
     stranger.close()

@@ -1,0 +1,253 @@
+/** Years of the certificate agent against a real authority (Pebble): renewals, its word on when, power cuts, full disks. */
+import assert from 'node:assert/strict'
+import { X509Certificate } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { after, before, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { certificateId } from '../../src/certs/ari.ts'
+import { limits } from '../../src/certs/ledger.ts'
+import { parseCertificate } from '../../src/certs/pem.ts'
+import type { CertsRecord } from '../../src/certs/record.ts'
+import type { RunOptions } from './issue.ts'
+import { Lab, type LabClient, type Result } from './lab.ts'
+
+const day = 86_400_000
+let lab: Lab
+let node: LabClient
+let name: string
+
+before(async () => {
+  // Handed down to the authority: it refuses every other good nonce.
+  process.env['PEBBLE_WFE_NONCEREJECT'] = '50'
+  lab = await Lab.start({ name: 'certs' })
+  node = await lab.client('gateway')
+  name = (await node.status()).name
+})
+after(async () => await lab?.stop())
+
+/** The directories of one appliance. */
+class Box {
+  readonly tls: string
+  readonly state: string
+  readonly log: string
+
+  private constructor (dir: string) {
+    this.tls = path.join(dir, 'tls')
+    this.state = path.join(dir, 'state')
+    this.log = path.join(dir, 'challenges')
+  }
+
+  static async make (): Promise<Box> {
+    const box = new Box(await mkdtemp(path.join(lab.dir, 'box-')))
+    await mkdir(box.tls)
+    await mkdir(box.state)
+    return box
+  }
+
+  get file (): string { return path.join(this.tls, `${name}.pem`) }
+
+  argv (options: Partial<RunOptions>): string[] {
+    const { acmeDirectory, acmeDirectoryCA } = lab.ready
+    return [process.execPath, path.join(import.meta.dirname, 'issue.ts'), acmeDirectory, acmeDirectoryCA, name, path.join(node.dir, 'client.sock'), this.state,
+      JSON.stringify({ tls: this.tls, log: this.log, ...options } satisfies RunOptions)]
+  }
+
+  async run (options: Partial<RunOptions> = {}): Promise<{ record: CertsRecord, said: string }> {
+    const { code, stdout, stderr } = await lab.run(node.ns, this.argv(options))
+    assert.equal(code, 0, stderr)
+    return { record: JSON.parse(stdout), said: stderr }
+  }
+
+  /** What is in place, proven. */
+  async certificate (): Promise<X509Certificate> {
+    return new X509Certificate(parseCertificate(await readFile(this.file, 'utf8'), name).chain)
+  }
+
+  /** Challenges published so far: each is an order that got as far as validation. */
+  async challenges (): Promise<number> {
+    return (await readFile(this.log, 'utf8').catch(() => '')).split('\n').length - 1
+  }
+}
+
+/** How often the authority noted something: its own count, not ours. */
+async function noted (what: RegExp): Promise<number> {
+  return (await readFile(path.join(lab.dir, 'acme.log'), 'utf8')).split('\n').filter((line) => what.test(line)).length
+}
+const replacing = /is a replacement of/
+
+test('an authority that refuses every other nonce', async () => {
+  const box = await Box.make()
+  assert.equal((await box.run()).record.result, 'ok')
+  assert.equal(await noted(/Configured to reject 50% of good nonces/), 1)
+})
+
+test('the authority is asked when to renew, and told what is replaced', async () => {
+  const box = await Box.make()
+  const first = await box.run()
+  assert.equal(first.record.result, 'ok', first.said)
+  const old = await box.certificate()
+  const { record } = await box.run()
+  const { from, renewAt } = record.certificates![0]!
+  const at = (Date.parse(renewAt) - old.validFromDate.getTime()) / day
+  assert.equal(from, 'authority')
+  assert.ok(at >= 59 && at <= 61, `after ${at} days`)
+  assert.equal((await box.run()).record.certificates![0]!.renewAt, renewAt)
+  const before = await noted(replacing)
+  const renewed = await box.run({ ahead: 62 * day })
+  assert.equal(renewed.record.result, 'ok', renewed.said)
+  assert.match(renewed.said, /the moment the authority suggested has come/)
+  assert.notEqual((await box.certificate()).serialNumber, old.serialNumber)
+  assert.equal(await noted(replacing), before + 1)
+})
+
+test('a certificate that was replaced already is replaced all the same; one of no account of ours too', async () => {
+  const box = await Box.make()
+  await box.run()
+  const pem = await readFile(box.file)
+  await box.run({ ahead: 62 * day })
+  const second = await box.certificate()
+  // As after a backup was restored: the old certificate is back, and the authority knows it as replaced.
+  await writeFile(box.file, pem)
+  await rm(path.join(box.state, 'renewals.json'), { force: true })
+  const before = await noted(replacing)
+  assert.ok(before >= 1)
+  const third = await box.run({ ahead: 63 * day })
+  assert.equal(third.record.result, 'ok', third.said)
+  assert.notEqual((await box.certificate()).serialNumber, second.serialNumber)
+  const stranger = await Box.make()
+  await writeFile(stranger.file, pem)
+  const fourth = await stranger.run({ ahead: 62 * day })
+  assert.equal(fourth.record.result, 'ok', fourth.said)
+  assert.notEqual(certificateId(await stranger.certificate()), certificateId(new X509Certificate(pem)))
+  assert.equal(await noted(replacing), before, 'neither order was taken for a replacement')
+})
+
+test('profiles: one that is offered is asked for, another is refused with those there are', async () => {
+  const box = await Box.make()
+  const wrong = await box.run({ profile: 'longlived' })
+  assert.equal(wrong.record.result, 'failed')
+  assert.match(wrong.record.problem!, /has no profile "longlived"\. Write one of default in gatehouse\.toml/)
+  assert.equal(await box.challenges(), 0)
+  await rm(path.join(box.state, 'attempts.json'))
+  assert.equal((await box.run({ profile: 'default' })).record.result, 'ok')
+})
+
+test('certificates of seconds, one after the other: never expired in place', async () => {
+  const box = await Box.make()
+  const serials = new Set<string>()
+  for (const end = Date.now() + 25_000; Date.now() < end; await sleep(200)) {
+    const { record, said } = await box.run({ lifetime: 12_000 })
+    const leaf = await box.certificate()
+    assert.ok(leaf.validToDate.getTime() > Date.now() || serials.size === 0, `expired at ${leaf.validTo}: ${record.result} ${said}`)
+    serials.add(leaf.serialNumber)
+  }
+  assert.ok(serials.size >= 3, `${serials.size} certificates`)
+})
+
+test('killed at a random moment, twenty times: a whole certificate afterwards, the old one or the new', async (t) => {
+  const box = await Box.make()
+  // A clock 250 s ahead: what is issued for 300 s is due and good.
+  const options = { lifetime: 300_000, ahead: 250_000 }
+  assert.equal((await box.run(options)).record.result, 'ok')
+  await rm(path.join(box.state, 'attempts.json'))
+  // How long a run takes here and now.
+  const begin = performance.now()
+  assert.equal((await box.run(options)).record.result, 'ok')
+  const usual = performance.now() - begin
+  await rm(path.join(box.state, 'attempts.json'))
+  let replaced = 0
+  let killed = 0
+  let rounds = 0
+  for (; rounds < 20 || ((killed < 5 || replaced < 1) && rounds < 60); rounds++) {
+    const before = await readFile(box.file, 'utf8')
+    const child = lab.exec(node.ns, box.argv(options), { stdio: ['ignore', 'ignore', 'ignore'] })
+    const ended = once(child, 'exit')
+    await Promise.race([ended, sleep(usual * (0.3 + Math.random()))])
+    if (child.exitCode === null) {
+      killed++
+      child.kill('SIGKILL')
+    }
+    await ended
+    const text = await readFile(box.file, 'utf8')
+    parseCertificate(text, name)
+    if (text !== before) replaced++
+    // Ledger and account are whole too; the ledger is put back, or it would hold back the next rounds.
+    for (const file of ['attempts.json', 'renewals.json']) {
+      const content = await readFile(path.join(box.state, file), 'utf8').catch(() => '{}')
+      assert.equal(typeof JSON.parse(content), 'object')
+    }
+    await rm(path.join(box.state, 'attempts.json'), { force: true })
+  }
+  t.diagnostic(`${killed} of ${rounds} killed, ${replaced} replaced`)
+  assert.ok(killed >= 5 && replaced >= 1, `${killed} killed, ${replaced} replaced`)
+  const last = await box.run(options)
+  assert.equal(last.record.result, 'ok', last.said)
+  assert.deepEqual((await readdir(box.tls)).toSorted(), [`${name}.pem`, 'status.json'], 'nothing is left over')
+})
+
+test('killed and started again without end: the authority is asked no more often than it counts', async (t) => {
+  const box = await Box.make()
+  const before = { validations: await noted(/Starting \d+ validations/), issues: await noted(/Issued certificate/) }
+  for (let round = 0; round < 50; round++) {
+    // Its clock moves on a minute with each start, 50 minutes in all.
+    const child = lab.exec(node.ns, box.argv({ ahead: round * 60_000 }), { stdio: ['ignore', 'ignore', 'ignore'] })
+    const ended = once(child, 'exit').then(() => true)
+    const published = await box.challenges()
+    // Somewhere between the challenge and the certificate.
+    for (let over = false; !over && await box.challenges() === published;) over = await Promise.race([ended, sleep(5, false)])
+    await Promise.race([ended, sleep(Math.random() * 120)])
+    child.kill('SIGKILL')
+    await ended
+    await rm(box.file, { force: true })
+  }
+  const issues = await noted(/Issued certificate/) - before.issues
+  const failed = await noted(/Starting \d+ validations/) - before.validations - issues
+  t.diagnostic(`50 starts: ${issues} certificates, ${failed} validations that came to nothing`)
+  assert.ok(issues + failed >= 2, 'it was tried')
+  assert.ok(issues <= limits.certificatesAWeek && failed <= limits.validationsAnHour, `${issues} certificates, ${failed} failed validations`)
+})
+
+test('validation that keeps failing, the agent started every five minutes: the old certificate stays, the authority is spared', async () => {
+  const box = await Box.make()
+  assert.equal((await box.run()).record.result, 'ok')
+  const old = await readFile(box.file, 'utf8')
+  const before = await noted(/Starting \d+ validations/)
+  let last: CertsRecord | undefined
+  for (let minutes = 0; minutes < 120; minutes += 5) last = (await box.run({ ahead: 80 * day + minutes * 60_000, wrong: true })).record
+  const asked = await noted(/Starting \d+ validations/) - before
+  // At 0, 15 to 19, 45 to 56 and 105 to 131 minutes.
+  assert.ok(asked >= 3 && asked <= 4, `${asked} validations in two hours`)
+  assert.equal(await readFile(box.file, 'utf8'), old)
+  assert.deepEqual([last!.severity, last!.daysLeft], ['error', 9])
+  assert.match(last!.problem!, /The challenge was published but not accepted; it is tried again later\. The one in use is good for 9 days more/)
+})
+
+/** Runs the agent with `directory` on a disk of its own, of so many bytes, and prints what is in place of the certificate afterwards. */
+async function withDisk (box: Box, directory: string, size: string, prepare: string, options: Partial<RunOptions>): Promise<Result> {
+  const script = `set -e; d=$1 f=$2; shift 2; keep=$(mktemp -d); cp -a "$d"/. "$keep"; mount -t tmpfs -o size=${size} none "$d"; cp -a "$keep"/. "$d"; rm -r "$keep"; ${prepare}
+"$@" >&2 || echo "exit $?" >&2; cat "$f"`
+  return await lab.run(node.ns, ['unshare', '-m', 'sh', '-c', script, 'sh', directory, box.file, ...box.argv(options)])
+}
+
+test('a full disk: the old certificate stays; where it was full before, the authority is not even asked', async () => {
+  const box = await Box.make()
+  await box.run()
+  const old = await readFile(box.file, 'utf8')
+  const asked = await box.challenges()
+  const ahead = 62 * day
+  const filled = 'dd if=/dev/zero of="$d/filler" bs=1k 2>/dev/null || true'
+  const full = await withDisk(box, box.tls, '128k', filled, { ahead })
+  assert.equal(full.stdout, old, full.stderr)
+  assert.match(full.stderr, /ENOSPC/)
+  const uncounted = await withDisk(box, box.state, '128k', filled, { ahead })
+  assert.equal(uncounted.stdout, old, uncounted.stderr)
+  assert.match(uncounted.stderr, /ENOSPC/)
+  assert.equal(await box.challenges(), asked, 'asked for nothing')
+  await rm(path.join(box.state, 'attempts.json'))
+  const meanwhile = await withDisk(box, box.tls, '256k', 'rm "$d/status.json"', { ahead, fill: path.join(box.tls, 'filler') })
+  assert.equal(meanwhile.stdout, old, meanwhile.stderr)
+  assert.match(meanwhile.stderr, /ENOSPC/)
+  assert.equal(await box.challenges(), asked + 1)
+})
