@@ -2,14 +2,17 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { copyFile, mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import http from 'node:http'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { pino } from 'pino'
 import { certificateId } from '../../src/certs/ari.ts'
 import { limits } from '../../src/certs/ledger.ts'
 import { parseCertificate } from '../../src/certs/pem.ts'
 import type { CertsRecord } from '../../src/certs/record.ts'
+import { createCertsServer } from '../../src/gateway/control.ts'
 import type { RunOptions } from './issue.ts'
 import { Lab, type LabClient, type Result } from './lab.ts'
 
@@ -222,6 +225,64 @@ test('validation that keeps failing, the agent started every five minutes: the o
   assert.equal(await readFile(box.file, 'utf8'), old)
   assert.deepEqual([last!.severity, last!.daysLeft], ['error', 9])
   assert.match(last!.problem!, /The challenge was published but not accepted; it is tried again later\. The one in use is good for 9 days more/)
+})
+
+test('gatehouse certs, the command: names and challenges over the gateway\'s socket, settings from gatehouse.toml, loud in the journal', async (t) => {
+  const box = await Box.make()
+  const config = path.dirname(box.tls)
+  const socket = path.join(config, 'certs.sock')
+  let names = [name]
+  let enabled = true
+  const server = createCertsServer({
+    names: () => names,
+    problem: () => undefined,
+    setDNS: async (record, value) => {
+      if (!enabled) throw new Error('HTTPS is not enabled')
+      await new Promise<void>((resolve, reject) => {
+        const request = http.request({ socketPath: path.join(node.dir, 'client.sock'), path: '/setdns', method: 'POST' }, (response) => {
+          response.resume().on('end', () => { if (response.statusCode === 204) resolve(); else reject(new Error(`setdns: ${response.statusCode}`)) })
+        })
+        request.once('error', reject).end(JSON.stringify({ name: record, value }))
+      })
+    },
+  }, pino({ enabled: false }))
+  await once(server.listen(socket), 'listening')
+  t.after(() => server.close())
+  await copyFile(lab.ready.acmeDirectoryCA, path.join(config, 'authority.pem'))
+  const settings = async (more: string): Promise<void> => {
+    await writeFile(path.join(config, 'gatehouse.toml'), `[certificates]\ndirectory = "${lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`)
+  }
+  await settings('')
+  const gatehouse = async (): Promise<Result & { record: CertsRecord }> => {
+    const env = { GATEHOUSE_CONFIG_DIR: config, GATEHOUSE_TLS_DIR: box.tls, STATE_DIRECTORY: box.state, GATEHOUSE_CERTS_SOCKET: socket, GATEHOUSE_CERTS_PATIENCE: '5', JOURNAL_STREAM: '0:0' }
+    const result = await lab.run(node.ns, ['env', ...Object.entries(env).map(([key, value]) => `${key}=${value}`), process.execPath, path.join(import.meta.dirname, '../../src/main.ts'), 'certs'])
+    return { ...result, record: JSON.parse(await readFile(path.join(box.tls, 'status.json'), 'utf8')) }
+  }
+  enabled = false
+  const off = await gatehouse()
+  assert.equal(off.code, 1)
+  assert.match(off.stdout, /^<3>no certificate for .*HTTPS is not enabled.*check that HTTPS is enabled for the tailnet/)
+  assert.deepEqual([off.record.result, off.record.severity, off.record.daysLeft], ['failed', 'error', 0])
+  await rm(path.join(box.state, 'attempts.json'))
+  enabled = true
+  const first = await gatehouse()
+  assert.equal(first.code, 0, first.stderr + first.stdout)
+  assert.match(first.stdout, /^certificate for .* \(the first\)/)
+  const serial = (await box.certificate()).serialNumber
+  const again = await gatehouse()
+  assert.deepEqual([again.code, again.record.certificates!.map(({ from }) => from)], [0, ['authority']])
+  assert.equal((await box.certificate()).serialNumber, serial)
+  // A name of the tailnet that is not this node's: the control server refuses, the one that is there is not touched.
+  names = [name, `stranger.${lab.ready.suffix}`]
+  const foreign = await gatehouse()
+  assert.equal(foreign.code, 1)
+  assert.match(foreign.record.problem!, /no certificate for stranger/)
+  assert.equal((await box.certificate()).serialNumber, serial)
+  await rm(box.file)
+  names = [name]
+  await settings('profile = "nosuch"\n')
+  const profile = await gatehouse()
+  assert.match(profile.record.problem!, /has no profile "nosuch"/)
 })
 
 /** Runs the agent with `directory` on a disk of its own, of so many bytes, and prints what is in place of the certificate afterwards. */
