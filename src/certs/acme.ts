@@ -232,16 +232,24 @@ export function parseRetryAfter (value: string | undefined, now: number = Date.n
   return Number.isNaN(date) ? undefined : Math.max(0, date - now)
 }
 
-/** The account key, made once. A damaged one is put aside, not overwritten: it may be wanted. */
+/**
+ * The account key, made once. A damaged one is put aside, not overwritten: it may be wanted. One that cannot be read is not
+ * damaged: a new account would have the authority's limits begin anew, and whoever closed the old file may open it again.
+ */
 async function readAccountKey (state: string): Promise<string> {
   await mkdir(state, { recursive: true, mode: 0o700 })
   const path = join(state, 'account.pem')
-  try {
-    const pem = await readFile(path, 'utf8')
-    createPrivateKey(pem)
-    return pem
-  } catch (err) {
-    if ((err as NodeJS.ErrnoException).code !== 'ENOENT') await rename(path, `${path}.damaged`)
+  const there = await readFile(path, 'utf8').catch((err: NodeJS.ErrnoException) => {
+    if (err.code === 'ENOENT') return undefined
+    throw new IssueError('unreachable', `the account key ${path} cannot be read: ${reason(err)}`, 'Check its owner and mode: gatehouse-certs, 0600', undefined, { cause: err })
+  })
+  if (there !== undefined) {
+    try {
+      createPrivateKey(there)
+      return there
+    } catch {
+      await rename(path, `${path}.damaged`)
+    }
   }
   const pem = (await acme.crypto.createPrivateEcdsaKey('P-256')).toString()
   await writeFileAtomic(path, pem, 0o600)

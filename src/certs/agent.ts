@@ -198,10 +198,10 @@ async function clear (path: string): Promise<void> {
   if (stat !== undefined && !stat.isFile()) await rm(path, { recursive: true })
 }
 
-/** Removes temporary files a power cut left behind: they may hold a key. */
-async function sweep (tls: string): Promise<void> {
-  for (const file of await readdir(tls)) {
-    if (/^\..*\.tmp$/.test(file)) await rm(join(tls, file), { recursive: true, force: true })
+/** Removes temporary files a power cut left behind in a directory: they may hold a key. */
+export async function sweep (directory: string): Promise<void> {
+  for (const file of await readdir(directory)) {
+    if (/^\..*\.tmp$/.test(file)) await rm(join(directory, file), { recursive: true, force: true })
   }
 }
 

@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises'
+import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../cli/client.ts'
@@ -7,7 +7,7 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { builtAt } from '../config/version.ts'
 import { createIssuer, IssueError } from './acme.ts'
-import { renew, writeRecord } from './agent.ts'
+import { renew, sweep, writeRecord } from './agent.ts'
 import { Plans } from './ari.ts'
 import { Ledger } from './ledger.ts'
 import type { Severity } from './record.ts'
@@ -38,6 +38,8 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
     const authorities = caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
     const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
     const state = paths.state('/var/lib/gatehouse-certs')
+    await mkdir(state, { recursive: true, mode: 0o700 })
+    await sweep(state)
     const ledger = await Ledger.open(state, directory)
     const plans = await Plans.open(state, directory)
     const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)

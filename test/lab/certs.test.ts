@@ -137,6 +137,31 @@ test('profiles: one that is offered is asked for, another is refused with those 
   assert.equal((await box.run({ profile: 'default' })).record.result, 'ok')
 })
 
+for (const days of [90, 45, 6]) {
+  test(`${days}-day certificates: three renewals, each at the moment the authority suggested`, async () => {
+    const box = await Box.make()
+    const lifetime = days * day
+    const begin = await noted(replacing)
+    assert.equal((await box.run({ lifetime })).record.result, 'ok')
+    for (let i = 1; i <= 3; i++) {
+      const old = await box.certificate()
+      assert.equal(Math.round((old.validToDate.getTime() - old.validFromDate.getTime()) / day), days)
+      const { from, renewAt } = (await box.run({ lifetime })).record.certificates![0]!
+      // Pebble suggests two days around two thirds of the lifetime.
+      const after = (Date.parse(renewAt) - old.validFromDate.getTime()) / day
+      assert.equal(from, 'authority')
+      assert.ok(Math.abs(after - days * 2 / 3) < 1.1, `after ${after} of ${days} days`)
+      const early = await box.run({ lifetime, ahead: Date.parse(renewAt) - Date.now() - 60_000 })
+      assert.equal(early.record.result, 'ok')
+      assert.equal((await box.certificate()).serialNumber, old.serialNumber)
+      const due = await box.run({ lifetime, ahead: Date.parse(renewAt) - Date.now() + 60_000 })
+      assert.match(due.said, /the moment the authority suggested has come/)
+      assert.notEqual((await box.certificate()).serialNumber, old.serialNumber)
+      assert.equal(await noted(replacing), begin + i)
+    }
+  })
+}
+
 test('certificates of seconds, one after the other: never expired in place', async () => {
   const box = await Box.make()
   const serials = new Set<string>()
@@ -264,10 +289,12 @@ test('gatehouse certs, the command: names and challenges over the gateway\'s soc
   assert.match(off.stdout, /^<3>no certificate for .*HTTPS is not enabled.*check that HTTPS is enabled for the tailnet/)
   assert.deepEqual([off.record.result, off.record.severity, off.record.daysLeft], ['failed', 'error', 0])
   await rm(path.join(box.state, 'attempts.json'))
+  await writeFile(path.join(box.state, '.account.pem.1.tmp'), 'what a power cut left')
   enabled = true
   const first = await gatehouse()
   assert.equal(first.code, 0, first.stderr + first.stdout)
   assert.match(first.stdout, /^certificate for .* \(the first\)/)
+  assert.deepEqual((await readdir(box.state)).filter((file) => file.startsWith('.')), [])
   const serial = (await box.certificate()).serialNumber
   const again = await gatehouse()
   assert.deepEqual([again.code, again.record.certificates!.map(({ from }) => from)], [0, ['authority']])

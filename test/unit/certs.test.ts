@@ -199,6 +199,19 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
   assert.deepEqual([gone.kind, gone.message], ['unreachable', `the ACME directory ${URL.parse(directory)!.host} cannot be reached (ECONNREFUSED)`])
 })
 
+test('an account key that is damaged is put aside; one that cannot be read is left where it is, and said', async () => {
+  const state = mkdtempSync(join(root, 'k-'))
+  const issuer = async (): Promise<unknown> => await createIssuer({ directory: 'https://127.0.0.1:1/dir', authorities: undefined, email: undefined, state, publish: async () => {} })
+  writeFileSync(join(state, 'account.pem'), '-----BEGIN PRIVATE KEY-----\nhalf')
+  await issuer()
+  assert.match(readFileSync(join(state, 'account.pem'), 'utf8'), /-----END PRIVATE KEY-----/)
+  assert.match(readFileSync(join(state, 'account.pem.damaged'), 'utf8'), /half/)
+  rmSync(join(state, 'account.pem'))
+  mkdirSync(join(state, 'account.pem'))
+  await assert.rejects(issuer(), /the account key .*account\.pem cannot be read: EISDIR/)
+  assert.ok(statSync(join(state, 'account.pem')).isDirectory())
+})
+
 test('a clock before the build is refused, and said in the record', async () => {
   const { tls, state } = agent()
   const where = paths({ GATEHOUSE_TLS_DIR: tls, STATE_DIRECTORY: state, GATEHOUSE_CONFIG_DIR: '/nonexistent' })
