@@ -62,6 +62,13 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     let due = why
     let renewal: Moment | undefined
     if (certificate !== undefined) {
+      if (certificate.notBefore.getTime() > now().getTime() + day) {
+        // Nobody knows then whether it has expired. The authority's clock was right when it issued it.
+        const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). Check the network: the clock is set from it (timedatectl)`
+        later('failed', text, undefined, certificate)
+        say(text, 'warning')
+        continue
+      }
       if (now() >= certificate.notAfter) due = 'the last one has expired'
       else {
         renewal = await plans.moment(certificate, now().getTime(), async (id) => await (await ask()).renewalInfo(id), say)
@@ -133,6 +140,7 @@ function judge (text: string, certificate: Certificate | undefined, now: Date): 
   if (certificate === undefined) return { text, severity: 'error', daysLeft: 0 }
   const left = certificate.notAfter.getTime() - now.getTime()
   const daysLeft = Math.max(0, Math.floor(left / day))
+  if (certificate.notBefore.getTime() > now.getTime() + day) return { text, severity: 'warning', daysLeft }
   const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
   const when = left <= 0
     ? `The one in use expired at ${certificate.notAfter.toISOString()}`
