@@ -91,7 +91,7 @@ export class Ledger {
       // Certificates that live for a day or less are renewed more often than that, and their authority means it.
       const { at, lifetime } = issues.at(-1)!
       const wait = Math.min(limits.refill, (lifetime ?? Infinity) / 2)
-      if (at + wait > now) waits.push({ next: at + wait, problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why they are lost: journalctl -u gatehouse-certs` })
+      if (at + wait > now) waits.push({ next: at + wait, problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many: journalctl -u gatehouse-certs` })
     }
     const last = waits.toSorted((a, b) => a.next - b.next).at(-1)
     return last === undefined ? undefined : { next: new Date(last.next), problem: last.problem }

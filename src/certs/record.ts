@@ -15,7 +15,7 @@ export interface CertsRecord {
   problem?: string
   /** Set with {@link problem}: the worst of all names. */
   severity?: Severity
-  /** Set with {@link problem}: whole days until the first certificate that is due expires; 0 when there is none or it has. */
+  /** Set with {@link problem} once certificates were looked at: whole days until the first certificate that is due expires; 0 when there is none or it has. */
   daysLeft?: number
   /** Earliest next attempt, RFC 3339. */
   next?: string

@@ -25,7 +25,7 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
   const say = (line: string, severity: Severity = 'info'): void => { process.stdout.write(`${prefix[severity]}${line}\n`) }
   const fail = async (error: GatehouseError): Promise<number> => {
     process.stderr.write(`gatehouse certs: ${error.line}\n`)
-    await writeRecord(paths.tls, { checkedAt: now().toISOString(), result: 'failed', names: [], problem: error.line }).catch(() => {})
+    await writeRecord(paths.tls, { checkedAt: now().toISOString(), result: 'failed', names: [], problem: error.line, severity: 'warning' }).catch(() => {})
     return 1
   }
   try {

@@ -249,6 +249,18 @@ test('certificates that are lost over and over: four, then one when the authorit
   assert.equal((await agent.run()).result, 'waiting')
 })
 
+test('an authority that wants every certificate replaced at once gets no more orders than it counts', async () => {
+  const agent = new Agent()
+  agent.info = (from) => window(from.getTime() - hour, from.getTime() - minute)
+  const begin = agent.now
+  for (; agent.now < begin + 14 * day; agent.now += hour) await agent.run()
+  const times = agent.asked.map(({ at }) => at)
+  const week = Math.max(...times.map((from) => times.filter((at) => at >= from && at < from + 7 * day).length))
+  assert.ok(times.length >= 8 && week <= 4 + Math.ceil(7 * day / limits.refill), `${times.length} in two weeks, ${week} in a week`)
+  const record = await agent.run()
+  assert.deepEqual([record.result, record.severity], ['waiting', 'info'])
+})
+
 test('a clock that jumps ten years ahead and back: what is in place stays, the authority is spared, and all is well again at once', async () => {
   const agent = new Agent()
   await agent.run()
