@@ -46,6 +46,8 @@ export interface IssuerOptions {
 export interface IssueOptions {
   /** The certificate this one replaces (RFC 9773 §5), as `certificateId` names it. Left out of the order when the authority will not have it. */
   replaces?: string | undefined
+  /** Told, in a line, what is worth knowing and no failure. */
+  say?: (line: string) => void
   /** Called before the authority is asked to validate the name; what it throws ends the attempt. */
   validating?: () => Promise<void>
   /** Called before the authority is asked to issue; what it throws ends the attempt. */
@@ -137,7 +139,7 @@ export async function createIssuer ({ directory, authorities, email, profile, li
       })
     },
 
-    async issue (name, { replaces, validating = async () => {}, issuing = async () => {} } = {}) {
+    async issue (name, { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {}) {
       let validated = false
       const client = new acme.Client({ directoryUrl: directory, accountKey, backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
       // Five, its own number, are too few for an authority that refuses every other nonce.
@@ -159,6 +161,7 @@ export async function createIssuer ({ directory, authorities, email, profile, li
           return await order({ ...asked, replaces } as typeof asked).catch(async (err: unknown) => {
             // It was replaced before (alreadyReplaced, 409), or is none of this authority's or account's: the order counts, not the word.
             if (answer === undefined || answer.status < 400 || [429, 502, 503, 504].includes(answer.status)) throw err
+            say(`${name}: the authority takes the order for no renewal (${reason(err)}): it is made as a new one`)
             return await order(asked)
           })
         }

@@ -94,6 +94,7 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
       }
       const pem = await (await ask()).issue(name, {
         replaces: certificate === undefined ? undefined : certificateId(new X509Certificate(certificate.chain)),
+        say,
         validating: async () => { await counted(async () => { await ledger.validating(name, now().getTime()) }) },
         issuing: async () => { await counted(async () => { await ledger.issuing(name, now().getTime()) }) },
       })

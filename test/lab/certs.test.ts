@@ -80,6 +80,14 @@ async function noted (what: RegExp): Promise<number> {
 }
 const replacing = /is a replacement of/
 
+/**
+ * Orders that Pebble takes for replacements of a certificate: 1, or 0 for one in 256, whose serial number begins with a zero byte in DER. RFC 9773 §4.1
+ * has that byte in the identifier; Pebble 2.10.1 looks for the number without it.
+ */
+function replacements (leaf: X509Certificate): number {
+  return Buffer.from(certificateId(leaf)!.split('.')[1]!, 'base64url')[0] === 0 ? 0 : 1
+}
+
 test('an authority that refuses every other nonce', async () => {
   const box = await Box.make()
   assert.equal((await box.run()).record.result, 'ok')
@@ -102,7 +110,7 @@ test('the authority is asked when to renew, and told what is replaced', async ()
   assert.equal(renewed.record.result, 'ok', renewed.said)
   assert.match(renewed.said, /the moment the authority suggested has come/)
   assert.notEqual((await box.certificate()).serialNumber, old.serialNumber)
-  assert.equal(await noted(replacing), before + 1)
+  assert.equal(await noted(replacing), before + replacements(old), renewed.said)
 })
 
 test('a certificate that was replaced already is replaced all the same; one of no account of ours too', async () => {
@@ -115,7 +123,6 @@ test('a certificate that was replaced already is replaced all the same; one of n
   await writeFile(box.file, pem)
   await rm(path.join(box.state, 'renewals.json'), { force: true })
   const before = await noted(replacing)
-  assert.ok(before >= 1)
   const third = await box.run({ ahead: 63 * day })
   assert.equal(third.record.result, 'ok', third.said)
   assert.notEqual((await box.certificate()).serialNumber, second.serialNumber)
@@ -141,7 +148,7 @@ for (const days of [90, 45, 6]) {
   test(`${days}-day certificates: three renewals, each at the moment the authority suggested`, async () => {
     const box = await Box.make()
     const lifetime = days * day
-    const begin = await noted(replacing)
+    let expected = await noted(replacing)
     assert.equal((await box.run({ lifetime })).record.result, 'ok')
     for (let i = 1; i <= 3; i++) {
       const old = await box.certificate()
@@ -157,7 +164,8 @@ for (const days of [90, 45, 6]) {
       const due = await box.run({ lifetime, ahead: Date.parse(renewAt) - Date.now() + 60_000 })
       assert.match(due.said, /the moment the authority suggested has come/)
       assert.notEqual((await box.certificate()).serialNumber, old.serialNumber)
-      assert.equal(await noted(replacing), begin + i)
+      expected += replacements(old)
+      assert.equal(await noted(replacing), expected, due.said)
     }
   })
 }
