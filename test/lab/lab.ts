@@ -509,13 +509,21 @@ export class LabClient {
     return (await this.#json('GET', `/ping?ip=${encodeURIComponent(ip)}&type=${type}`)) as Path & { node: string; ms: number }
   }
 
-  /** Pings until the path is direct (the first pings go by DERP). Timeout in milliseconds, default 15 000. */
-  async pingDirect(ip: string, timeout = 15_000): Promise<Path & { node: string; ms: number }> {
-    for (const deadline = Date.now() + timeout; ; ) {
-      const pong = await this.ping(ip)
-      if (pong.direct) return pong
-      if (Date.now() > deadline) throw new Error(`${ip} is reached by DERP (${pong.derp}) only, after ${timeout} ms`)
-      await sleep(100)
+  /**
+   * Pings until the path is direct: the first pings go by DERP, and one sent before both sides know one another's keys is lost. Timeout in
+   * milliseconds, default 30 000.
+   */
+  async pingDirect(ip: string, timeout = 30_000): Promise<Path & { node: string; ms: number }> {
+    for (const deadline = Date.now() + timeout; ; await sleep(100)) {
+      let last: string
+      try {
+        const pong = await this.ping(ip)
+        if (pong.direct) return pong
+        last = `it is reached by DERP (${pong.derp}) only`
+      } catch (err) {
+        last = (err as Error).message
+      }
+      if (Date.now() > deadline) throw new Error(`${ip} has no direct path after ${timeout} ms: ${last}`)
     }
   }
 
