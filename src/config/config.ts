@@ -1,39 +1,23 @@
 import { parse, stringify } from 'smol-toml'
 import { GatehouseError, oneLine } from './errors.ts'
 import { locate } from './locate.ts'
+import { schema as tables, tomlName } from './schema.ts'
+import type { Config, Key, Keys } from './schema.ts'
 import { suggest } from './suggest.ts'
 
-/** What gatehouse.toml says, with defaults filled in. The reference for people is docs/architecture.md. */
-export interface Config {
-  tailnet: {
-    /** Name asked of the tailnet: a DNS label, 1–63 of a-z, 0-9 and inner hyphens. Default: `gatehouse`. */
-    hostname: string
-    /** Tailscale auth key. Default: none, a login URL is shown. Never in the provisioned copy: see {@link serialize}. */
-    authKey: string | undefined
-    /** Control server, http or https. Default: Tailscale's own. */
-    controlURL: string | undefined
-  }
-  certificates: {
-    /** ACME directory, https. Default: Let's Encrypt. */
-    directory: string
-    /** PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml. Default: the system's. */
-    caFile: string | undefined
-    /** Contact given to the authority. Default: none. */
-    email: string | undefined
-    /** Profile of certificate asked of the authority, such as Let's Encrypt's `shortlived`. Default: the authority's own choice. */
-    profile?: string
-  }
-}
+export { letsEncrypt } from './schema.ts'
+export type { Config } from './schema.ts'
 
-/** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
-export const letsEncrypt = 'https://acme-v02.api.letsencrypt.org/directory'
+// Typed by what every table has in common: the code below knows no key by name.
+const schema: Record<string, Keys | [Keys]> = tables
 
 /** The configuration of an empty file. */
 export function defaults (): Config {
-  return {
-    tailnet: { hostname: 'gatehouse', authKey: undefined, controlURL: undefined },
-    certificates: { directory: letsEncrypt, caFile: undefined, email: undefined },
-  }
+  return Object.fromEntries(Object.entries(schema).map(([name, keys]) => [name, Array.isArray(keys) ? [] : defaultsOf(keys)])) as unknown as Config
+}
+
+function defaultsOf (keys: Keys): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(keys).map(([name, key]) => [name, structuredClone(key.default)]))
 }
 
 /** One thing wrong in a configuration file. */
@@ -62,63 +46,6 @@ export class ConfigError extends GatehouseError {
   }
 }
 
-type Check = (value: string) => { message: string, cure: string } | undefined
-
-interface Key {
-  example: string
-  check: Check
-  set: (config: Config, value: string) => void
-}
-
-const schema: Record<string, Record<string, Key>> = {
-  tailnet: {
-    hostname: {
-      example: 'hostname = "gatehouse"',
-      check: checkHostname,
-      set: (config, value) => { config.tailnet.hostname = value },
-    },
-    auth_key: {
-      example: 'auth_key = "tskey-auth-…"',
-      check: checkAuthKey,
-      set: (config, value) => { config.tailnet.authKey = value },
-    },
-    control_url: {
-      example: 'control_url = "https://headscale.example.org"',
-      check: (value) => checkURL(value, ['https:', 'http:'], 'control_url = "https://headscale.example.org"'),
-      set: (config, value) => { config.tailnet.controlURL = value },
-    },
-  },
-  certificates: {
-    directory: {
-      example: `directory = "${letsEncrypt}"`,
-      check: (value) => checkURL(value, ['https:'], `directory = "${letsEncrypt}"`),
-      set: (config, value) => { config.certificates.directory = value },
-    },
-    ca_file: {
-      example: 'ca_file = "authority.pem"',
-      // Only .pem: the name is used in a directory that also holds gatehouse.toml and authkey.
-      check: (value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
-        ? undefined
-        : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' },
-      set: (config, value) => { config.certificates.caFile = value },
-    },
-    email: {
-      example: 'email = "you@example.org"',
-      check: (value) => /^[^\s@,;<>]+@[^\s@,;<>]+$/.test(value)
-        ? undefined
-        : { message: `email ${quote(value)} is not an e-mail address`, cure: 'Write email = "you@example.org", or leave it out' },
-      set: (config, value) => { config.certificates.email = value },
-    },
-    profile: {
-      example: 'profile = "shortlived"',
-      check: (value) => /^[A-Za-z0-9_.-]{1,64}$/.test(value)
-        ? undefined
-        : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' },
-      set: (config, value) => { config.certificates.profile = value },
-    },
-  },
-}
-
 /**
  * Reads a configuration whole: every mistake in it is found and reported with its line.
  *
@@ -137,49 +64,66 @@ export function parseConfig (data: string | Uint8Array, file: string): Config {
   } catch (err) {
     throw new ConfigError(file, [syntaxIssue(err, text)])
   }
-  const config = defaults()
+  const config = defaults() as unknown as Record<string, unknown>
   const issues: ConfigIssue[] = []
-  const lineOf = (...path: string[]): number => locate(text, path) ?? 1
+  const lineOf = (...path: string[]): number => locate(text, path) ?? locate(text, path.slice(0, 1)) ?? 1
   for (const [table, content] of Object.entries(document)) {
     const keys = Object.hasOwn(schema, table) ? schema[table] : undefined
     if (keys === undefined) {
       issues.push({ code: 'GH_CONFIG_UNKNOWN_KEY', line: lineOf(table), ...unknownTable(table, content) })
-      continue
-    }
-    if (!isTable(content)) {
-      issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a table`, cure: `Write [${table}] on a line of its own and its keys below` })
-      continue
-    }
-    for (const [name, value] of Object.entries(content)) {
-      const line = lineOf(table, name)
-      const key = Object.hasOwn(keys, name) ? keys[name] : undefined
-      if (key === undefined) {
-        issues.push({ code: 'GH_CONFIG_UNKNOWN_KEY', line, ...unknownKey(table, name) })
-      } else if (typeof value !== 'string') {
-        issues.push({ code: 'GH_CONFIG_TYPE', line, message: `${name} must be text in quotes`, cure: `Write ${key.example}` })
+    } else if (Array.isArray(keys)) {
+      if (Array.isArray(content) && content.every(isTable)) {
+        config[table] = content.map((entry, index) => readTable(table, keys[0], entry, (name) => lineOf(table, String(index), name), issues))
       } else {
-        const wrong = key.check(value)
-        if (wrong === undefined) key.set(config, value)
-        else issues.push({ code: 'GH_CONFIG_VALUE', line, ...wrong })
+        issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a list of tables`, cure: `Write [[${table}]], in double brackets, on a line of its own and its keys below, once for each` })
       }
+    } else if (isTable(content)) {
+      config[table] = readTable(table, keys, content, (name) => lineOf(table, name), issues)
+    } else {
+      issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a table`, cure: `Write [${table}] on a line of its own and its keys below` })
     }
   }
   issues.sort((a, b) => a.line - b.line)
   if (issues.length > 0) throw new ConfigError(file, issues as [ConfigIssue, ...ConfigIssue[]])
-  return config
+  return config as unknown as Config
 }
 
-/** The configuration as TOML without the auth key: what every user of the machine may read. */
+/** Reads one table; what is wrong in it is added to `issues`. */
+function readTable (table: string, keys: Keys, content: Record<string, unknown>, lineOf: (name: string) => number, issues: ConfigIssue[]): Record<string, unknown> {
+  const values = defaultsOf(keys)
+  const byName = new Map(Object.entries(keys).map(([property, key]) => [tomlName(property), { property, key }]))
+  for (const [name, value] of Object.entries(content)) {
+    const line = lineOf(name)
+    const found = byName.get(name)
+    if (found === undefined) {
+      issues.push({ code: 'GH_CONFIG_UNKNOWN_KEY', line, ...unknownKey(table, name) })
+      continue
+    }
+    const read = found.key.kind.read(value, { name, example: `${name} = ${found.key.example}` })
+    if ('wrong' in read) issues.push({ code: read.type ? 'GH_CONFIG_TYPE' : 'GH_CONFIG_VALUE', line, ...read.wrong })
+    else values[found.property] = read.value
+  }
+  return values
+}
+
+/** The configuration as TOML without its secrets: what every user of the machine may read. Keys that have their default are left out. */
 export function serialize (config: Config): string {
-  const { hostname, controlURL } = config.tailnet
-  const { directory, caFile, email, profile } = config.certificates
-  const given = (table: Record<string, string | undefined>): Record<string, string> =>
-    Object.fromEntries(Object.entries(table).filter((entry): entry is [string, string] => entry[1] !== undefined))
+  const document = Object.fromEntries(Object.entries(schema).map(([name, keys]) => {
+    const content = config[name as keyof Config] as unknown
+    return [name, Array.isArray(keys)
+      ? (content as Array<Record<string, unknown>>).map((values) => writeTable(keys[0], values))
+      : writeTable(keys, content as Record<string, unknown>)]
+  }))
   return '# Written by gatehouse provision from gatehouse.toml on the boot partition. Change that one: this file is replaced at each boot.\n' +
-    stringify({
-      tailnet: given({ hostname, control_url: controlURL }),
-      certificates: given({ directory, ca_file: caFile, email, profile }),
-    }) + '\n'
+    stringify(document) + '\n'
+}
+
+function writeTable (keys: Keys, values: Record<string, unknown>): Record<string, unknown> {
+  const written = ([property, key]: [string, Key<unknown>]): Array<[string, unknown]> => {
+    const value = values[property]
+    return key.secret || value === undefined || JSON.stringify(value) === JSON.stringify(key.default) ? [] : [[tomlName(property), key.kind.write(value)]]
+  }
+  return Object.fromEntries(Object.entries(keys).flatMap(written))
 }
 
 function isTable (value: unknown): value is Record<string, unknown> {
@@ -209,65 +153,43 @@ function syntaxIssue (err: unknown, text: string): ConfigIssue {
   let cure = 'Write each setting on a line of its own as key = "value"'
   if (/[“”„‘’]/.test(source)) cure = 'Use straight quotes: key = "value", not “value”'
   else if (/^\s*[A-Za-z_]+\s*:/.test(source)) cure = 'Write key = "value": an equals sign, not a colon'
+  else if (/^\s*[A-Za-z_]+\s*=\s*\[/.test(source)) cure = 'Write a list as key = ["one", "two"]: each entry in quotes, commas between, brackets around'
   else if (/^\s*[A-Za-z_]+\s*=\s*[^"'\s]/.test(source)) cure = 'Put the value in quotes: key = "value"'
   else if (/=\s*"[^"]*$/.test(source)) cure = 'Close the quotes: key = "value"'
   return { code: 'GH_CONFIG_SYNTAX', line, message: `this is not TOML: ${what}`, cure }
 }
 
 function unknownTable (table: string, content: unknown): { message: string, cure: string } {
-  const home = Object.entries(schema).find(([, keys]) => Object.hasOwn(keys, table))
+  const home = Object.keys(schema).find((name) => keysOf(name).includes(table))
   if (home !== undefined) {
-    return { message: `${table} stands outside its table`, cure: `Write [${home[0]}] on the line before it` }
+    return { message: `${table} stands outside its table`, cure: `Write ${header(home)} on the line before it` }
   }
   const what = isTable(content) ? `table [${table}]` : `key ${table}`
   const near = suggest(table, Object.keys(schema))
   return {
     message: `unknown ${what}`,
-    cure: near === undefined ? `Remove it; tables are ${list(Object.keys(schema).map((name) => `[${name}]`))}` : `Did you mean [${near}]?`,
+    cure: near === undefined ? `Remove it; tables are ${list(Object.keys(schema).map(header))}` : `Did you mean ${header(near)}?`,
   }
 }
 
 function unknownKey (table: string, name: string): { message: string, cure: string } {
-  const elsewhere = Object.entries(schema).find(([other, keys]) => other !== table && Object.hasOwn(keys, name))
-  const near = suggest(name, Object.keys(schema[table]!))
-  let cure = `Remove it; keys of [${table}] are ${list(Object.keys(schema[table]!))}`
-  if (elsewhere !== undefined) cure = `Move it below [${elsewhere[0]}]`
+  const elsewhere = Object.keys(schema).find((other) => other !== table && keysOf(other).includes(name))
+  const near = suggest(name, keysOf(table))
+  let cure = `Remove it; keys of ${header(table)} are ${list(keysOf(table))}`
+  if (elsewhere !== undefined) cure = `Move it below ${header(elsewhere)}`
   else if (near !== undefined) cure = `Did you mean ${near}?`
-  return { message: `unknown key ${name} in [${table}]`, cure }
+  return { message: `unknown key ${name} in ${header(table)}`, cure }
 }
 
-function checkHostname (value: string): { message: string, cure: string } | undefined {
-  // RFC 1123 §2.1, lower case since the control server would fold it anyway and the URL shown must be the one served.
-  if (/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)) return undefined
-  const better = value.toLowerCase().replace(/[^a-z0-9]+/g, '-').replace(/^-+/, '').slice(0, 63).replace(/-+$/, '')
-  return {
-    message: `hostname ${quote(value)} is not a DNS label (1 to 63 of a-z, 0-9 and inner hyphens)`,
-    cure: `Write hostname = "${better === '' ? 'gatehouse' : better}"`,
-  }
+/** The names of a table's keys as written in the file. */
+function keysOf (table: string): string[] {
+  const keys = schema[table]!
+  return Object.keys(Array.isArray(keys) ? keys[0] : keys).map(tomlName)
 }
 
-function checkAuthKey (value: string): { message: string, cure: string } | undefined {
-  const make = 'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
-  if (value === '') return { message: 'auth_key is empty', cure: `${make}; or remove the line to log in with a URL` }
-  if (value.includes('…') || value.endsWith('...')) return { message: 'auth_key is the example, not a key', cure: make }
-  if (!/^[\x21-\x7e]+$/.test(value)) return { message: 'auth_key holds spaces or characters no key has', cure: make }
-  if (value.startsWith('tskey-api-')) return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
-  return undefined
-}
-
-function checkURL (value: string, protocols: string[], example: string): { message: string, cure: string } | undefined {
-  const name = example.split(' ')[0]!
-  const url = URL.parse(value)
-  const cure = `Write ${example}`
-  if (url === null || !protocols.includes(url.protocol) || url.hostname === '') {
-    return { message: `${name} is not ${protocols.length === 1 ? 'an https' : 'an https or http'} URL`, cure }
-  }
-  if (url.username !== '' || url.password !== '') return { message: `${name} holds a user name or password`, cure }
-  return undefined
-}
-
-function quote (value: string): string {
-  return JSON.stringify(value.length > 80 ? `${value.slice(0, 79)}…` : value)
+/** A table's header as written in the file. */
+function header (table: string): string {
+  return Array.isArray(schema[table]) ? `[[${table}]]` : `[${table}]`
 }
 
 function list (words: string[]): string {

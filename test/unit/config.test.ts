@@ -18,7 +18,7 @@ function wrong (text: string | Uint8Array): ConfigError {
 test('an empty file is the defaults', () => {
   assert.deepEqual(parseConfig('', 'f'), {
     tailnet: { hostname: 'gatehouse', authKey: undefined, controlURL: undefined },
-    certificates: { directory: letsEncrypt, caFile: undefined, email: undefined },
+    certificates: { directory: letsEncrypt, caFile: undefined, email: undefined, profile: undefined },
   })
 })
 
@@ -26,7 +26,7 @@ test('a file from Windows is read: byte order mark, CRLF', () => {
   const text = `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\ncontrol_url = "http://10.77.0.2"\r\n[certificates]\r\ndirectory = "https://10.77.0.4/dir"\r\nca_file = "authority.pem"\r\nemail = "a@example.org"\r\n`
   assert.deepEqual(parseConfig(Buffer.from(text), 'f'), {
     tailnet: { hostname: 'door', authKey: secret, controlURL: 'http://10.77.0.2' },
-    certificates: { directory: 'https://10.77.0.4/dir', caFile: 'authority.pem', email: 'a@example.org' },
+    certificates: { directory: 'https://10.77.0.4/dir', caFile: 'authority.pem', email: 'a@example.org', profile: undefined },
   })
 })
 

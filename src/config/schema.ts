@@ -1,0 +1,104 @@
+import { quote, text } from './kinds.ts'
+import type { Kind, Wrong } from './kinds.ts'
+
+/** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
+export const letsEncrypt = 'https://acme-v02.api.letsencrypt.org/directory'
+
+/** One key of gatehouse.toml. */
+export interface Key<T, D extends T | undefined = T | undefined> {
+  kind: Kind<T>
+  /** What holds when the key is left out. */
+  default: D
+  /** Its value in messages, as TOML: `"gatehouse"`. */
+  example: string
+  /** Never in the provisioned copy of the configuration, which every user of the machine may read. */
+  secret: boolean
+}
+
+/** Keys of one table by their name in TypeScript; in the file a name is written in snake case ({@link tomlName}). */
+export type Keys = Record<string, Key<any, any>>
+
+function key<T> (kind: Kind<T>, options: { default: T, example: string }): Key<T, T>
+function key<T> (kind: Kind<T>, options: { example: string, secret?: boolean }): Key<T, undefined>
+function key<T> (kind: Kind<T>, options: { default?: T, example: string, secret?: boolean }): Key<T, any> {
+  return { kind, default: options.default, example: options.example, secret: options.secret ?? false }
+}
+
+/**
+ * All of gatehouse.toml: one entry a key, and nothing else to change when one is added but
+ * overlays/usr/share/gatehouse/gatehouse.toml.example, which documents each for people.
+ *
+ * A table is `[name]`, given once. For a list of tables, `[[name]]`, write `[{ … }]`: the keys in an array of one.
+ */
+export const schema = {
+  tailnet: {
+    /** Name asked of the tailnet: a DNS label, 1–63 of a-z, 0-9 and inner hyphens. Default: `gatehouse`. */
+    hostname: key(text(checkHostname), { default: 'gatehouse', example: '"gatehouse"' }),
+    /** Tailscale auth key. Default: none, a login URL is shown. */
+    authKey: key(text(checkAuthKey), { example: '"tskey-auth-…"', secret: true }),
+    /** Control server, http or https. Default: Tailscale's own. */
+    controlURL: key(text(url('https:', 'http:')), { example: '"https://headscale.example.org"' }),
+  },
+  certificates: {
+    /** ACME directory, https. Default: Let's Encrypt. */
+    directory: key(text(url('https:')), { default: letsEncrypt, example: `"${letsEncrypt}"` }),
+    /** PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml. Default: the system's. */
+    // Only .pem: the name is used in a directory that also holds gatehouse.toml and authkey.
+    caFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
+      ? undefined
+      : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' }),
+    { example: '"authority.pem"' }),
+    /** Contact given to the authority. Default: none. */
+    email: key(text((value) => /^[^\s@,;<>]+@[^\s@,;<>]+$/.test(value)
+      ? undefined
+      : { message: `email ${quote(value)} is not an e-mail address`, cure: 'Write email = "you@example.org", or leave it out' }),
+    { example: '"you@example.org"' }),
+    /** Profile of certificate asked of the authority, such as Let's Encrypt's `shortlived`. Default: the authority's own choice. */
+    profile: key(text((value) => /^[A-Za-z0-9_.-]{1,64}$/.test(value)
+      ? undefined
+      : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' }),
+    { example: '"shortlived"' }),
+  },
+} satisfies Record<string, Keys | [Keys]>
+
+/** The values of a table's keys: a key without a default may be undefined. */
+export type Values<K> = { [N in keyof K]: K[N] extends Key<infer T, infer D> ? T | D : never }
+
+/** What gatehouse.toml says, with defaults filled in. */
+export type Config = { [T in keyof typeof schema]: (typeof schema)[T] extends [infer K] ? Array<Values<K>> : Values<(typeof schema)[T]> }
+
+/** A key's name in the file: authKey is auth_key, controlURL is control_url. */
+export function tomlName (name: string): string {
+  return name.replace(/([a-z0-9])([A-Z])/g, '$1_$2').toLowerCase()
+}
+
+function checkHostname (value: string): Wrong | undefined {
+  // RFC 1123 §2.1, lower case since the control server would fold it anyway and the URL shown must be the one served.
+  if (/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)) return undefined
+  const better = value.toLowerCase().replace(/[^a-z0-9]+/g, '-').replace(/^-+/, '').slice(0, 63).replace(/-+$/, '')
+  return {
+    message: `hostname ${quote(value)} is not a DNS label (1 to 63 of a-z, 0-9 and inner hyphens)`,
+    cure: `Write hostname = "${better === '' ? 'gatehouse' : better}"`,
+  }
+}
+
+function checkAuthKey (value: string): Wrong | undefined {
+  const make = 'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
+  if (value === '') return { message: 'auth_key is empty', cure: `${make}; or remove the line to log in with a URL` }
+  if (value.includes('…') || value.endsWith('...')) return { message: 'auth_key is the example, not a key', cure: make }
+  if (!/^[\x21-\x7e]+$/.test(value)) return { message: 'auth_key holds spaces or characters no key has', cure: make }
+  if (value.startsWith('tskey-api-')) return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
+  return undefined
+}
+
+function url (...protocols: string[]) {
+  return (value: string, key: { name: string, example: string }): Wrong | undefined => {
+    const parsed = URL.parse(value)
+    const cure = `Write ${key.example}`
+    if (parsed === null || !protocols.includes(parsed.protocol) || parsed.hostname === '') {
+      return { message: `${key.name} is not ${protocols.length === 1 ? 'an https' : 'an https or http'} URL`, cure }
+    }
+    if (parsed.username !== '' || parsed.password !== '') return { message: `${key.name} holds a user name or password`, cure }
+    return undefined
+  }
+}
