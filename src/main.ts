@@ -10,6 +10,7 @@ const usage = `Usage: gatehouse COMMAND
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
+  metrics          print what the gateway counts, for Prometheus
   version          print the version
 
 Reference: docs/architecture.md
@@ -28,6 +29,7 @@ async function main (args: string[]): Promise<number> {
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
+    case 'metrics': return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'version':
     case '--version':
       process.stdout.write(`${version}\n`)

@@ -1,8 +1,7 @@
 import { readFile } from 'node:fs/promises'
-import { reason } from '../config/errors.ts'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
-import { call } from './client.ts'
+import { call, unreachable } from './client.ts'
 
 /**
  * `gatehouse status`: how things are, problems first, each with its cure.
@@ -27,13 +26,6 @@ export async function runStatus (paths: Paths, { json }: { json: boolean }): Pro
   }
   process.stdout.write(json ? `${JSON.stringify(status, undefined, 2)}\n` : table(status))
   return status.ok ? 0 : 1
-}
-
-function unreachable (err: unknown, socket: string): { message: string, cure: string } {
-  const code = (err as NodeJS.ErrnoException).code
-  if (code === 'EACCES' || code === 'EPERM') return { message: `only root may open ${socket}`, cure: 'Run it with sudo' }
-  if (code === 'ENOENT' || code === 'ECONNREFUSED') return { message: `nothing listens on ${socket}`, cure: 'Run systemctl start gatehouse, and look at journalctl -u gatehouse' }
-  return { message: reason(err), cure: 'Look at journalctl -u gatehouse' }
 }
 
 /** The status for a person. `now` is for the ages in it. */

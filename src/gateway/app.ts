@@ -5,6 +5,8 @@ import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
 import { drain } from './drain.ts'
 import type { Logger } from './log.ts'
+import { measure } from './metrics.ts'
+import type { Metrics } from './metrics.ts'
 import { sendError } from './pages.ts'
 import { proxy } from './proxy.ts'
 import type { Upstream } from './upstream.ts'
@@ -13,6 +15,7 @@ import { websocket } from './websocket.ts'
 /** Options of {@link createApp}. */
 export interface AppOptions {
   log: Logger
+  metrics: Metrics
   upstream: Upstream
   /** See ProxyOptions. */
   headersTimeout?: number
@@ -22,7 +25,7 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, upstream, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -53,7 +56,8 @@ export async function createApp ({ log, upstream, headersTimeout }: AppOptions):
 
   await app.register(drain, {})
   await app.register(accessLog, { log })
-  await app.register(websocket, { upstream })
+  await app.register(measure, { metrics })
+  await app.register(websocket, { upstream, metrics })
   await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
   await app.ready()
   return app

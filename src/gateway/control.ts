@@ -1,17 +1,44 @@
 import { createServer } from 'node:http'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import { GatehouseError, reason } from '../config/errors.ts'
+import type { Registry } from 'prom-client'
 import type { Logger } from './log.ts'
+import type { Problem } from './problems.ts'
 import type { GatewayStatus } from './status.ts'
 
 /** Largest body taken on a control socket. Bytes; a challenge is some 350 at most. */
 const maxBody = 1024
 
-type Handler = (request: IncomingMessage, body: string) => Promise<{ status: number, body?: unknown }>
+/** An answer: `body` goes out as JSON, `text` as it is. */
+interface Answer { status: number, body?: unknown, text?: string, type?: string }
 
-/** The admin socket: `GET /v1/status`. Who may connect is decided by the socket's owner and mode. */
-export function createAdminServer (status: () => Promise<GatewayStatus>, log: Logger): Server {
-  return serve(log, { '/v1/status': { GET: async () => ({ status: 200, body: await status() }) } })
+type Handler = (request: IncomingMessage, body: string) => Promise<Answer>
+
+/** What the admin socket needs of the gateway. */
+export interface AdminTarget {
+  status: () => Promise<GatewayStatus>
+  /** Why requests cannot be served now; undefined when they can. */
+  notReady: () => Pick<Problem, 'code' | 'message' | 'cure'> | undefined
+  registry: Registry
+}
+
+/**
+ * The admin socket: `GET /v1/status`; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
+ * all; `/readyz`, 200 when a peer's request would reach Node-RED, else 503 with the reason. Who may connect is decided by the
+ * socket's owner and mode.
+ */
+export function createAdminServer ({ status, notReady, registry }: AdminTarget, log: Logger): Server {
+  return serve(log, {
+    '/v1/status': { GET: async () => ({ status: 200, body: await status() }) },
+    '/metrics': { GET: async () => ({ status: 200, text: await registry.metrics(), type: registry.contentType }) },
+    '/healthz': { GET: async () => ({ status: 200, text: 'ok\n' }) },
+    '/readyz': {
+      GET: async () => {
+        const problem = notReady()
+        return problem === undefined ? { status: 200, text: 'ok\n' } : { status: 503, body: { error: { code: problem.code, message: problem.message, cure: problem.cure } } }
+      },
+    },
+  })
 }
 
 /** What the certs socket needs of the gateway. */
@@ -80,9 +107,9 @@ class HTTPError extends Error {
 }
 
 function serve (log: Logger, routes: Record<string, Record<string, Handler>>): Server {
-  const answer = async (request: IncomingMessage): Promise<{ status: number, body?: unknown }> => {
+  const answer = async (request: IncomingMessage): Promise<Answer> => {
     const methods = Object.hasOwn(routes, request.url ?? '') ? routes[request.url!] : undefined
-    if (methods === undefined) throw new HTTPError(404, new GatehouseError('GH_NOT_FOUND', 'there is nothing here', `Paths are ${Object.keys(routes).join(' and ')}`))
+    if (methods === undefined) throw new HTTPError(404, new GatehouseError('GH_NOT_FOUND', 'there is nothing here', `Paths are ${Object.keys(routes).join(', ')}`))
     const handler = Object.hasOwn(methods, request.method!) ? methods[request.method!] : undefined
     if (handler === undefined) throw new HTTPError(405, new GatehouseError('GH_METHOD', `${request.method} is not done here`, `Use ${Object.keys(methods).join(' or ')}`))
     let body = ''
@@ -92,22 +119,23 @@ function serve (log: Logger, routes: Record<string, Record<string, Handler>>): S
     }
     return await handler(request, body)
   }
-  const respond = (response: ServerResponse, status: number, body?: unknown): void => {
+  const respond = (response: ServerResponse, { status, body, text, type = text === undefined ? 'application/json' : 'text/plain; charset=utf-8' }: Answer): void => {
     if (response.destroyed) return
-    response.writeHead(status, { ...(body === undefined ? {} : { 'content-type': 'application/json' }), connection: 'close' })
-    response.end(body === undefined ? undefined : `${JSON.stringify(body)}\n`)
+    const out = text ?? (body === undefined ? undefined : `${JSON.stringify(body)}\n`)
+    response.writeHead(status, { ...(out === undefined ? {} : { 'content-type': type }), connection: 'close' })
+    response.end(out)
   }
   return createServer({ headersTimeout: 5_000, requestTimeout: 10_000 }, (request, response) => {
     answer(request).then(
-      ({ status, body }) => respond(response, status, body),
+      (done) => respond(response, done),
       (err: unknown) => {
         if (err instanceof HTTPError) {
           const { code, message, cure } = err.error
-          respond(response, err.status, { error: { code, message, cure } })
+          respond(response, { status: err.status, body: { error: { code, message, cure } } })
           return
         }
         log.error({ code: 'GH_INTERNAL', err }, `control socket: ${reason(err)}`)
-        respond(response, 500, { error: { code: 'GH_INTERNAL', message: reason(err), cure: 'Look at `journalctl -u gatehouse`' } })
+        respond(response, { status: 500, body: { error: { code: 'GH_INTERNAL', message: reason(err), cure: 'Look at `journalctl -u gatehouse`' } } })
       })
   })
 }

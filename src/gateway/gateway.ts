@@ -13,14 +13,17 @@ import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
 import { acceptTLS } from './front.ts'
 import type { Logger } from './log.ts'
+import { Metrics } from './metrics.ts'
 import { Node } from './node.ts'
 import type { NodeOptions } from './node.ts'
 import { Problems } from './problems.ts'
+import type { Problem } from './problems.ts'
 import { createRedirectServer } from './redirect.ts'
 import { listenOn } from './sockets.ts'
 import type { Where } from './sockets.ts'
 import type { GatewayStatus } from './status.ts'
 import type { TailnetConn, TailnetListener } from './tailnet.ts'
+import type { NodeStatus } from '../tsnet/types.ts'
 import { Upstream } from './upstream.ts'
 
 /** Options of {@link Gateway}. */
@@ -53,6 +56,7 @@ export class Gateway {
   readonly problems: Problems
   readonly certificates: Certificates
   readonly upstream: Upstream
+  readonly metrics: Metrics
   #options: GatewayOptions
   #startedAt = new Date()
   #app: FastifyInstance | undefined
@@ -77,7 +81,19 @@ export class Gateway {
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
     this.upstream = new Upstream(options.nodeRed)
-    this.#admin = createAdminServer(async () => await this.status(), log)
+    this.metrics = new Metrics(options.version, {
+      connections: () => this.#open.size,
+      websockets: () => this.#app?.tunnels.size ?? 0,
+      upstreams: () => [{ upstream: 'node-red', up: this.upstream.state === 'up' }],
+      tailnetState: () => this.#node?.status?.backendState ?? 'NoState',
+      peers: () => (this.#node?.status?.peers ?? []).map((peer) => pathTo(peer).path),
+      keyExpiry: () => {
+        const expiry = this.#node?.status?.self?.keyExpiry
+        return expiry === undefined ? undefined : new Date(expiry)
+      },
+      problems: () => this.problems.list(),
+    })
+    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
       problem: () => {
@@ -108,7 +124,7 @@ export class Gateway {
     const { log, upstream } = { log: this.#options.log, upstream: this.upstream }
     await listenOn(this.#admin, this.#options.admin)
     await listenOn(this.#certs, this.#options.certs)
-    this.#app = await createApp({ log, upstream, ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }) })
+    this.#app = await createApp({ log, metrics: this.metrics, upstream, ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }) })
     await this.certificates.start()
     upstream.start()
     // Expiry comes with time alone, and the last run's record may be older than this process.
@@ -163,7 +179,7 @@ export class Gateway {
         peers: (status?.peers ?? []).map((peer) => ({
           name: peer.dnsName.replace(/\.$/, '') || peer.hostName,
           online: peer.online,
-          ...(peer.curAddr !== '' ? { path: 'direct' as const, via: peer.curAddr } : peer.relay !== '' ? { path: 'relay' as const, via: peer.relay } : { path: 'idle' as const }),
+          ...pathTo(peer),
         })),
       },
       certificate: {
@@ -207,6 +223,12 @@ export class Gateway {
     await this.#node?.close().catch((err: unknown) => { this.#options.log.warn(`closing the tailnet node: ${reason(err)}`) })
   }
 
+  #notReady (): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {
+    if (this.#closing) return { code: 'GH_CLOSING', message: 'the gateway is closing', cure: 'Wait until it has started again' }
+    if (this.#node?.running === true && this.#https !== undefined && this.upstream.state === 'up') return undefined
+    return this.problems.list()[0] ?? { code: 'GH_STARTING', message: 'the gateway is starting', cure: 'Wait a minute' }
+  }
+
   /** Opens 443 as soon as there is a certificate for it: until then a connection is refused, not broken off in the handshake. */
   async #openHTTPS (): Promise<void> {
     const node = this.#node
@@ -220,7 +242,10 @@ export class Gateway {
       name: () => node.name,
     })
     this.#open = open
-    this.#https = await node.listen(443, accept)
+    this.#https = await node.listen(443, (conn) => {
+      this.metrics.connections.inc()
+      accept(conn)
+    })
     this.#opening = false
     if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)
     this.#say()
@@ -287,4 +312,10 @@ export class Gateway {
     this.#line = line
     this.#options.onState?.(line)
   }
+}
+
+/** The way packets take to a peer. */
+function pathTo (peer: NodeStatus): { path: 'direct' | 'relay', via: string } | { path: 'idle' } {
+  if (peer.curAddr !== '') return { path: 'direct', via: peer.curAddr }
+  return peer.relay !== '' ? { path: 'relay', via: peer.relay } : { path: 'idle' }
 }

@@ -38,7 +38,10 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
       // The pause between two pieces of an event stream has no limit.
       bodyTimeout: 0,
     },
-    preHandler: async (request: FastifyRequest) => { request.whoIs = await peerOf(request.raw.socket).whoIs() },
+    preHandler: async (request: FastifyRequest) => {
+      request.app = 'node-red'
+      request.whoIs = await peerOf(request.raw.socket).whoIs()
+    },
     replyOptions: {
       // reply-from retries a GET that was answered 503 ten times unless the delay says no.
       retryDelay: () => null as unknown as number,

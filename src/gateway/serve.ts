@@ -44,6 +44,7 @@ export async function runServe (paths: Paths): Promise<number> {
       return text.trim() === '' ? undefined : text.trim()
     },
   })
+  gateway.metrics.watchProcess()
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, () => {
       log.info(`${signal}: closing`)

@@ -2,6 +2,7 @@ import { ServerResponse, request as httpRequest } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { requestHeaders, responseHeaders } from './headers.ts'
+import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 import { failed } from './proxy.ts'
@@ -10,6 +11,7 @@ import type { Upstream } from './upstream.ts'
 /** Options of {@link websocket}. */
 export interface WebSocketOptions {
   upstream: Upstream
+  metrics: Metrics
   /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
   handshakeTimeout?: number
 }
@@ -28,7 +30,7 @@ const upgrades = new WeakMap<IncomingMessage, Upgrade>()
  * Nothing is tunnelled unless both sides have agreed: the request must be a WebSocket handshake and the answer a 101 to
  * it, or an upgrade would be a way past every check made on requests (h2c smuggling and the like).
  */
-export const websocket = plugin<WebSocketOptions>('websocket', async (app, { upstream, handshakeTimeout = 30_000 }) => {
+export const websocket = plugin<WebSocketOptions>('websocket', async (app, { upstream, metrics, handshakeTimeout = 30_000 }) => {
   app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
     upgrades.set(raw, { socket, head })
     socket.on('error', () => socket.destroy())
@@ -46,6 +48,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     if (request.method !== 'GET' || request.headers.upgrade?.toLowerCase() !== 'websocket' || request.headers['sec-websocket-key'] === undefined) {
       return await reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
     }
+    request.app = 'node-red'
     const answer = await handshake(request.raw, upstream, handshakeTimeout, await peerOf(request.raw.socket).whoIs()).catch((err: Error) => err)
     if (answer instanceof Error) {
       await failed(request, reply, answer, upstream)
@@ -62,6 +65,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     reply.raw.detachSocket(upgrade.socket as never)
     upgrades.delete(request.raw)
     app.tunnels.add(upgrade.socket)
+    metrics.websockets.inc({ route: request.app })
     upgrade.socket.once('close', () => {
       app.tunnels.delete(upgrade.socket)
       // Nothing was written through it, but the access log waits for its end.
