@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)")
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
-.PHONY: run test check image app wasm lab setup clean help
+.PHONY: run test check bench-tsnet image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -31,9 +31,12 @@ test: ## all tests; ends with a line "N passed, N failed"
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
-	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src test
+	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src test bench
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit
+
+bench-tsnet: lab wasm ## the bindings against native tsnet: ratios, plot and JSON in out/bench; some minutes
+	@$(SUDO) $(NODE) bench/tsnet.ts $(BENCH_FLAGS)
 
 app: wasm ## the program as the image ships it: out/app
 	@$(NODE) src/build/bundle.ts out/app

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds build/tsnet.wasm: the pinned Tailscale module, the patch series over it, our shim, compiled to wasip1.
-# Needs: go (any version that can fetch the one go.mod names), patch.
+# Needs: go (any version that can fetch the one go.mod names), patch. TSNET_NAMES=1 keeps Go's names, for profiles.
 set -eu
 cd "$(dirname "$0")"
 export GOTOOLCHAIN="${GATEHOUSE_GOTOOLCHAIN:-$(sed -n 's/^toolchain //p' go/go.mod)}" GOFLAGS="" GOWORK=off CGO_ENABLED=0
@@ -32,6 +32,7 @@ if [ "$(cat build/tailscale.com/.gatehouse-key 2>/dev/null)" != "$key" ]; then
   rm -rf build/tmp
   echo "$key" > build/tailscale.com/.gatehouse-key
 fi
-(cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags='-s -w' -o ../build/tsnet.wasm.new .)
+strip=' -s'; [ -z "${TSNET_NAMES:-}" ] || strip=''
+(cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags="-w$strip" -o ../build/tsnet.wasm.new .)
 mv build/tsnet.wasm.new build/tsnet.wasm
 ls -l build/tsnet.wasm | awk '{printf "tsnet.wasm: %.1f MB\n", $5 / 1e6}'

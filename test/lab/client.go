@@ -112,6 +112,7 @@ func client(ctx context.Context, args []string) error {
 //	POST /setdns {name,value} sets a TXT record as this node; 204
 //	GET  /whois?addr=         who has a tailnet address
 //	POST /serve {port,socket} forwards a TCP port of its tailnet addresses to a unix socket; 204
+//	GET  /load?ip=&kind=&streams=&ms=  loads the program of a benchmark, loadAnswer
 //	POST /browser {socket,origin,roots}  what --browser, --origin and --roots do; 204
 //
 // Errors are JSON {"error": "…"} with status 502 (the tailnet said no) or 400 (the request is wrong).
@@ -149,6 +150,7 @@ func (c *tailnetClient) handler(life context.Context) http.Handler {
 		}
 		return nil, c.serve(life, req.Port, req.Socket)
 	})
+	answer("GET /load", c.load)
 	answer("POST /browser", func(r *http.Request) (any, error) {
 		var req struct{ Socket, Origin, Roots string }
 		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {

@@ -577,6 +577,13 @@ export class LabClient {
     return `http://127.0.0.1:${await this.#lab.forward(socket, options.port)}/`
   }
 
+  /** Loads a node of bench/tsnet.ts: see load.go for the kinds. `ms` is how long, of down, up and rtt. */
+  async load(ip: string, kind: 'down' | 'up' | 'rtt' | 'many', options: { streams?: number; ms?: number } = {}): Promise<{ bytes: number; ms: number; trips: number[] | null }> {
+    const { streams = 1, ms = 3_000 } = options
+    const query = new URLSearchParams({ ip, kind, streams: String(streams), ms: String(ms) })
+    return (await this.#json('GET', `/load?${query}`, { timeout: 300_000 })) as { bytes: number; ms: number; trips: number[] | null }
+  }
+
   /** Ends it; {@link start} starts it again with the same identity. */
   async stop(): Promise<void> {
     if (this.#child) await end(this.#child)

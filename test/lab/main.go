@@ -2,9 +2,11 @@
 //
 //	lab serve  --dir DIR [--suffix tail0a1b2.ts.net]
 //	lab client --dir STATE --control URL --hostname NAME --socket SOCK [--authkey-file FILE] [--browser SOCK2 --origin URL --roots PEM]
+//	lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE
 //
 // serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an ACME authority that truly
-// validates dns-01. client is a native tailnet client that a test drives over a unix socket.
+// validates dns-01. client is a native tailnet client that a test drives over a unix socket. load-node
+// is what bench/tsnet.ts measures natively.
 //
 // Both end on SIGTERM and SIGINT, and when a pipe they have as standard input closes: whoever started them holds the
 // other end, so they cannot outlive it.
@@ -40,6 +42,8 @@ func main() {
 		err = serve(ctx, os.Args[2:])
 	case "client":
 		err = client(ctx, os.Args[2:])
+	case "load-node":
+		err = loadNode(ctx, os.Args[2:])
 	default:
 		usage()
 	}
@@ -53,7 +57,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]")
+	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]\n       lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE")
 	os.Exit(2)
 }
 

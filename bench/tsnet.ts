@@ -1,0 +1,200 @@
+/**
+ * The bindings against natively compiled tsnet: the same small program (echo, sink, source) on both, in turn, in one network
+ * namespace of its own, loaded over the tailnet by a native peer in another. Nothing leaves them.
+ *
+ *   down, down8   Mbit/s that the peer downloads from the program, on one TCP stream and on eight
+ *   up, up8       Mbit/s that the peer uploads to the program
+ *   rtt           µs of one byte to the program and back, the median of a measurement
+ *
+ * Ratios are wasm / native of one round, so more is better for the first four (1: as fast as native), less for rtt. RESULT has the
+ * median over the rounds; rss_mb is what the process that holds the bindings has resident (10^6 bytes) when it has joined and idles.
+ *
+ * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench] [--only wasm|native] [--profile DIR]
+ * Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
+ */
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import readline from 'node:readline'
+import type { ChildProcess } from 'node:child_process'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
+import { Lab, type LabClient } from '../test/lab/lab.ts'
+import { ratioPlot, type Row } from './plot.ts'
+import { cpuSeconds, memory, resetPeak } from './proc.ts'
+
+const { values: options } = parseArgs({
+  options: {
+    rounds: { type: 'string', default: '5' },
+    ms: { type: 'string', default: '3000' },
+    network: { type: 'string', default: 'auto' },
+    out: { type: 'string', default: 'out/bench' },
+    only: { type: 'string' },
+    profile: { type: 'string' },
+  },
+})
+const rounds = Number(options.rounds)
+const ms = Number(options.ms)
+const measures = ['down', 'up', 'down8', 'up8', 'rtt'] as const
+type Measure = (typeof measures)[number]
+type Kind = 'wasm' | 'native'
+/** Seconds over which idle CPU is counted. */
+const idleSeconds = 10
+const manyStreams = 1000
+
+class Program {
+  readonly kind: Kind
+  readonly child: ChildProcess
+  readonly ip: string
+  readonly joinedMs: number
+
+  constructor(kind: Kind, child: ChildProcess, ip: string, joinedMs: number) {
+    this.kind = kind
+    this.child = child
+    this.ip = ip
+    this.joinedMs = joinedMs
+  }
+
+  static async start(lab: Lab, ns: string, kind: Kind): Promise<Program> {
+    const dir = path.join(lab.dir, kind)
+    const keyFile = path.join(lab.dir, 'bench-authkey')
+    await writeFile(keyFile, lab.ready.authKey, { mode: 0o600 })
+    const native = [lab.bin, 'load-node', '--dir', dir, '--control', lab.ready.controlURL, '--hostname', kind, '--authkey-file', keyFile]
+    const serverOptions = { dir, hostname: kind, controlURL: lab.ready.controlURL, authKey: lab.ready.authKey, network: options.network }
+    const flags = options.profile ? ['--cpu-prof', `--cpu-prof-dir=${path.resolve(options.profile)}`] : []
+    const wasm = [process.execPath, ...flags, path.join(import.meta.dirname, 'node.ts'), JSON.stringify(serverOptions)]
+    const begun = performance.now()
+    const child = lab.exec(ns, kind === 'wasm' ? wasm : native, { stdio: ['pipe', 'pipe', 'inherit'] })
+    const first = new Promise<string>((resolve, reject) => {
+      readline.createInterface({ input: child.stdout! }).once('line', resolve)
+      child.once('exit', (code) => reject(new Error(`the ${kind} program ended early (code ${code})`)))
+    })
+    const { ips } = JSON.parse(await first) as { ips: string[] }
+    return new Program(kind, child, ips[0]!, performance.now() - begun)
+  }
+
+  get pid(): number {
+    return this.child.pid!
+  }
+
+  /** Percent of one core while nothing happens. */
+  async idleCPU(): Promise<number> {
+    const before = cpuSeconds(this.pid)
+    await sleep(idleSeconds * 1000)
+    return ((cpuSeconds(this.pid) - before) / idleSeconds) * 100
+  }
+
+  async end(): Promise<void> {
+    if (this.child.exitCode !== null) return
+    const gone = new Promise((resolve) => this.child.once('exit', resolve))
+    this.child.stdin!.end()
+    const late = setTimeout(() => this.child.kill('SIGKILL'), 10_000)
+    await gone
+    clearTimeout(late)
+  }
+}
+
+async function measure(peer: LabClient, program: Program): Promise<Record<Measure, number>> {
+  const rate = async (kind: 'down' | 'up', streams: number): Promise<number> => {
+    const a = await peer.load(program.ip, kind, { streams, ms })
+    return (a.bytes * 8) / a.ms / 1000
+  }
+  const result = {
+    down: await rate('down', 1),
+    up: await rate('up', 1),
+    down8: await rate('down', 8),
+    up8: await rate('up', 8),
+  }
+  const { trips } = await peer.load(program.ip, 'rtt', { ms: Math.min(ms, 2000) })
+  return { ...result, rtt: trips![trips!.length >> 1]! / 1000 }
+}
+
+const spread = (list: number[]): { min: number; median: number; max: number } => {
+  const sorted = list.toSorted((a, b) => a - b)
+  return { min: sorted[0]!, median: sorted[sorted.length >> 1]!, max: sorted.at(-1)! }
+}
+const say = (line: string): void => console.log(line)
+
+const kinds: Kind[] = options.only ? [options.only as Kind] : ['native', 'wasm']
+const outDir = path.resolve(options.out)
+await mkdir(outDir, { recursive: true })
+const labDir = await mkdtemp(path.join(os.tmpdir(), 'bench-'))
+const lab = await Lab.start({ name: 'bench', dir: labDir })
+try {
+  const peer = await lab.client('peer')
+  const ns = await lab.host('node', '10.77.0.60')
+  const programs: Program[] = []
+  const about: Record<string, Record<string, number>> = {}
+  for (const kind of kinds) {
+    const program = await Program.start(lab, ns, kind)
+    programs.push(program)
+    await peer.pingDirect(program.ip)
+    await sleep(5000) // the joining is over
+    const idleRSS = memory(program.pid).rss
+    const idleCPU = await program.idleCPU()
+    about[kind] = { joinedMs: program.joinedMs, idleRSS, idleCPU }
+    say(`${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idleCPU.toFixed(2)} % of a core`)
+    resetPeak(program.pid)
+    // Unmeasured: the path settles, code is compiled by use.
+    for (const kind of ['down', 'up'] as const) await peer.load(program.ip, kind, { ms: 2000 })
+  }
+  const runs: Record<Kind, Record<Measure, number>>[] = []
+  for (let i = 0; i < rounds; i++) {
+    const run = {} as Record<Kind, Record<Measure, number>>
+    for (const program of i % 2 ? programs.toReversed() : programs) {
+      const r = await measure(peer, program)
+      run[program.kind] = r
+      say(`round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)}`).join('  ')}`)
+    }
+    runs.push(run)
+  }
+  for (const program of programs) {
+    const a = about[program.kind]!
+    a.peakRSS = memory(program.pid).peak
+    resetPeak(program.pid)
+    const many = await peer.load(program.ip, 'many', { streams: manyStreams })
+    a.manyMs = many.ms
+    a.manyRSS = memory(program.pid).peak
+    await sleep(10_000)
+    a.afterRSS = memory(program.pid).rss
+    a.afterCPU = await program.idleCPU()
+    say(
+      `${program.kind}: peak ${a.peakRSS.toFixed(0)} MB under load; ${manyStreams} connections opened and used in ${(many.ms / 1000).toFixed(1)} s, ` +
+        `peak ${a.manyRSS.toFixed(0)} MB; afterwards ${a.afterRSS.toFixed(0)} MB, ${a.afterCPU.toFixed(2)} % of a core`,
+    )
+  }
+  for (const program of programs) await program.end()
+  const leaked = await lab.leaked()
+  if (leaked > 0) throw new Error(`${leaked} packets tried to leave the namespaces: ${JSON.stringify(await lab.leaks())}`)
+
+  if (kinds.length === 2) {
+    const ratios = Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run.wasm[m] / run.native[m]))])) as Record<Measure, ReturnType<typeof spread>>
+    const absolute = Object.fromEntries(
+      kinds.map((kind) => [kind, Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run[kind][m]))]))]),
+    ) as Record<Kind, Record<Measure, ReturnType<typeof spread>>>
+    const machine = { cpus: os.cpus().length, model: os.cpus()[0]!.model, node: process.version, kernel: os.release(), network: options.network }
+    const when = new Date().toISOString()
+    await writeFile(path.join(outDir, 'tsnet.json'), `${JSON.stringify({ when, machine, ms, ratios, absolute, about, runs }, null, 2)}\n`)
+    const rows = measures.map((m): Row => {
+      const unit = m === 'rtt' ? 'µs' : 'Mbit/s'
+      const [w, n] = [absolute.wasm[m].median, absolute.native[m].median]
+      const label = { down: 'download', up: 'upload', down8: 'download, 8 streams', up8: 'upload, 8 streams', rtt: 'round trip (less is better)' }[m]
+      return { label, note: `${w.toFixed(0)} against ${n.toFixed(0)} ${unit}`, ...ratios[m], goal: m === 'rtt' ? 2 : 0.5, goodIs: m === 'rtt' ? 'less' : 'more' }
+    })
+    const plot = ratioPlot(
+      'tsnet: WebAssembly on Node.js / native',
+      `Median, minimum and maximum of ${rounds} rounds; blue: the goal. ${machine.cpus} cores (${machine.model}), Node.js ${machine.node}, ${when.slice(0, 10)}`,
+      rows,
+      [0.1, 0.2, 0.5, 1, 2, 5, 10],
+    )
+    await writeFile(path.join(outDir, 'tsnet.svg'), plot)
+    say('')
+    say('ratio wasm/native     min  median     max')
+    for (const m of measures) say(`${m.padEnd(18)} ${[ratios[m].min, ratios[m].median, ratios[m].max].map((v) => v.toFixed(2).padStart(7)).join(' ')}`)
+    say(`JSON and plot: ${path.relative(process.cwd(), outDir)}/tsnet.json, tsnet.svg`)
+    say(`RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`)
+  }
+} finally {
+  await lab.stop()
+  await rm(labDir, { recursive: true, force: true })
+}
