@@ -4,6 +4,8 @@ import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
 import { drain } from './drain.ts'
+import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
+import type { Names } from './hygiene.ts'
 import type { Logger } from './log.ts'
 import { measure } from './metrics.ts'
 import type { Metrics } from './metrics.ts'
@@ -17,6 +19,7 @@ export interface AppOptions {
   log: Logger
   metrics: Metrics
   upstream: Upstream
+  names: Names
   /** See ProxyOptions. */
   headersTimeout?: number
 }
@@ -25,7 +28,7 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, names, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -39,12 +42,19 @@ export async function createApp ({ log, metrics, upstream, headersTimeout }: App
       // An idle WebSocket or event stream is not an error.
       connectionsCheckingInterval: 10_000,
     }, handler),
+    rewriteUrl,
+    clientErrorHandler: refuseBytes,
     // Node-RED decides what a path means: the router must not refuse, fold or rewrite one.
     routerOptions: { maxParamLength: 65_536 },
     exposeHeadRoutes: false,
   }) as unknown as FastifyInstance
 
   app.setErrorHandler(async (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply) => {
+    // The peer went away; the access log has it.
+    if (request.raw.socket.destroyed) {
+      reply.hijack()
+      return
+    }
     const status = error.statusCode ?? 500
     if (status >= 500) log.error({ code: 'GH_INTERNAL', err: error }, `request failed: ${error.message}`)
     return await sendError(request, reply, status, status >= 500 ? 'Something went wrong in the gateway' : 'Bad request', status >= 500
@@ -57,6 +67,7 @@ export async function createApp ({ log, metrics, upstream, headersTimeout }: App
   await app.register(drain, {})
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })
+  await app.register(hygiene, { names })
   await app.register(websocket, { upstream, metrics })
   await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
   await app.ready()

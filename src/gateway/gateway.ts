@@ -124,7 +124,13 @@ export class Gateway {
     const { log, upstream } = { log: this.#options.log, upstream: this.upstream }
     await listenOn(this.#admin, this.#options.admin)
     await listenOn(this.#certs, this.#options.certs)
-    this.#app = await createApp({ log, metrics: this.metrics, upstream, ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }) })
+    this.#app = await createApp({
+      log,
+      metrics: this.metrics,
+      upstream,
+      names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
+      ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }),
+    })
     await this.certificates.start()
     upstream.start()
     // Expiry comes with time alone, and the last run's record may be older than this process.
@@ -152,6 +158,9 @@ export class Gateway {
     })
     await this.#judgeCertificates()
   }
+
+  /** Connections of peers to port 443 that are open. */
+  get connections (): number { return this.#open.size }
 
   /** How things are now. */
   async status (): Promise<GatewayStatus> {

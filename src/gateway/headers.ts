@@ -19,6 +19,12 @@ const hopByHop = new Set([
   'transfer-encoding', 'upgrade', 'http2-settings', 'expect',
 ])
 
+/**
+ * Response headers that say what software answers, to nobody's use but an attacker's; and Strict-Transport-Security, since
+ * whether the name is served over TLS is the gateway's to say.
+ */
+export const leaks: ReadonlySet<string> = new Set(['server', 'x-powered-by', 'x-aspnet-version', 'x-aspnetmvc-version', 'x-generator', 'x-runtime', 'strict-transport-security'])
+
 /** What is true of the request, for {@link requestHeaders}. */
 export interface Origin {
   /** Address of the peer. */
@@ -31,7 +37,7 @@ export interface Origin {
 /**
  * The headers a request goes to the upstream with: inbound copies of what only the gateway may say deleted (also spelt with
  * underscores, which some origins fold to hyphens), hop-by-hop ones and those named by Connection removed, then
- * X-Forwarded-* and the peer's identity set.
+ * X-Forwarded-For, -Host and -Proto, Forwarded (RFC 7239) and the peer's identity set.
  */
 export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): Record<string, string | string[]> {
   const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
@@ -44,6 +50,8 @@ export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): R
   out['x-forwarded-for'] = origin.address
   out['x-forwarded-host'] = origin.host
   out['x-forwarded-proto'] = 'https'
+  // An IPv6 address goes in brackets, and with its colons in quotes (RFC 7239 §6).
+  out.forwarded = `for=${origin.address.includes(':') ? `"[${origin.address}]"` : origin.address};host="${origin.host}";proto=https`
   return Object.assign(out, identityHeaders(origin.whoIs))
 }
 
@@ -80,12 +88,12 @@ export function qEncode (text: string): string {
   return words.map((part) => `${prefix}${part}?=`).join(' ')
 }
 
-/** Response headers that must not pass through a proxy: hop-by-hop ones and those named by Connection. */
+/** Response headers that must not pass through a proxy: hop-by-hop ones, those named by Connection, and {@link leaks}. */
 export function responseHeaders (headers: IncomingHttpHeaders): Record<string, string | string[]> {
   const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
   const out: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
-    if (value === undefined || hopByHop.has(name) || named.has(name)) continue
+    if (value === undefined || hopByHop.has(name) || named.has(name) || leaks.has(name)) continue
     out[name] = value
   }
   return out

@@ -1,7 +1,7 @@
 import { ServerResponse, request as httpRequest } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
-import { requestHeaders, responseHeaders } from './headers.ts'
+import { leaks, requestHeaders, responseHeaders } from './headers.ts'
 import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
@@ -37,7 +37,14 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     // Through the router like any request: the same hooks, the same log.
     const response = new ServerResponse(raw)
     response.shouldKeepAlive = false
-    response.assignSocket(socket as never)
+    try {
+      response.assignSocket(socket as never)
+    } catch {
+      // Sent behind a request that is not answered yet, which no WebSocket client does: the answers could not be told apart.
+      upgrades.delete(raw)
+      socket.destroy()
+      return
+    }
     response.once('finish', () => { if (upgrades.has(raw)) socket.end() })
     app.routing(raw, response)
   })
@@ -116,7 +123,9 @@ async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: num
 
 function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed): void {
   const lines = ['HTTP/1.1 101 Switching Protocols']
-  for (let i = 0; i < response.rawHeaders.length; i += 2) lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
+  for (let i = 0; i < response.rawHeaders.length; i += 2) {
+    if (!leaks.has(response.rawHeaders[i]!.toLowerCase())) lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
+  }
   client.socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
   if (head.length > 0) client.socket.write(head)
   if (client.head.length > 0) origin.write(client.head)

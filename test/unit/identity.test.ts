@@ -38,12 +38,13 @@ test('a person is named by the tailnet, whatever the request claims (caddy GHSA-
     'x-forwarded-for': '100.64.0.7',
     'x-forwarded-host': name,
     'x-forwarded-proto': 'https',
+    forwarded: `for=100.64.0.7;host="${name}";proto=https`,
   })
   assert.match(bench.tailnet.whoIsCalls[0]!, /^100\.64\.0\.7:\d+$/)
 })
 
 test('tagged nodes and unknown peers have no identity, not even a forged one', async () => {
-  const none = { 'x-forwarded-for': '100.64.0.7', 'x-forwarded-host': name, 'x-forwarded-proto': 'https' }
+  const none = { 'x-forwarded-for': '100.64.0.7', 'x-forwarded-host': name, 'x-forwarded-proto': 'https', forwarded: `for=100.64.0.7;host="${name}";proto=https` }
   await using bench = await Bench.start()
   bench.tailnet.peer = tagged
   assert.deepEqual(identity(await seen(bench, forged)), none)
@@ -61,7 +62,13 @@ test('Connection cannot be used to remove what the gateway says', async () => {
 
 test('hop-by-hop headers stay on their side', () => {
   const out = requestHeaders({ host: 'h', connection: 'keep-alive', 'keep-alive': 'timeout=5', te: 'trailers', 'transfer-encoding': 'chunked', 'proxy-authorization': 'x', cookie: 'a=b' }, { address: '1.2.3.4', host: 'h', whoIs: undefined })
-  assert.deepEqual(out, { host: 'h', cookie: 'a=b', 'x-forwarded-for': '1.2.3.4', 'x-forwarded-host': 'h', 'x-forwarded-proto': 'https' })
+  assert.deepEqual(out, { host: 'h', cookie: 'a=b', 'x-forwarded-for': '1.2.3.4', 'x-forwarded-host': 'h', 'x-forwarded-proto': 'https', forwarded: 'for=1.2.3.4;host="h";proto=https' })
+})
+
+test('an IPv6 peer stands in brackets and quotes in Forwarded (RFC 7239 §6)', () => {
+  const out = requestHeaders({}, { address: 'fd7a:115c:a1e0::7', host: 'h', whoIs: undefined })
+  assert.equal(out.forwarded, 'for="[fd7a:115c:a1e0::7]";host="h";proto=https')
+  assert.equal(out['x-forwarded-for'], 'fd7a:115c:a1e0::7')
 })
 
 test('names are Q-encoded as Go does it', () => {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { text } from 'node:stream/consumers'
 import { test } from 'node:test'
-import { Bench } from './support/bench.ts'
+import { Bench, name } from './support/bench.ts'
 
 test('Node-RED down: a 502 page for a person, JSON for a program, one line in the log, and back by itself', async () => {
   await using bench = await Bench.start({ origin: false })
@@ -73,7 +73,7 @@ test('a client that goes away in an upload takes the request to the origin with 
   }
   const arrived = once(bench, 'arrived')
   const socket = await bench.connect()
-  socket.write('POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nsome')
+  socket.write(`POST / HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 1000\r\n\r\nsome`)
   await arrived
   socket.destroy()
   await broken

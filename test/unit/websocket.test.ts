@@ -79,3 +79,12 @@ test('no other upgrade is tunnelled (h2c smuggling)', async () => {
   assert.equal(bench.origin.requests.length, 0)
   socket.destroy()
 })
+
+test('an upgrade sent behind a request that is not answered yet ends the connection, not the gateway', async () => {
+  await using bench = await Bench.start()
+  bench.origin.handler = () => {}
+  const answer = await bench.raw(`GET /slow HTTP/1.1\r\nHost: ${name}\r\n\r\nGET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n`)
+  assert.equal(answer, '')
+  bench.origin.handler = (_request, response) => { response.end('well') }
+  assert.equal((await bench.fetch()).text, 'well')
+})

@@ -96,6 +96,29 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     return socket
   }
 
+  /**
+   * Bytes as they are, over a connection of their own: what came back until the gateway closed it, or until `quiet` milliseconds
+   * after the last byte.
+   */
+  async raw (bytes: string | Buffer, quiet = 150): Promise<string> {
+    const socket = await this.connect()
+    let answer = ''
+    const { promise, resolve } = Promise.withResolvers<void>()
+    let timer = setTimeout(resolve, 5_000)
+    socket.setEncoding('latin1').on('data', (piece: string) => {
+      answer += piece
+      clearTimeout(timer)
+      timer = setTimeout(resolve, quiet)
+    })
+    socket.on('error', () => {})
+    socket.once('close', resolve)
+    socket.write(typeof bytes === 'string' ? Buffer.from(bytes, 'latin1') : bytes)
+    await promise
+    clearTimeout(timer)
+    socket.destroy()
+    return answer
+  }
+
   /** One request over a connection of its own (or the given one); the body is not read yet. */
   async send (options: RequestOptions & { body?: string | Buffer | Readable, socket?: TLSSocket } = {}): Promise<IncomingMessage> {
     const { body, socket: given, ...rest } = options

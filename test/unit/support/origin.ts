@@ -36,6 +36,8 @@ export class Origin {
         return
       }
       this.sockets.handleUpgrade(request, socket, head, (ws) => {
+        // ws closes a connection that breaks the protocol; that is all there is to do.
+        ws.on('error', () => {})
         ws.send(JSON.stringify(request.headers))
         ws.on('message', (data, binary) => ws.send(data, { binary }))
       })
