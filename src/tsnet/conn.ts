@@ -1,12 +1,7 @@
-import { EventEmitter } from 'node:events';
 import { Duplex } from 'node:stream';
+import { joinHostPort, splitHostPort } from './options.ts';
 import type { StreamMessage } from './protocol.ts';
 import { WINDOW } from './protocol.ts';
-
-const addrPort = (s: string): [string, number] => {
-  const at = s.lastIndexOf(':');
-  return [s.slice(0, at).replace(/^\[|\]$/g, ''), Number(s.slice(at + 1))];
-};
 
 /**
  * A TCP connection in the tailnet. Half-close and resets pass through both ways; back-pressure too: at most 512 KiB are
@@ -29,6 +24,7 @@ export class Conn extends Duplex {
   private held: StreamMessage[] | undefined = [];
   /** Bytes of the caller's that have no credit yet, and whom to tell when they are gone. */
   private unsent: Buffer[] = [];
+  private idle: NodeJS.Timeout | undefined;
 
   /** Made by Server, not by callers. */
   constructor(id: number, local: string, remote: string, post: (m: StreamMessage) => void, gone: () => void) {
@@ -36,13 +32,13 @@ export class Conn extends Duplex {
     this.id = id;
     this.post = post;
     this.gone = gone;
-    [this.remoteAddress, this.remotePort] = addrPort(remote);
-    [this.localAddress, this.localPort] = addrPort(local);
+    [this.remoteAddress, this.remotePort] = splitHostPort(remote);
+    [this.localAddress, this.localPort] = splitHostPort(local);
   }
 
   /** `ip:port` of the peer, as whoIs wants it. */
   get remote(): string {
-    return this.remoteAddress.includes(':') ? `[${this.remoteAddress}]:${this.remotePort}` : `${this.remoteAddress}:${this.remotePort}`;
+    return joinHostPort(this.remoteAddress, this.remotePort);
   }
 
   /** @internal The caller has it now. */
@@ -59,6 +55,7 @@ export class Conn extends Duplex {
     } else if (this.destroyed) {
       // It came while the other thread had not heard of the end yet.
     } else if (m.t === 'data') {
+      this.idle?.refresh();
       this.owed += m.b.length;
       if (this.push(Buffer.from(m.b.buffer, m.b.byteOffset, m.b.length))) this.repay();
     } else if (m.t === 'end') {
@@ -68,6 +65,7 @@ export class Conn extends Duplex {
       this.remoteDone = true;
       this.destroy(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET', syscall: 'read' }));
     } else {
+      this.idle?.refresh();
       this.credit += m.n;
       this.pump();
     }
@@ -129,6 +127,7 @@ export class Conn extends Duplex {
   override _destroy(err: Error | null, done: (err: Error | null) => void): void {
     const clean = this.ended && this.writableFinished;
     if (!clean && !this.remoteDone) this.post({ t: 'reset', s: this.id });
+    clearTimeout(this.idle);
     const next = this.waiting;
     this.waiting = undefined;
     this.unsent = [];
@@ -136,6 +135,17 @@ export class Conn extends Duplex {
     next?.(err ?? Object.assign(new Error('the connection was destroyed'), { code: 'ERR_STREAM_DESTROYED' }));
     this.gone();
     done(err);
+  }
+
+  /** As net.Socket's: an event `timeout` after so many ms with nothing to read and nothing that could be written. 0: none. */
+  setTimeout(ms: number, listener?: () => void): this {
+    if (listener) {
+      if (ms > 0) this.once('timeout', listener);
+      else this.off('timeout', listener);
+    }
+    clearTimeout(this.idle);
+    this.idle = ms > 0 ? setTimeout(() => this.emit('timeout'), ms).unref() : undefined;
+    return this;
   }
 
   // What node:http and node:tls call on a net.Socket; the tailnet's TCP has its own timers, and no delay.
@@ -150,27 +160,5 @@ export class Conn extends Duplex {
   }
   unref(): this {
     return this;
-  }
-}
-
-/** Listens on a port of the node, on all its tailnet addresses. Events: `connection` (Conn), `close`. */
-export class Listener extends EventEmitter<{ connection: [Conn]; close: [] }> {
-  readonly port: number;
-  private readonly end: () => Promise<void>;
-  private closed = false;
-
-  /** Made by Server.listen. */
-  constructor(port: number, end: () => Promise<void>) {
-    super();
-    this.port = port;
-    this.end = end;
-  }
-
-  /** No new connections; those that are open stay. */
-  async close(): Promise<void> {
-    if (this.closed) return;
-    this.closed = true;
-    await this.end();
-    this.emit('close');
   }
 }

@@ -1,6 +1,6 @@
 /** Codes of {@link TsnetError}. */
 export type TsnetErrorCode =
-  /** The control server refused the node (auth key wrong, expired or used up); the message is its own words. */
+  /** The control server refused the node (auth key wrong, expired or used up), or made no key with the OAuth secret; the message is its own words. */
   | 'TSNET_AUTH'
   /** The AbortSignal given was aborted. */
   | 'TSNET_ABORTED'
@@ -10,12 +10,14 @@ export type TsnetErrorCode =
   | 'TSNET_STARTED'
   /** The module ended: a panic, out of memory. The Server is of no further use; make a new one. */
   | 'TSNET_DIED'
-  /** The state directory cannot be read or written. */
+  /** The state directory (or store) cannot be read or written, is damaged, or in use by another Server. */
   | 'TSNET_STATE'
   /** No such peer in the tailnet. */
   | 'TSNET_NO_PEER'
   | 'TSNET_DIAL'
   | 'TSNET_LISTEN'
+  /** This node may not host the Tailscale Service. */
+  | 'TSNET_SERVICE'
   | 'TSNET_SET_DNS'
   | 'TSNET_ROOTS'
   | 'TSNET_OPTIONS'

@@ -1,19 +1,23 @@
 /** What the worker thread and the thread that uses the bindings say to one another. */
 import type { TsnetErrorCode } from './errors.ts';
-import type { ServerOptions, Stats } from './types.ts';
+import type { CommonOptions, Stats } from './types.ts';
 
 /** Given to the worker when it is made. */
 export interface WorkerData {
   wasm: string;
-  dir: string;
+  /** Undefined: a temporary one. */
+  dir: string | undefined;
+  /** The state is the caller's to keep, not in the directory. */
+  ownStore: boolean;
   env: Record<string, string>;
 }
 
 /** Parameters of the shim's `start` (../go/main.go, startParams). */
-export type StartParams = Pick<Required<ServerOptions>, 'hostname' | 'authKey' | 'controlURL' | 'ephemeral' | 'port'> & {
+export type StartParams = Required<Omit<CommonOptions, 'env' | 'caFile'>> & {
   rootsPEM: string;
   stateFile: string;
-  verbose: boolean;
+  ownStore: boolean;
+  state: string;
 };
 
 /** What a new stream is (../go/main.go, streamMeta). */

@@ -1,13 +1,20 @@
 import { EventEmitter } from 'node:events';
+import type http from 'node:http';
+import type https from 'node:https';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
-import { rootCertificates } from 'node:tls';
+import { type ConnectionOptions, rootCertificates } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
-import { Conn, Listener } from './conn.ts';
+import { Conn } from './conn.ts';
 import { TsnetError, type TsnetErrorCode } from './errors.ts';
+import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent } from './http.ts';
+import { Listener } from './listener.ts';
+import { checkOptions, checkPort, joinHostPort, moduleEnv, splitHostPort, startParams } from './options.ts';
+import { PacketSocket } from './packet.ts';
 import type { StartParams, StreamMessage, StreamMeta, ToUser, ToWorker, WorkerData } from './protocol.ts';
-import type { ServerOptions, Stats, Status, WhoIs } from './types.ts';
+import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts';
+import { type Notice, Notices } from './watch.ts';
 
 // From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both lie beside the bundle.
 const fromSource = import.meta.url.endsWith('.ts');
@@ -19,6 +26,10 @@ interface Events {
   state: [string];
   /** A person must open this URL to log the node in. */
   loginURL: [string];
+  /** The key's end, at first and when it changes. */
+  keyExpiry: [KeyExpiry];
+  /** All that Tailscale's health tracker complains of now; empty: nothing. */
+  health: [HealthWarning[]];
   /** What the control server says against this node. */
   message: [string];
   /** Tailscale's log, a line at a time. */
@@ -35,10 +46,6 @@ interface Waiting {
 
 /** How long Tailscale may take to leave the network before its thread is ended, in ms. */
 const CLOSE_MS = 5000;
-
-function checkPort(port: number): void {
-  if (!Number.isInteger(port) || port < 1 || port > 65535) throw new TsnetError('TSNET_OPTIONS', `port ${port}: use 1 to 65535`);
-}
 
 const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed');
 
@@ -69,6 +76,9 @@ export class Server extends EventEmitter<Events> {
   private readonly open = new Map<number, Listener>();
   private readonly conns = new Map<number, Conn>();
   private readonly dialled = new Map<number, Conn>();
+  private readonly notices = new Notices();
+  private state = 'NoState';
+  private fetching: Dispatcher | undefined;
   private outbox: ToWorker[] = [];
   private transfers: ArrayBuffer[] = [];
   private exited: (() => void) | undefined;
@@ -76,7 +86,7 @@ export class Server extends EventEmitter<Events> {
   /** Nothing happens before {@link start}. */
   constructor(options: ServerOptions) {
     super();
-    if (!options.dir) throw new TsnetError('TSNET_OPTIONS', 'dir is required: the directory that keeps the identity of the node');
+    checkOptions(options);
     this.options = options;
   }
 
@@ -87,9 +97,6 @@ export class Server extends EventEmitter<Events> {
   }
 
   private async doStart(): Promise<void> {
-    if (!('Suspending' in WebAssembly)) {
-      throw new TsnetError('TSNET_NODE_VERSION', `Node.js ${process.version} has no WebAssembly JSPI: use Node.js 26 or later`);
-    }
     const { options } = this;
     let rootsPEM = rootCertificates.join('\n');
     if (options.caFile) {
@@ -99,13 +106,16 @@ export class Server extends EventEmitter<Events> {
         throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, { cause: err });
       }
     }
+    let state: string | undefined;
+    if (options.store) {
+      try {
+        state = await options.store.read();
+      } catch (err) {
+        throw new TsnetError('TSNET_STATE', `the state store cannot be read: ${(err as Error).message}`, { cause: err });
+      }
+    }
     if (this.closeAsked) throw closedError();
-    const workerData: WorkerData = {
-      wasm: wasmPath,
-      dir: options.dir,
-      // Tailscale's logs stay here: an appliance uploads nothing unless its owner says so.
-      env: { TS_NO_LOGS_NO_SUPPORT: 'true', ...options.env },
-    };
+    const workerData: WorkerData = { wasm: wasmPath, dir: options.dir, ownStore: options.store !== undefined, env: moduleEnv(options, process.env) };
     const worker = new Worker(workerURL, { workerData, name: 'tsnet', env: {}, execArgv: ['--disable-warning=ExperimentalWarning'] });
     this.worker = worker;
     worker.on('message', (messages: ToUser[]) => {
@@ -114,14 +124,11 @@ export class Server extends EventEmitter<Events> {
     worker.on('error', (err) => this.end(71, String((err as Error).stack ?? err)));
     worker.on('exit', (code) => this.end(code, 'the worker thread ended'));
     const params: StartParams = {
-      hostname: options.hostname ?? 'tsnet',
-      authKey: options.authKey ?? process.env.TS_AUTHKEY ?? process.env.TS_AUTH_KEY ?? '',
-      controlURL: options.controlURL ?? process.env.TS_CONTROL_URL ?? '',
-      ephemeral: options.ephemeral ?? false,
-      port: options.port ?? 0,
+      ...startParams(options, process.env),
       rootsPEM,
-      stateFile: path.join(options.dir, 'tailscaled.state'),
-      verbose: options.verbose ?? false,
+      stateFile: options.store ? 'the state store' : path.join(options.dir!, 'tailscaled.state'),
+      ownStore: options.store !== undefined,
+      state: state ?? '',
     };
     try {
       await this.request('start', params);
@@ -142,7 +149,7 @@ export class Server extends EventEmitter<Events> {
         this.post(method === 'stats' ? { t: 'stats', id } : { t: 'rpc', body: JSON.stringify({ id, method, params }) });
       });
     };
-    const aborted = (): TsnetError => new TsnetError('TSNET_ABORTED', `${method}: aborted`, { cause: signal?.reason });
+    const aborted = (): TsnetError => new TsnetError('TSNET_ABORTED', `${method}: aborted${this.why()}`, { cause: signal?.reason });
     if (!signal) return (await begin()) as T;
     if (signal.aborted) throw aborted();
     // At once, whatever the module does: what it answers later is dropped, a connection it dials is closed.
@@ -157,6 +164,13 @@ export class Server extends EventEmitter<Events> {
     } finally {
       signal.removeEventListener('abort', cancel);
     }
+  }
+
+  /** What a wait that was given up waited for, as far as it was a person. */
+  private why(): string {
+    if (this.state === 'NeedsMachineAuth') return ': the node waits until an admin of the tailnet approves it';
+    if (this.state === 'NeedsLogin') return ': the node is not logged in (see the event loginURL)';
+    return '';
   }
 
   /** The one who waits for this answer, who will wait no more. */
@@ -195,16 +209,38 @@ export class Server extends EventEmitter<Events> {
       result?: unknown;
       error?: { code: TsnetErrorCode; message: string };
       event?: string;
-      value?: string;
+      value?: unknown;
     };
     if (e.id !== undefined) {
       const w = this.settle(e.id);
       // What close() interrupts over there is closed, not aborted: abort signals are answered here.
       if (e.error) w?.reject(this.closeAsked && e.error.code === 'TSNET_ABORTED' ? closedError() : new TsnetError(e.error.code, e.error.message));
       else w?.resolve(e.result);
-    } else if (e.event === 'state') this.emit('state', e.value!);
-    else if (e.event === 'login') this.emit('loginURL', e.value!);
-    else if (e.event === 'message') this.emit('message', e.value!);
+      return;
+    }
+    const value = e.value as never;
+    if (e.event === 'state') this.tell({ type: 'state', state: (this.state = value) }, value);
+    else if (e.event === 'loginURL') this.tell({ type: 'loginURL', url: value }, value);
+    else if (e.event === 'keyExpiry') this.tell({ type: 'keyExpiry', expiry: value }, value);
+    else if (e.event === 'health') this.tell({ type: 'health', warnings: value }, value);
+    else if (e.event === 'message') this.tell({ type: 'message', message: value }, value);
+    else if (e.event === 'save') void this.save(value);
+  }
+
+  private tell(notice: Notice, value: never): void {
+    this.notices.add(notice);
+    this.emit(notice.type, value);
+  }
+
+  /** The state for the caller's own store; the module waits for the answer. */
+  private async save({ number, state }: { number: number; state: string }): Promise<void> {
+    let error = '';
+    try {
+      await this.options.store!.write(state);
+    } catch (err) {
+      error = (err as Error)?.message || String(err);
+    }
+    this.post({ t: 'rpc', body: JSON.stringify({ id: number, method: 'saved', params: { error } }) });
   }
 
   private accept(s: number, meta: StreamMeta): void {
@@ -217,7 +253,7 @@ export class Server extends EventEmitter<Events> {
       return;
     }
     const give = (): boolean => {
-      if (!this.open.get(meta.listener!)?.emit('connection', conn)) return false;
+      if (!this.open.get(meta.listener!)?.give(conn)) return false;
       conn.release();
       return true;
     };
@@ -236,7 +272,8 @@ export class Server extends EventEmitter<Events> {
     for (const w of this.waiting.values()) w.reject(this.ended);
     this.waiting.clear();
     for (const conn of this.conns.values()) conn.receive({ t: 'reset', s: 0 });
-    for (const listener of this.open.values()) listener.emit('close');
+    for (const listener of this.open.values()) listener.ended();
+    this.notices.end();
     void this.worker?.terminate();
     this.worker = undefined;
     // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the process. A failed start is
@@ -254,21 +291,43 @@ export class Server extends EventEmitter<Events> {
     return await this.request('up', {}, options);
   }
 
-  /** Listens on a TCP port (1–65535) of the node's tailnet addresses. May be called before the node is up. */
-  async listen(port: number): Promise<Listener> {
+  /**
+   * Listens on a TCP port of the node's tailnet addresses; 0 takes a free one. May be called before the node is up.
+   * `host`: an address to listen on alone, one of the node's or one that is routed to it. Default: both of the node's.
+   */
+  async listen(port: number, options: WaitOptions & { host?: string } = {}): Promise<Listener> {
+    checkPort(port, 0);
+    const { host = '' } = options;
+    return await this.listener('listen', { addr: joinHostPort(host, port) }, options, ({ addr }) => splitHostPort(addr!));
+  }
+
+  /**
+   * Hosts a port of a Tailscale Service (`svc:name`): connections to the Service's address come to this listener. The node must be
+   * tagged ({@link CommonOptions.advertiseTags}), and an admin (or the policy) must approve the host. Call it for each port. Waits until the node is up.
+   */
+  async listenService(name: string, port: number, options: WaitOptions = {}): Promise<Listener> {
     checkPort(port);
+    return await this.listener('listenService', { name, port }, options, () => ['', port]);
+  }
+
+  private async listener(
+    method: string,
+    params: object,
+    options: WaitOptions,
+    address: (answer: { addr?: string; fqdn?: string }) => [string, number],
+  ): Promise<Listener> {
     const id = this.nextId++;
-    const listener = new Listener(port, async () => {
-      this.open.delete(id);
-      if (!this.ended) await this.request('unlisten', { listener: id });
-    });
-    this.open.set(id, listener);
-    try {
-      await this.request('listen', { port }, {}, id);
-    } catch (err) {
-      this.open.delete(id);
+    const answer = await this.request<{ addr?: string; fqdn?: string }>(method, params, options, id).catch((err) => {
+      // Given up here while it was made over there.
+      if (!this.ended && (err as TsnetError).code === 'TSNET_ABORTED') this.request('unlisten', { listener: id }).catch(() => {});
       throw err;
-    }
+    });
+    const end = async (): Promise<void> => {
+      this.open.delete(id);
+      if (!this.ended) await this.request('unlisten', { listener: id }).catch((err) => (this.ended ? undefined : Promise.reject(err)));
+    };
+    const listener = new Listener(...address(answer), end, answer.fqdn);
+    this.open.set(id, listener);
     return listener;
   }
 
@@ -278,13 +337,38 @@ export class Server extends EventEmitter<Events> {
    */
   async dial(host: string, port: number, options: WaitOptions = {}): Promise<Conn> {
     checkPort(port);
+    const [conn] = await this.stream('dial', { addr: joinHostPort(host, port) }, options);
+    setImmediate(() => conn.release()); // when the caller has had its turn to add event listeners
+    return conn;
+  }
+
+  /**
+   * Binds a UDP port of the node's tailnet addresses; 0 takes a free one. `host`: one of the node's addresses. Default: both. Waits
+   * until the node is up, for its addresses.
+   */
+  async listenPacket(port: number, options: WaitOptions & { host?: string } = {}): Promise<PacketSocket> {
+    checkPort(port, 0);
+    const [conn, { locals }] = await this.stream<{ locals: string[] }>('listenPacket', { addr: options.host ?? '', port }, options);
+    const socket = new PacketSocket(conn, locals, false);
+    setImmediate(() => conn.release());
+    return socket;
+  }
+
+  /** A UDP socket whose one peer is a port of a tailnet node, by address or name. As {@link dial} it never leaves the tailnet. */
+  async dialPacket(host: string, port: number, options: WaitOptions = {}): Promise<PacketSocket> {
+    checkPort(port);
+    const [conn, { locals }] = await this.stream<{ locals: string[] }>('dialPacket', { addr: joinHostPort(host, port) }, options);
+    const socket = new PacketSocket(conn, locals, true);
+    setImmediate(() => conn.release());
+    return socket;
+  }
+
+  /** A request that makes a stream, and its answer. */
+  private async stream<T>(method: string, params: object, options: WaitOptions): Promise<[Conn, T]> {
     const id = this.nextId++;
-    const addr = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
     try {
-      await this.request('dial', { addr }, options, id);
-      const conn = this.dialled.get(id)!;
-      setImmediate(() => conn.release()); // when the caller has had its turn to add event listeners
-      return conn;
+      const answer = await this.request<T>(method, params, options, id);
+      return [this.dialled.get(id)!, answer];
     } catch (err) {
       this.dialled.get(id)?.destroy();
       throw err;
@@ -293,14 +377,42 @@ export class Server extends EventEmitter<Events> {
     }
   }
 
+  /** For node:http: an agent whose connections go over the tailnet. `http.get('http://peer/', { agent })`. */
+  httpAgent(options?: http.AgentOptions): http.Agent {
+    return new TailnetAgent((...args) => this.dial(...args), options);
+  }
+
+  /** For node:https, as {@link httpAgent}. Certificates are verified as usual; `options` may name authorities (`ca`). */
+  httpsAgent(options?: https.AgentOptions): https.Agent {
+    return new TailnetHttpsAgent((...args) => this.dial(...args), options);
+  }
+
+  /** For undici: `new Agent({ connect: server.connector() })`. `options` are those of TLS, such as `ca`. */
+  connector(options?: ConnectionOptions): ReturnType<typeof connector> {
+    return connector((...args) => this.dial(...args), options);
+  }
+
+  /** A dispatcher for fetch and undici whose connections go over the tailnet. Needs the package undici. `options` are those of TLS. Close it after use. */
+  async dispatcher(options?: ConnectionOptions): Promise<Dispatcher> {
+    const { Agent } = await loadUndici();
+    return new Agent({ connect: this.connector(options) });
+  }
+
+  /** fetch over the tailnet. Needs the package undici. */
+  async fetch(input: string | URL | Request, init?: RequestInit): Promise<Response> {
+    const { fetch } = await loadUndici();
+    this.fetching ??= await this.dispatcher();
+    return await fetch(input, { dispatcher: this.fetching, ...init });
+  }
+
   /** Who is behind `ip:port` (or `ip`) of a connection's remote end. Rejects with TSNET_NO_PEER for an address outside the tailnet. */
   async whoIs(addr: string, options: WaitOptions = {}): Promise<WhoIs> {
     return await this.request('whoIs', { addr }, options);
   }
 
   /** Names for which the control server publishes ACME challenges; empty when HTTPS is not enabled on the tailnet. */
-  async certDomains(): Promise<string[]> {
-    return (await this.status()).certDomains;
+  async certDomains(options: WaitOptions = {}): Promise<string[]> {
+    return (await this.status(options)).certDomains;
   }
 
   /** Publishes a TXT record by the control server, which takes only ACME challenges (`_acme-challenge.<own name>`). */
@@ -308,13 +420,35 @@ export class Server extends EventEmitter<Events> {
     await this.request('setDNS', { name, value }, options);
   }
 
-  async status(): Promise<Status> {
-    return await this.request('status');
+  /** The tailnet as this node sees it now. */
+  async status(options: WaitOptions = {}): Promise<Status> {
+    return await this.request('status', {}, options);
+  }
+
+  /**
+   * What happens to the node: first what holds now (state, login URL, key expiry, health), then each change. Ends with the server, or
+   * when `signal` is aborted. Starts the server.
+   */
+  watch(options: WaitOptions = {}): AsyncGenerator<Notice, void, void> {
+    this.start().catch(() => {}); // whoever waits for it, or the next call, has the error
+    return this.notices.watch(options.signal);
+  }
+
+  /**
+   * Gives the node's key up at the control server and forgets it. The state after it is NeedsLogin: a `loginURL` comes, and a new Server with
+   * an auth key joins as a new login.
+   */
+  async logout(options: WaitOptions = {}): Promise<void> {
+    await this.request('logout', {}, options);
   }
 
   /** What the module and its host hold: for metrics, and for tests of growth. */
-  async stats(): Promise<Stats> {
-    return await this.request('stats');
+  async stats(options: WaitOptions = {}): Promise<Stats> {
+    return await this.request('stats', {}, options);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 
   /** Leaves the network and ends the worker thread; every connection is reset. Safe to call again. */
@@ -326,6 +460,7 @@ export class Server extends EventEmitter<Events> {
 
   private async doClose(): Promise<void> {
     const worker = this.worker;
+    void this.fetching?.destroy().catch(() => {});
     if (this.ended) return;
     if (!worker) return this.end(0, '');
     const gone = new Promise<void>((resolve) => (this.exited = resolve));

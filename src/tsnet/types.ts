@@ -4,27 +4,57 @@
  * Addresses are strings as Go prints them: `100.64.0.1:443`, `[fd7a:115c:a1e0::1]:443`.
  */
 
-/** Options of {@link Server}. Fields follow tsnet.Server (tailscale.com/tsnet/tsnet.go). */
-export interface ServerOptions {
-  /** State directory, created with mode 0700 where it does not exist. Required: the node's identity lives there. */
-  dir: string;
+/**
+ * Where the caller keeps the identity of the node instead of a directory: a database, a secret of an orchestrator. The state is a
+ * few kilobytes of text, given whole each time. It holds the node's private keys.
+ */
+export interface StateStore {
+  /** What was last written; undefined or empty before the first time. */
+  read(): string | undefined | Promise<string | undefined>;
+  /** Resolves when the state would survive a power cut: until then the node waits. A rejection is reported as TSNET_STATE, or by `message` later on. */
+  write(state: string): void | Promise<void>;
+}
+
+/** Options of {@link Server}. Fields follow tsnet.Server (tailscale.com/tsnet/tsnet.go); an empty string is as good as none. */
+export interface CommonOptions {
   /** Name asked of the control server. Default: `tsnet`. The assigned one is in {@link Status.self}. */
   hostname?: string;
-  /** Auth key; ignored once the state directory holds a logged-in node. Default: TS_AUTHKEY, then TS_AUTH_KEY, then none (interactive login). */
+  /**
+   * Auth key; not used once the state holds a node that is logged in (unless TSNET_FORCE_LOGIN=1 is in the environment). An OAuth client
+   * secret (`tskey-client-…`) will do too. Default: TS_AUTHKEY, then TS_AUTH_KEY, then {@link clientSecret}, then none: interactive login.
+   */
   authKey?: string;
+  /**
+   * OAuth client secret, `tskey-client-…`, to make an auth key with when the server starts; needs {@link advertiseTags}. Attributes follow it as with
+   * Tailscale: `?ephemeral=false&preauthorized=true&baseURL=…`; the node is ephemeral unless they say otherwise. Default: TS_CLIENT_SECRET.
+   */
+  clientSecret?: string;
+  /** Tags asked for, as `tag:name`. The control server decides whether the node gets them. Default: none. */
+  advertiseTags?: string[];
   /** Control server. Default: TS_CONTROL_URL, then Tailscale's own. */
   controlURL?: string;
   /** The node is removed from the tailnet soon after it goes offline. Default: false. */
   ephemeral?: boolean;
   /** UDP port of WireGuard. Default 0: one chosen by the system. */
   port?: number;
-  /** Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on. */
+  /** Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on, but for TSNET_FORCE_LOGIN. */
   env?: Record<string, string>;
   /** Tailscale's backend log as `log` events. Default: false. */
   verbose?: boolean;
   /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
   caFile?: string;
 }
+
+/** One of both is required; with both, `store` keeps the identity. */
+export type ServerOptions = CommonOptions &
+  (
+    | {
+        /** State directory, created with mode 0700 where it does not exist: the node's identity lives there. One Server at a time. */
+        dir: string;
+        store?: StateStore;
+      }
+    | { store: StateStore; dir?: string }
+  );
 
 /** One node as status shows it. */
 export interface NodeStatus {
@@ -42,6 +72,8 @@ export interface NodeStatus {
   tags: string[];
   /** RFC 3339, or undefined when the key does not expire. */
   keyExpiry?: string;
+  /** True when the key has expired: the node must log in anew. */
+  expired?: boolean;
 }
 
 /** State of the tailnet node (ipnstate.Status cut down to what callers use). */
@@ -67,6 +99,22 @@ export interface WhoIs {
   user?: { id: number; loginName: string; displayName: string; profilePicURL: string };
   /** Grants' app capabilities: name to list of values. */
   capMap: Record<string, unknown[]>;
+}
+
+/** When the node's key ends. */
+export interface KeyExpiry {
+  /** RFC 3339; absent: never. */
+  at?: string;
+  expired: boolean;
+}
+
+/** A complaint of Tailscale's health tracker. */
+export interface HealthWarning {
+  /** For programs, such as `not-in-map-poll`. */
+  code: string;
+  severity: 'low' | 'medium' | 'high';
+  title: string;
+  text: string;
 }
 
 /** What the module and its host hold at the moment. */

@@ -1,8 +1,12 @@
 /** The worker thread that runs the module, so that TLS and HTTP have the caller's thread for themselves. */
+import { mkdtempSync, rmSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
 import { WASI } from 'node:wasi';
 import { parentPort, workerData } from 'node:worker_threads';
 import { Host, ModuleExit } from './host/imports.ts';
+import { lockDirectory } from './host/lock.ts';
 import { StateFile } from './host/state.ts';
 import { watchNetwork } from './host/system.ts';
 import type { TsnetErrorCode } from './errors.ts';
@@ -13,9 +17,15 @@ const port = parentPort!;
 const exit = (code: number, reason: string, error?: TsnetErrorCode): void =>
   port.postMessage([{ t: 'exit', code, reason, ...(error && { error }) }] satisfies ToUser[]);
 
+// With a store of the caller's, a directory is for Tailscale's odds and ends alone.
+const dir = data.dir ?? mkdtempSync(path.join(os.tmpdir(), 'tsnet-'));
+let unlock = (): void => {};
+
 function stateFile(): StateFile | undefined {
   try {
-    return new StateFile(data.dir);
+    const file = new StateFile(dir);
+    if (!data.ownStore) unlock = lockDirectory(dir);
+    return file;
   } catch (err) {
     exit(73, `the state directory is not usable: ${(err as Error).message}`, 'TSNET_STATE'); // EX_CANTCREAT
   }
@@ -32,7 +42,7 @@ async function run(state: StateFile): Promise<void> {
     }
   });
   // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
-  const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': data.dir } });
+  const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': dir } });
   const module = await WebAssembly.compile(await readFile(data.wasm));
   const instance = await WebAssembly.instantiate(module, host.imports(wasi));
   host.memory.attach(instance.exports.memory as WebAssembly.Memory);
@@ -59,4 +69,6 @@ async function run(state: StateFile): Promise<void> {
 
 const state = stateFile();
 if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))); // EX_OSERR: it could not be started
+unlock();
+if (data.dir === undefined) rmSync(dir, { recursive: true, force: true });
 port.close();

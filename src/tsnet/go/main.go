@@ -14,22 +14,16 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
-	"reflect"
-	"slices"
 	"strings"
 	"sync"
-	"time"
-	"unsafe"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
-	"tailscale.com/ipn/ipnstate"
+	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/logger"
 )
@@ -47,8 +41,8 @@ type event struct {
 	Result any       `json:"result,omitempty"`
 	Error  *rpcError `json:"error,omitempty"`
 
-	Event string `json:"event,omitempty"` // "state", "login", "message"
-	Value string `json:"value,omitempty"`
+	Event string `json:"event,omitempty"` // as the events of the host's Server, and "save" (saveRequest)
+	Value any    `json:"value,omitempty"`
 }
 
 type rpcError struct {
@@ -67,14 +61,18 @@ type streamMeta struct {
 }
 
 type startParams struct {
-	Hostname   string `json:"hostname"`
-	AuthKey    string `json:"authKey"`
-	ControlURL string `json:"controlURL"`
-	Ephemeral  bool   `json:"ephemeral"`
-	Port       uint16 `json:"port"`
-	RootsPEM   string `json:"rootsPEM"`
-	StateFile  string `json:"stateFile"` // its name outside, for messages
-	Verbose    bool   `json:"verbose"`
+	Hostname      string   `json:"hostname"`
+	AuthKey       string   `json:"authKey"`
+	ControlURL    string   `json:"controlURL"`
+	ClientSecret  string   `json:"clientSecret"`
+	AdvertiseTags []string `json:"advertiseTags"`
+	Ephemeral     bool     `json:"ephemeral"`
+	Port          uint16   `json:"port"`
+	RootsPEM      string   `json:"rootsPEM"`
+	StateFile     string   `json:"stateFile"` // its name outside, for messages
+	OwnStore      bool     `json:"ownStore"`  // the caller keeps the state, which begins as State
+	State         string   `json:"state"`
+	Verbose       bool     `json:"verbose"`
 }
 
 type node struct {
@@ -82,21 +80,30 @@ type node struct {
 	lc  *local.Client
 
 	stopWatching context.CancelFunc
+	advertising  sync.Mutex // held while the Services are told to the control server
 
-	mu        sync.Mutex
-	cancels   map[uint64]context.CancelFunc
-	listeners map[uint64]net.Listener
-	open      map[net.Conn]struct{} // connections of the tailnet
+	mu           sync.Mutex
+	saves        map[uint64]chan error // state given to the caller's store, by number
+	cancels      map[uint64]context.CancelFunc
+	listeners    map[uint64]net.Listener
+	services     map[serviceKey]uint64 // listener
+	serviceAddrs map[netip.Addr]tailcfg.ServiceName
+	open         map[net.Conn]struct{} // connections of the tailnet
 }
 
 func main() {
 	log.SetFlags(0)
 	installHostNetwork()
+	// For the OAuth exchange, which takes the default client.
+	http.DefaultTransport.(*http.Transport).DialContext = hostDialer{}.DialContext
 	fd := hostControl()
 	if err := errnoOf(fd); err != nil {
 		log.Fatalf("tsnet: control stream: %v", err)
 	}
-	n := &node{cancels: map[uint64]context.CancelFunc{}, listeners: map[uint64]net.Listener{}, open: map[net.Conn]struct{}{}}
+	n := &node{
+		saves: map[uint64]chan error{}, cancels: map[uint64]context.CancelFunc{}, listeners: map[uint64]net.Listener{},
+		services: map[serviceKey]uint64{}, open: map[net.Conn]struct{}{},
+	}
 	r := bufio.NewReader(newFile(fd, "control"))
 	for {
 		var size uint32
@@ -119,7 +126,11 @@ func main() {
 }
 
 func (n *node) serve(req request) {
-	if req.Method == "cancel" {
+	switch req.Method {
+	case "saved":
+		n.saved(req)
+		return
+	case "cancel":
 		n.mu.Lock()
 		if cancel := n.cancels[req.ID]; cancel != nil {
 			cancel()
@@ -199,19 +210,27 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 	switch req.Method {
 	case "up":
 		return n.up(ctx)
+	case "logout":
+		return nil, n.lc.Logout(ctx)
 	case "status":
 		return n.status(ctx)
 	case "listen":
-		return nil, n.listen(req.ID, p.Port)
+		return n.listen(req.ID, p.Addr)
+	case "listenService":
+		return n.listenService(ctx, req.ID, p.Name, p.Port)
+	case "listenPacket":
+		return n.listenPacket(ctx, req.ID, p.Addr, p.Port)
+	case "dialPacket":
+		return n.dialPacket(ctx, req.ID, p.Addr)
 	case "unlisten":
 		n.mu.Lock()
 		ln := n.listeners[p.Listener]
 		delete(n.listeners, p.Listener)
 		n.mu.Unlock()
 		if ln != nil {
-			ln.Close()
+			return nil, ln.Close()
 		}
-		return nil, nil
+		return nil, n.endService(ctx, p.Listener)
 	case "dial":
 		c, err := n.dial(ctx, p.Addr)
 		if err != nil {
@@ -243,24 +262,29 @@ func (n *node) start(p startParams) error {
 		}
 		x509.SetFallbackRoots(pool) // there are no system roots on wasip1
 	}
-	st, err := openStore(p.StateFile)
+	st, err := n.openStore(p)
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}
 	}
-	srv := &tsnet.Server{
-		Dir: "/state", Store: st, Hostname: p.Hostname, AuthKey: p.AuthKey, ControlURL: p.ControlURL,
-		Ephemeral: p.Ephemeral, Port: p.Port,
-		UserLogf: logger.Discard, // what it says comes as events
+	srv := newServer(p, st)
+	err = srv.Start()
+	if words, ok := authProblem(err); ok && st.known() {
+		// A node that is known needs no new key: that none could be made now is not what keeps it from the tailnet.
+		emit(event{Event: "message", Value: words})
+		p.AuthKey, p.ClientSecret = "", ""
+		srv = newServer(p, st)
+		err = srv.Start()
 	}
-	if p.Verbose {
-		srv.Logf = log.Printf
-	}
-	if err := srv.Start(); err != nil {
+	if err != nil {
 		if failed := st.failure(); failed != nil {
 			return &rpcError{"TSNET_STATE", failed.Error()}
 		}
+		if words, ok := authProblem(err); ok {
+			return &rpcError{"TSNET_AUTH", words}
+		}
 		return err
 	}
+	srv.RegisterFallbackTCPHandler(n.serviceFlow)
 	lc, err := srv.LocalClient()
 	if err != nil {
 		return err
@@ -272,29 +296,25 @@ func (n *node) start(p startParams) error {
 	return nil
 }
 
-// watch turns the backend's notices into events until the server is closed.
-func (n *node) watch(ctx context.Context) {
-	w, err := n.lc.WatchIPNBus(ctx, ipn.NotifyInitialState)
-	if err != nil {
-		log.Printf("tsnet: watch: %v", err)
-		return
+func newServer(p startParams, st *store) *tsnet.Server {
+	srv := &tsnet.Server{
+		Dir: "/state", Store: st, Hostname: p.Hostname, AuthKey: p.AuthKey, ClientSecret: p.ClientSecret, ControlURL: p.ControlURL,
+		AdvertiseTags: p.AdvertiseTags, Ephemeral: p.Ephemeral, Port: p.Port,
+		UserLogf: logger.Discard, // what it says comes as events
 	}
-	defer w.Close()
-	for {
-		m, err := w.Next()
-		if err != nil {
-			return
-		}
-		if m.State != nil {
-			emit(event{Event: "state", Value: m.State.String()})
-		}
-		if m.BrowseToURL != nil && *m.BrowseToURL != "" {
-			emit(event{Event: "login", Value: *m.BrowseToURL})
-		}
-		if m.ErrMessage != nil && *m.ErrMessage != "" {
-			emit(event{Event: "message", Value: *m.ErrMessage})
-		}
+	if p.Verbose {
+		srv.Logf = log.Printf
 	}
+	return srv
+}
+
+// authProblem tells whether tsnet could not make an auth key of an OAuth client secret, and why. There is no error value for it.
+func authProblem(err error) (string, bool) {
+	if err == nil {
+		return "", false
+	}
+	_, words, ok := strings.Cut(err.Error(), "error resolving auth key: ")
+	return "no auth key could be made with the OAuth client secret: " + words, ok
 }
 
 func (n *node) up(ctx context.Context) (any, error) {
@@ -308,10 +328,22 @@ func (n *node) up(ctx context.Context) (any, error) {
 	return n.status(ctx)
 }
 
-func (n *node) listen(id uint64, port uint16) error {
-	ln, err := n.srv.Listen("tcp", fmt.Sprintf(":%d", port))
+// awaitRunning waits until the node is in the tailnet, as up does.
+func (n *node) awaitRunning(ctx context.Context) error {
+	st, err := n.lc.StatusWithoutPeers(ctx)
 	if err != nil {
-		return &rpcError{"TSNET_LISTEN", err.Error()}
+		return err
+	}
+	if st.BackendState != ipn.Running.String() {
+		_, err = n.up(ctx)
+	}
+	return err
+}
+
+func (n *node) listen(id uint64, addr string) (any, error) {
+	ln, err := n.srv.Listen("tcp", addr)
+	if err != nil {
+		return nil, &rpcError{"TSNET_LISTEN", err.Error()}
 	}
 	n.mu.Lock()
 	n.listeners[id] = ln
@@ -325,235 +357,36 @@ func (n *node) listen(id uint64, port uint16) error {
 			go n.handOver(c, streamMeta{Listener: id, Local: c.LocalAddr().String(), Remote: c.RemoteAddr().String()})
 		}
 	}()
-	return nil
+	return map[string]string{"addr": ln.Addr().String()}, nil
 }
 
-// dial connects to a node of the tailnet, or to what is behind one. tsnet would take the machine's own network for all
-// else, unencrypted: here that is an error.
-func (n *node) dial(ctx context.Context, addr string) (net.Conn, error) {
-	st, err := n.lc.StatusWithoutPeers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if st.BackendState != ipn.Running.String() {
-		if _, err := n.up(ctx); err != nil {
-			return nil, err
-		}
+// plan says where addr is in the tailnet. tsnet would take the machine's own network for all else, unencrypted: here that
+// is an error.
+func (n *node) plan(ctx context.Context, network, addr string) (netip.AddrPort, error) {
+	if err := n.awaitRunning(ctx); err != nil {
+		return netip.AddrPort{}, err
 	}
 	dialer := n.srv.Sys().Dialer.Get()
-	to, _, err := dialer.UserDialPlan(ctx, "tcp", addr)
+	to, _, err := dialer.UserDialPlan(ctx, network, addr)
 	if err != nil {
-		return nil, &rpcError{"TSNET_DIAL", err.Error()}
+		return to, &rpcError{"TSNET_DIAL", err.Error()}
 	}
 	// Not the plan's own word for it: that takes the whole of Tailscale's IPv6 prefix for reachable, nodes or not.
 	if !dialer.UseNetstackForIP(to.Addr()) {
-		return nil, &rpcError{"TSNET_NO_PEER", fmt.Sprintf("%s is no node of the tailnet, nor behind one", addr)}
+		return to, &rpcError{"TSNET_NO_PEER", fmt.Sprintf("%s is no node of the tailnet, nor behind one", addr)}
+	}
+	return to, nil
+}
+
+// dial connects to a node of the tailnet, or to what is behind one.
+func (n *node) dial(ctx context.Context, addr string) (net.Conn, error) {
+	to, err := n.plan(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
 	}
 	c, err := n.srv.Dial(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, &rpcError{"TSNET_DIAL", err.Error()}
 	}
 	return c, nil
-}
-
-// abortAll resets every connection and lets the resets go out: netstack's own Close would lose them.
-func (n *node) abortAll() {
-	n.mu.Lock()
-	open := slices.Collect(maps.Keys(n.open))
-	n.mu.Unlock()
-	if len(open) == 0 {
-		return
-	}
-	for _, c := range open {
-		abort(c)
-	}
-	time.Sleep(50 * time.Millisecond)
-}
-
-// handOver joins a tailnet connection to a new stream of the host's.
-func (n *node) handOver(c net.Conn, meta streamMeta) error {
-	b, err := json.Marshal(meta)
-	if err != nil {
-		return err
-	}
-	fd := hostStreamOpen(unsafe.Pointer(unsafe.SliceData(b)), int32(len(b)))
-	if err := errnoOf(fd); err != nil {
-		c.Close()
-		return err
-	}
-	s := &streamConn{File: newFile(fd, "stream"), fd: fd}
-	// An error of either side ends both halves, and both ends see a reset: a clean end would say that all bytes arrived.
-	fail := sync.OnceFunc(func() {
-		hostStreamReset(fd)
-		abort(c)
-	})
-	n.mu.Lock()
-	n.open[c] = struct{}{}
-	n.mu.Unlock()
-	go func() {
-		var done sync.WaitGroup
-		done.Go(func() {
-			if err := copyHalf(s, c); err != nil {
-				fail()
-			}
-		})
-		done.Go(func() {
-			if err := copyHalf(c, s); err != nil {
-				fail()
-			}
-		})
-		done.Wait()
-		s.Close()
-		c.Close()
-		n.mu.Lock()
-		delete(n.open, c)
-		n.mu.Unlock()
-	}()
-	return nil
-}
-
-// abort closes a connection of netstack's with a reset. gonet.TCPConn has no SetLinger, and its Close ends cleanly where
-// nothing lies unread: the endpoint behind it is what can abort.
-func abort(c net.Conn) {
-	if t, ok := c.(*gonet.TCPConn); ok {
-		ep := (*tcpip.Endpoint)(unsafe.Pointer(reflect.ValueOf(t).Elem().FieldByName("ep").UnsafeAddr()))
-		(*ep).Abort()
-	}
-	c.Close()
-}
-
-var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
-
-// copyHalf copies until src ends, then tells dst so: a half-close is passed on. An error is one of either side.
-func copyHalf(dst, src net.Conn) error {
-	buf := buffers.Get().(*[64 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := src.Read(buf[:])
-		if n > 0 {
-			if _, werr := dst.Write(buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err == io.EOF {
-			if cw, ok := dst.(interface{ CloseWrite() error }); ok {
-				return cw.CloseWrite()
-			}
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-type nodeStatus struct {
-	ID           string   `json:"id"`
-	HostName     string   `json:"hostName"`
-	DNSName      string   `json:"dnsName"`
-	TailscaleIPs []string `json:"tailscaleIPs"`
-	Online       bool     `json:"online"`
-	CurAddr      string   `json:"curAddr"`
-	Relay        string   `json:"relay"`
-	Tags         []string `json:"tags"`
-	KeyExpiry    string   `json:"keyExpiry,omitempty"`
-}
-
-func fromPeerStatus(p *ipnstate.PeerStatus) nodeStatus {
-	s := nodeStatus{
-		ID: string(p.ID), HostName: p.HostName, DNSName: strings.TrimSuffix(p.DNSName, "."),
-		TailscaleIPs: addrStrings(p.TailscaleIPs), Online: p.Online, CurAddr: p.CurAddr, Relay: p.Relay, Tags: []string{},
-	}
-	if p.Tags != nil {
-		s.Tags = p.Tags.AsSlice()
-	}
-	if p.KeyExpiry != nil {
-		s.KeyExpiry = p.KeyExpiry.UTC().Format("2006-01-02T15:04:05Z")
-	}
-	return s
-}
-
-func addrStrings(list []netip.Addr) []string {
-	out := []string{}
-	for _, a := range list {
-		out = append(out, a.String())
-	}
-	return out
-}
-
-func (n *node) status(ctx context.Context) (any, error) {
-	st, err := n.lc.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := struct {
-		BackendState   string       `json:"backendState"`
-		AuthURL        string       `json:"authURL"`
-		TailscaleIPs   []string     `json:"tailscaleIPs"`
-		Self           *nodeStatus  `json:"self,omitempty"`
-		Peers          []nodeStatus `json:"peers"`
-		Health         []string     `json:"health"`
-		CertDomains    []string     `json:"certDomains"`
-		MagicDNSSuffix string       `json:"magicDNSSuffix"`
-	}{
-		BackendState: st.BackendState, AuthURL: st.AuthURL, TailscaleIPs: addrStrings(st.TailscaleIPs),
-		Peers: []nodeStatus{}, Health: append([]string{}, st.Health...), CertDomains: append([]string{}, st.CertDomains...),
-	}
-	if st.CurrentTailnet != nil {
-		out.MagicDNSSuffix = st.CurrentTailnet.MagicDNSSuffix
-	}
-	if st.Self != nil && st.HaveNodeKey {
-		self := fromPeerStatus(st.Self)
-		out.Self = &self
-	}
-	for _, k := range st.Peers() {
-		out.Peers = append(out.Peers, fromPeerStatus(st.Peer[k]))
-	}
-	return out, nil
-}
-
-func (n *node) whoIs(ctx context.Context, addr string) (any, error) {
-	w, err := n.lc.WhoIs(ctx, addr)
-	if err != nil {
-		if errors.Is(err, local.ErrPeerNotFound) {
-			return nil, &rpcError{"TSNET_NO_PEER", "no tailnet node has the address " + addr}
-		}
-		return nil, err
-	}
-	type whoNode struct {
-		ID        string   `json:"id"`
-		Name      string   `json:"name"`
-		HostName  string   `json:"hostName"`
-		Addresses []string `json:"addresses"`
-		Tags      []string `json:"tags"`
-	}
-	type whoUser struct {
-		ID            int64  `json:"id"`
-		LoginName     string `json:"loginName"`
-		DisplayName   string `json:"displayName"`
-		ProfilePicURL string `json:"profilePicURL"`
-	}
-	out := struct {
-		Node   whoNode                      `json:"node"`
-		User   *whoUser                     `json:"user,omitempty"`
-		CapMap map[string][]json.RawMessage `json:"capMap"`
-	}{CapMap: map[string][]json.RawMessage{}}
-	out.Node = whoNode{
-		ID: string(w.Node.StableID), Name: strings.TrimSuffix(w.Node.Name, "."), HostName: w.Node.Hostinfo.Hostname(),
-		Addresses: []string{}, Tags: append([]string{}, w.Node.Tags...),
-	}
-	for _, p := range w.Node.Addresses {
-		out.Node.Addresses = append(out.Node.Addresses, p.Addr().String())
-	}
-	if !w.Node.IsTagged() && w.UserProfile != nil {
-		out.User = &whoUser{int64(w.UserProfile.ID), w.UserProfile.LoginName, w.UserProfile.DisplayName, w.UserProfile.ProfilePicURL}
-	}
-	for k, vs := range w.CapMap {
-		list := []json.RawMessage{}
-		for _, v := range vs {
-			list = append(list, json.RawMessage(v))
-		}
-		out.CapMap[string(k)] = list
-	}
-	return out, nil
 }

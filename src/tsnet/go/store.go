@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -15,27 +16,83 @@ import (
 // store is an ipn.StateStore kept whole in memory and written whole by the host, in the format of Tailscale's
 // ipn/store.FileStore: one JSON object, base64 values. The host makes it durable: Go on wasip1 could not fsync a directory.
 type store struct {
-	file string // its name outside, for messages
+	name string // outside, for messages
+	save func([]byte) error
 
 	mu     sync.Mutex
 	m      map[ipn.StateKey][]byte
 	failed error // of the last write
 }
 
-func openStore(file string) (*store, error) {
-	b, err := query(queryState)
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read (%w): it must be a file that this process may read and write", file, err)
+func (n *node) openStore(p startParams) (*store, error) {
+	s := &store{name: p.StateFile, m: map[ipn.StateKey][]byte{}}
+	b := []byte(p.State)
+	if p.OwnStore {
+		s.save = n.saveOutside
+	} else {
+		var err error
+		if b, err = query(queryState); err != nil {
+			return nil, fmt.Errorf("%s cannot be read (%w): it must be a file that this process may read and write", s.name, err)
+		}
+		s.save = func(b []byte) error {
+			return errnoOf(hostStateWrite(unsafe.Pointer(unsafe.SliceData(b)), int32(len(b))))
+		}
 	}
-	s := &store{file: file, m: map[ipn.StateKey][]byte{}}
 	// An empty file holds no identity that could be lost: as Tailscale's own store, begin anew.
 	if len(b) == 0 {
 		return s, nil
 	}
 	if err := json.Unmarshal(b, &s.m); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%v): restore it from a backup, or move it away to log in as a new node", file, err)
+		return nil, fmt.Errorf("%s is damaged (%v): restore it from a backup, or move it away to log in as a new node", s.name, err)
 	}
 	return s, nil
+}
+
+// saveRequest asks the host to give the state to the caller's store; "saved" answers, with the same number.
+type saveRequest struct {
+	Number uint64 `json:"number"`
+	State  string `json:"state"`
+}
+
+func (n *node) saveOutside(b []byte) error {
+	n.mu.Lock()
+	number := uint64(1)
+	for n.saves[number] != nil {
+		number++
+	}
+	done := make(chan error, 1)
+	n.saves[number] = done
+	n.mu.Unlock()
+	emit(event{Event: "save", Value: saveRequest{number, string(b)}})
+	return <-done
+}
+
+// saved is the host's answer to a saveRequest.
+func (n *node) saved(req request) {
+	var p struct {
+		Error string `json:"error"`
+	}
+	if err := json.Unmarshal(req.Params, &p); err != nil {
+		p.Error = err.Error()
+	}
+	n.mu.Lock()
+	done := n.saves[req.ID]
+	delete(n.saves, req.ID)
+	n.mu.Unlock()
+	switch {
+	case done == nil:
+	case p.Error != "":
+		done <- errors.New(p.Error)
+	default:
+		done <- nil
+	}
+}
+
+// known tells whether the store holds a node that has been logged in.
+func (s *store) known() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.m[ipn.CurrentProfileStateKey]) > 0
 }
 
 func (s *store) ReadState(id ipn.StateKey) ([]byte, error) {
@@ -61,8 +118,8 @@ func (s *store) WriteState(id ipn.StateKey, bs []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := errnoOf(hostStateWrite(unsafe.Pointer(unsafe.SliceData(b)), int32(len(b)))); err != nil {
-		s.failed = fmt.Errorf("%s cannot be written: %w", s.file, err)
+	if err := s.save(b); err != nil {
+		s.failed = fmt.Errorf("%s cannot be written: %w", s.name, err)
 		// Tailscale goes on without: whoever runs it must know that the node's identity would not survive a restart.
 		emit(event{Event: "message", Value: s.failed.Error()})
 		return s.failed

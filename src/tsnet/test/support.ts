@@ -14,7 +14,10 @@ export { pattern } from './node.ts';
 
 let count = 0;
 
-export interface NodeOptions extends Partial<ServerOptions> {
+/** A store cannot go over: functions run over there make their own. */
+type Options = Omit<ServerOptions, 'store'> & { dir: string };
+
+export interface NodeOptions extends Partial<Options> {
   /** Namespace, when not one of its own. */
   ns?: string;
   /** Flags of Node's own. */
@@ -28,7 +31,7 @@ export class WasmNode {
   readonly ns: string;
   /** Address on the segment, when the namespace is its own. */
   readonly ip: string;
-  readonly options: ServerOptions;
+  readonly options: Options;
   readonly child: ChildProcess;
   /** Set once {@link up} has resolved. */
   status!: Status;
@@ -77,7 +80,7 @@ export class WasmNode {
   }
 
   /** Makes the kit's Server. */
-  async make(options: Partial<ServerOptions> = {}): Promise<void> {
+  async make(options: Partial<Options> = {}): Promise<void> {
     await this.run(
       (k, o) => {
         k.server = new k.Server(o);
@@ -91,7 +94,7 @@ export class WasmNode {
   }
 
   /** Makes the kit's Server and waits until it is in the tailnet. */
-  async up(options: Partial<ServerOptions> = {}): Promise<Status> {
+  async up(options: Partial<Options> = {}): Promise<Status> {
     await this.make(options);
     return (this.status = await this.run((k) => k.server.up()));
   }

@@ -1,0 +1,117 @@
+//go:build wasip1
+
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"maps"
+	"net"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+)
+
+// abortAll resets every connection and lets the resets go out: netstack's own Close would lose them.
+func (n *node) abortAll() {
+	n.mu.Lock()
+	open := slices.Collect(maps.Keys(n.open))
+	n.mu.Unlock()
+	if len(open) == 0 {
+		return
+	}
+	for _, c := range open {
+		abort(c)
+	}
+	time.Sleep(50 * time.Millisecond)
+}
+
+// openStream makes a new stream of the host's.
+func openStream(meta streamMeta) (*streamConn, error) {
+	b, err := json.Marshal(meta)
+	if err != nil {
+		return nil, err
+	}
+	fd := hostStreamOpen(unsafe.Pointer(unsafe.SliceData(b)), int32(len(b)))
+	if err := errnoOf(fd); err != nil {
+		return nil, err
+	}
+	return &streamConn{File: newFile(fd, "stream"), fd: fd}, nil
+}
+
+// handOver joins a tailnet connection to a new stream of the host's.
+func (n *node) handOver(c net.Conn, meta streamMeta) error {
+	s, err := openStream(meta)
+	if err != nil {
+		c.Close()
+		return err
+	}
+	// An error of either side ends both halves, and both ends see a reset: a clean end would say that all bytes arrived.
+	fail := sync.OnceFunc(func() {
+		hostStreamReset(s.fd)
+		abort(c)
+	})
+	n.mu.Lock()
+	n.open[c] = struct{}{}
+	n.mu.Unlock()
+	go func() {
+		var done sync.WaitGroup
+		done.Go(func() {
+			if err := copyHalf(s, c); err != nil {
+				fail()
+			}
+		})
+		done.Go(func() {
+			if err := copyHalf(c, s); err != nil {
+				fail()
+			}
+		})
+		done.Wait()
+		s.Close()
+		c.Close()
+		n.mu.Lock()
+		delete(n.open, c)
+		n.mu.Unlock()
+	}()
+	return nil
+}
+
+// abort closes a connection of netstack's with a reset. gonet.TCPConn has no SetLinger, and its Close ends cleanly where
+// nothing lies unread: the endpoint behind it is what can abort.
+func abort(c net.Conn) {
+	if t, ok := c.(*gonet.TCPConn); ok {
+		ep := (*tcpip.Endpoint)(unsafe.Pointer(reflect.ValueOf(t).Elem().FieldByName("ep").UnsafeAddr()))
+		(*ep).Abort()
+	}
+	c.Close()
+}
+
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
+// copyHalf copies until src ends, then tells dst so: a half-close is passed on. An error is one of either side.
+func copyHalf(dst, src net.Conn) error {
+	buf := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := src.Read(buf[:])
+		if n > 0 {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			if cw, ok := dst.(interface{ CloseWrite() error }); ok {
+				return cw.CloseWrite()
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
