@@ -78,14 +78,18 @@ export function connector(dial: Dial, tlsOptions: tls.ConnectionOptions = {}) {
   };
 }
 
-/** What of undici is used. Its types are those of @types/node, so that the declarations need no undici. */
+/** What of undici is used, so that the declarations need none of its types. */
 interface Undici {
   Agent: new (options: { connect: ReturnType<typeof connector> }) => Dispatcher;
   fetch: typeof fetch;
 }
 
-/** A dispatcher that its maker closes. */
-export type Dispatcher = NonNullable<RequestInit['dispatcher']>;
+/** An undici.Dispatcher, as the RequestInit of @types/node has it; where the one of TypeScript's DOM library hides that, of no type. Its maker closes it. */
+// oxlint-disable-next-line no-explicit-any
+export type Dispatcher = (RequestInit extends { dispatcher?: infer D } ? (unknown extends D ? any : NonNullable<D>) : any) & {
+  close(): Promise<void>;
+  destroy(): Promise<void>;
+};
 
 /** undici, an optional peer dependency. */
 export async function loadUndici(): Promise<Undici> {

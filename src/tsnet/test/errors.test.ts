@@ -99,8 +99,8 @@ test('a port in use is TSNET_LISTEN; one that is none is TSNET_OPTIONS', async (
   const err = await node.fails((k) => k.server.listen(81));
   assert.equal(err.code, 'TSNET_LISTEN');
   assert.match(err.message, /81/);
-  for (const port of [0, -1, 65536, 1.5, NaN]) assert.equal((await node.fails((k, p) => k.server.listen(p ?? NaN), port)).code, 'TSNET_OPTIONS');
-  assert.equal((await node.fails((k) => k.server.dial('peer', 70000))).code, 'TSNET_OPTIONS');
+  for (const port of [-1, 65536, 1.5, NaN]) assert.equal((await node.fails((k, p) => k.server.listen(p ?? NaN), port)).code, 'TSNET_OPTIONS');
+  assert.equal((await node.fails((k) => k.server.dial('peer', 0))).code, 'TSNET_OPTIONS');
   assert.equal((await node.fails((k) => void new k.Server({ dir: '' }))).code, 'TSNET_OPTIONS');
 });
 
