@@ -29,3 +29,16 @@ export async function readAuthKey (credentials: string | undefined): Promise<str
   })
   return key.trim() === '' ? undefined : key.trim()
 }
+
+/**
+ * The key shared with Node-RED, which systemd handed over as the credential `channel`.
+ *
+ * @throws GatehouseError when there is none: without it Node-RED lets nobody in
+ */
+export async function readChannelKey (credentials: string | undefined): Promise<Buffer> {
+  try {
+    return await readFile(join(credentials ?? '/nonexistent', 'channel'))
+  } catch (err) {
+    throw new GatehouseError('GH_CHANNEL_KEY', `the key shared with Node-RED cannot be read, so its editor lets nobody in: ${reason(err)}`, 'Check LoadCredential=channel in gatehouse.service, and gatehouse-provision.service, which makes it', { cause: err })
+  }
+}

@@ -1,4 +1,4 @@
-import { quote, text } from './kinds.ts'
+import { listOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
 /** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
@@ -59,6 +59,14 @@ export const schema = {
       : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' }),
     { example: '"shortlived"' }),
   },
+  access: {
+    /** Who may open the editor without changing anything, beside those the tailnet's policy grants it. Default: nobody. */
+    view: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
+    /** Who may change flows. Default: nobody beside the policy's and the owner. */
+    edit: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
+    /** Who may use what flows serve. Default: nobody beside the policy's and the owner. */
+    use: key(listOf(text(checkWho)), { default: [], example: '["tag:sensor"]' }),
+  },
 } satisfies Record<string, Keys | [Keys]>
 
 /** The values of a table's keys: a key without a default may be undefined. */
@@ -80,6 +88,11 @@ function checkHostname (value: string): Wrong | undefined {
     message: `hostname ${quote(value)} is not a DNS label (1 to 63 of a-z, 0-9 and inner hyphens)`,
     cure: `Write hostname = "${better === '' ? 'gatehouse' : better}"`,
   }
+}
+
+function checkWho (value: string, key: { name: string }): Wrong | undefined {
+  if (/^[^\s@]+@[^\s@]+$/.test(value) || /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)) return undefined
+  return { message: `${key.name}, ${quote(value)}, is neither a login name nor a tag`, cure: 'Write the name as the tailnet\'s admin console shows it, such as "alice@example.com" or "alice@github", or a tag such as "tag:sensor"' }
 }
 
 function checkAuthKey (value: string): Wrong | undefined {

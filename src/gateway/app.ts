@@ -3,7 +3,9 @@ import type { FastifyInstance, FastifyRequest, FastifyReply } from 'fastify'
 import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
+import { authorize } from './authorize.ts'
 import { drain } from './drain.ts'
+import type { Guard } from './guard.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
 import type { Names } from './hygiene.ts'
 import type { Logger } from './log.ts'
@@ -20,6 +22,7 @@ export interface AppOptions {
   metrics: Metrics
   upstream: Upstream
   names: Names
+  guard: Guard
   /** See ProxyOptions. */
   headersTimeout?: number
 }
@@ -28,7 +31,7 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, names, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -68,6 +71,7 @@ export async function createApp ({ log, metrics, upstream, names, headersTimeout
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })
   await app.register(hygiene, { names })
+  await app.register(authorize, { guard })
   await app.register(websocket, { upstream, metrics })
   await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
   await app.ready()

@@ -12,6 +12,7 @@ import { createApp } from './app.ts'
 import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
 import { acceptTLS } from './front.ts'
+import { Guard } from './guard.ts'
 import type { Logger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { Node } from './node.ts'
@@ -36,6 +37,8 @@ export interface GatewayOptions {
   runtime: string
   /** Node-RED's socket. */
   nodeRed: string
+  /** Shared with Node-RED, so that it knows who is logged in (channel.ts). */
+  channelKey: Buffer | undefined
   admin: Where
   certs: Where
   /** Told on every change: one line on how things are. */
@@ -57,6 +60,7 @@ export class Gateway {
   readonly certificates: Certificates
   readonly upstream: Upstream
   readonly metrics: Metrics
+  readonly guard: Guard
   #options: GatewayOptions
   #startedAt = new Date()
   #app: FastifyInstance | undefined
@@ -81,6 +85,12 @@ export class Gateway {
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
     this.upstream = new Upstream(options.nodeRed)
+    this.guard = new Guard({
+      log,
+      tailnet: () => this.#node?.tailnet,
+      addresses: () => this.#node?.status?.tailscaleIPs ?? [],
+      channelKey: options.channelKey,
+    })
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
       websockets: () => this.#app?.tunnels.size ?? 0,
@@ -128,6 +138,7 @@ export class Gateway {
       log,
       metrics: this.metrics,
       upstream,
+      guard: this.guard,
       names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
       ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }),
     })

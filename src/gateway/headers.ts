@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import type { WhoIs } from '../tsnet/types.ts'
+import { channelHeader } from './channel.ts'
 
 /**
  * Request headers that say who a request comes from: set by the gateway alone, any copy that came in is deleted.
@@ -10,7 +11,7 @@ const owned = new Set([
   'tailscale-user-login', 'tailscale-user-name', 'tailscale-user-profile-pic', 'tailscale-app-capabilities',
   'tailscale-funnel-request', 'tailscale-headers-info',
   'forwarded', 'x-forwarded-for', 'x-forwarded-host', 'x-forwarded-proto', 'x-forwarded-port', 'x-forwarded-prefix',
-  'x-forwarded-server', 'x-forwarded-ssl', 'x-real-ip',
+  'x-forwarded-server', 'x-forwarded-ssl', 'x-real-ip', channelHeader,
 ])
 
 /** Hop-by-hop headers (RFC 9110 §7.6.1), and Expect, which the gateway has answered itself. */
@@ -32,6 +33,8 @@ export interface Origin {
   /** Host header of the request as it came. */
   host: string
   whoIs: WhoIs | undefined
+  /** The gateway's word to Node-RED (channel.ts); undefined for what is not Node-RED's editor. */
+  statement?: string | undefined
 }
 
 /**
@@ -52,6 +55,7 @@ export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): R
   out['x-forwarded-proto'] = 'https'
   // An IPv6 address goes in brackets, and with its colons in quotes (RFC 7239 §6).
   out.forwarded = `for=${origin.address.includes(':') ? `"[${origin.address}]"` : origin.address};host="${origin.host}";proto=https`
+  if (origin.statement !== undefined) out[channelHeader] = origin.statement
   return Object.assign(out, identityHeaders(origin.whoIs))
 }
 

@@ -4,13 +4,17 @@ import { reason } from '../config/errors.ts'
 import type { Logger } from './log.ts'
 import type { Tailnet, TailnetConn } from './tailnet.ts'
 
-/** Who is at the other end of a connection. WhoIs is asked once a connection, when it is first needed. */
+/** An answer of WhoIs counts for this long, and rights with it: a call to the node's thread for every request would cost too much. Milliseconds. */
+const lifetime = 5_000
+
+/** Who is at the other end of a connection. */
 export class Peer {
   /** Tailnet address of the peer, without port. */
   readonly address: string
   readonly port: number
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
+  #until = 0
 
   constructor (conn: Pick<TailnetConn, 'remoteAddress' | 'remotePort'>, tailnet: Pick<Tailnet, 'whoIs'>, log: Logger) {
     this.address = conn.remoteAddress
@@ -20,15 +24,22 @@ export class Peer {
       try {
         return await tailnet.whoIs(addr)
       } catch (err) {
-        log.warn({ code: 'GH_WHOIS', peer: this.address }, `who is ${this.address}: ${reason(err)}. Its requests go on without identity`)
+        log.warn({ code: 'GH_WHOIS', peer: this.address }, `who is ${this.address}: ${reason(err)}. It may do nothing`)
         return undefined
       }
     }
   }
 
-  /** Undefined when the tailnet does not know the address: the peer then has no identity. */
-  async whoIs (): Promise<WhoIs | undefined> {
-    this.#answer ??= this.#ask()
+  /**
+   * Undefined when the tailnet does not know the address: the peer then has no identity. An answer is some seconds old at most.
+   *
+   * @param fresh ask anew
+   */
+  async whoIs (fresh = false): Promise<WhoIs | undefined> {
+    if (fresh || this.#answer === undefined || this.#until < Date.now()) {
+      this.#answer = this.#ask()
+      this.#until = Date.now() + lifetime
+    }
     return await this.#answer
   }
 }

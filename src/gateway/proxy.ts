@@ -40,7 +40,6 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
     },
     preHandler: async (request: FastifyRequest) => {
       request.app = 'node-red'
-      request.whoIs = await peerOf(request.raw.socket).whoIs()
     },
     replyOptions: {
       // reply-from retries a GET that was answered 503 ten times unless the delay says no.
@@ -50,6 +49,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
           address: peerOf(request.raw.socket).address,
           host: request.raw.headers.host ?? '',
           whoIs: (request as FastifyRequest).whoIs,
+          statement: (request as FastifyRequest).statement,
         })
         // Fastify does not read a body of these; its length without it would be a request that never ends.
         if (request.method === 'GET' || request.method === 'HEAD') delete out['content-length']
@@ -79,13 +79,6 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
     },
   })
 })
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** Who sent the request; undefined when the tailnet does not know. */
-    whoIs?: import('../tsnet/types.ts').WhoIs | undefined
-  }
-}
 
 /** Answers a request whose upstream failed: 504 when it was late, 502 when it was not there. */
 export async function failed (request: FastifyRequest, reply: FastifyReply, error: Error, upstream: Upstream): Promise<void> {

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { GatehouseError, reason } from '../config/errors.ts'
-import { loadConfig, readAuthKey } from '../config/load.ts'
+import { loadConfig, readAuthKey, readChannelKey } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { version } from '../config/version.ts'
 import { Gateway } from './gateway.ts'
@@ -25,6 +25,12 @@ export async function runServe (paths: Paths): Promise<number> {
     const fd = given.get(name)
     return fd === undefined ? { path } : { fd }
   }
+  let channelKey: Buffer | undefined
+  try {
+    channelKey = await readChannelKey(paths.credentials)
+  } catch (err) {
+    log.error({ code: 'GH_CHANNEL_KEY' }, reason(err))
+  }
   const { promise: ended, resolve: end } = Promise.withResolvers<number>()
   const gateway = new Gateway({
     version,
@@ -32,6 +38,7 @@ export async function runServe (paths: Paths): Promise<number> {
     tls: paths.tls,
     runtime: paths.runtime,
     nodeRed: paths.nodeRed,
+    channelKey,
     admin: where('admin', paths.admin),
     certs: where('certs', paths.certs),
     onState: (line) => { notifier.status(line) },
@@ -84,6 +91,7 @@ async function join (gateway: Gateway, paths: Paths): Promise<void> {
     try {
       const config = await loadConfig(paths.config)
       const authKey = await readAuthKey(paths.credentials)
+      gateway.guard.settings = config.access
       gateway.problems.clear('configuration', 'the configuration is read')
       // Loaded here: the module is large, and sockets and status must not wait for it.
       const { Server } = await import('@gatehouse/tsnet')

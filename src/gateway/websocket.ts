@@ -1,6 +1,7 @@
 import { ServerResponse, request as httpRequest } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
+import type { WhoIs } from '../tsnet/types.ts'
 import { leaks, requestHeaders, responseHeaders } from './headers.ts'
 import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
@@ -56,7 +57,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
       return await reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
     }
     request.app = 'node-red'
-    const answer = await handshake(request.raw, upstream, handshakeTimeout, await peerOf(request.raw.socket).whoIs()).catch((err: Error) => err)
+    const answer = await handshake(request.raw, upstream, handshakeTimeout, request.whoIs, request.statement).catch((err: Error) => err)
     if (answer instanceof Error) {
       await failed(request, reply, answer, upstream)
       return reply
@@ -85,8 +86,8 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
 
 interface Agreed { response: IncomingMessage, socket: Duplex, head: Buffer }
 
-async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: number, whoIs: Parameters<typeof requestHeaders>[1]['whoIs']): Promise<Agreed | { response: IncomingMessage, socket?: undefined }> {
-  const headers = requestHeaders(raw.headers, { address: peerOf(raw.socket).address, host: raw.headers.host ?? '', whoIs })
+async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: number, whoIs: WhoIs | undefined, statement: string | undefined): Promise<Agreed | { response: IncomingMessage, socket?: undefined }> {
+  const headers = requestHeaders(raw.headers, { address: peerOf(raw.socket).address, host: raw.headers.host ?? '', whoIs, statement })
   // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the upstream as a request.
   delete headers['content-length']
   return await new Promise((resolve, reject) => {

@@ -6,6 +6,7 @@ import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
+import { makeChannelKey } from './channel.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
 const maxSize = 1 << 20
@@ -123,6 +124,7 @@ async function exists (path: string): Promise<boolean> {
 /** `gatehouse provision`: always 0 unless the system's own directories cannot be written. */
 export async function runProvision (paths: Paths): Promise<number> {
   try {
+    await makeChannelKey(paths.channel)
     const { problem } = await provision(paths)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
     return 0

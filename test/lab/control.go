@@ -35,6 +35,8 @@ import (
 //     what it may set in DNS.
 //   - a request testcontrol does not know gets 404. (testcontrol ends the process.)
 //   - it can be taken off the network and put back with its state.
+//   - there are people, tags and grants of app capabilities (policy.go). All nodes are one person's until told otherwise, as in a
+//     tailnet of one's own.
 //
 // To stand between, it terminates Noise itself and hands the requests within to testcontrol's handler.
 type controlServer struct {
@@ -47,6 +49,8 @@ type controlServer struct {
 	conns  map[net.Conn]struct{}
 	names  map[tailcfg.NodeID]nodeName
 	logins map[string]*login // by path
+	grants []grant
+	people people
 }
 
 type controlConfig struct {
@@ -74,6 +78,7 @@ func newControl(cfg controlConfig) *controlServer {
 		conns:         map[net.Conn]struct{}{},
 		names:         map[tailcfg.NodeID]nodeName{},
 		logins:        map[string]*login{},
+		people:        people{},
 	}
 	caps := tailcfg.NodeCapMap{
 		tailcfg.CapabilityHTTPS:                       nil,
@@ -85,6 +90,7 @@ func newControl(cfg controlConfig) *controlServer {
 		MagicDNSDomain:          cfg.suffix,
 		DNSConfig:               &tailcfg.DNSConfig{Proxied: true, Domains: []string{cfg.suffix}},
 		AllOnline:               true,
+		AllNodesSameUser:        true,
 		DefaultNodeCapabilities: &caps,
 		ExplicitBaseURL:         "http://" + controlIP,
 		HoldMapRequest:          c.beforeMap,
@@ -208,7 +214,7 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 	case r.URL.Path == "/machine/register":
 		c.serveRegister(w, r, machine)
 	case r.URL.Path == "/machine/map":
-		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w}, r)
+		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w, edit: func(msg []byte) ([]byte, error) { return c.addPolicy(msg, machine) }}, r)
 	case r.URL.Path == "/machine/set-dns", r.URL.Path == "/machine/update-health",
 		strings.HasPrefix(r.URL.Path, "/machine/tka/"), strings.HasPrefix(r.URL.Path, "/c2n/"):
 		c.tc.ServeHTTP(w, r)
@@ -218,10 +224,11 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 	}
 }
 
-// mapWriter corrects the clock in map responses: testcontrol says in each that it is 2020, and clients judge by the control
+// mapWriter adds to map responses what testcontrol leaves out, and corrects their clock: testcontrol says in each that it is 2020, and clients judge by the control
 // server's clock whose key has expired. Every message is four bytes of length, then JSON, compressed when the client asked so.
 type mapWriter struct {
 	http.ResponseWriter
+	edit   func(msg []byte) ([]byte, error)
 	buf    []byte
 	failed bool // an error's plain text, not messages
 }
@@ -252,6 +259,9 @@ func (m *mapWriter) Write(b []byte) (int, error) {
 			}
 		}
 		msg = controlTime2020.ReplaceAll(msg, fmt.Appendf(nil, `"ControlTime":%q`, time.Now().UTC().Format(time.RFC3339Nano)))
+		if msg, err = m.edit(msg); err != nil {
+			return 0, err
+		}
 		if compressed {
 			msg = zstdframe.AppendEncode(nil, msg, zstdframe.FastestCompression)
 		}
@@ -501,14 +511,12 @@ func (c *controlServer) nodes() []adminNode {
 
 // expire makes the key of the node with this name (with or without the suffix) expired as of now.
 func (c *controlServer) expire(name string) error {
-	for _, n := range c.tc.AllNodes() {
-		full := strings.TrimSuffix(n.Name, ".")
-		if full != "" && (full == name || full == name+"."+c.suffix) {
-			c.setExpiry(n, time.Now().Add(-time.Minute))
-			return nil
-		}
+	n := c.named(name)
+	if n == nil {
+		return fmt.Errorf("no node is called %q: GET /nodes lists them", name)
 	}
-	return fmt.Errorf("no node is called %q: GET /nodes lists them", name)
+	c.setExpiry(n, time.Now().Add(-time.Minute))
+	return nil
 }
 
 func (c *controlServer) setExpiry(n *tailcfg.Node, t time.Time) {

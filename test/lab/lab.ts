@@ -378,6 +378,22 @@ export class Lab {
     await this.#admin('POST', `/expire?node=${encodeURIComponent(node)}`)
   }
 
+  /**
+   * Replaces the grants of the tailnet's policy. `src` and `dst` are node names, tags, login names or "*"; `app` is capabilities by name,
+   * each with its values. Nodes are told at once.
+   */
+  async setGrants(grants: { src: string[]; dst: string[]; app: Record<string, unknown[]> }[]): Promise<void> {
+    await this.#admin('PUT', '/grants', JSON.stringify(grants))
+  }
+
+  /** Gives a node to a person, by login name, or to nobody, with tags. Before, all nodes are one person's. */
+  async setOwner(node: string, owner: { user: string } | { tags: string[] }): Promise<void> {
+    const query = new URLSearchParams({ node })
+    if ('user' in owner) query.set('user', owner.user)
+    else for (const tag of owner.tags) query.append('tag', tag)
+    await this.#admin('POST', `/owner?${query}`)
+  }
+
   /** DHCP leases given. */
   async leases(): Promise<{ mac: string; ip: string; hostname: string }[]> {
     const text = await readFile(path.join(this.dir, 'dhcp.leases'), 'utf8').catch(() => '')
@@ -441,8 +457,8 @@ export class Lab {
     return await exited(child)
   }
 
-  async #admin(method: string, url: string): Promise<unknown> {
-    const { status, body } = await request(path.join(this.dir, 'lab.sock'), method, url)
+  async #admin(method: string, url: string, content?: string): Promise<unknown> {
+    const { status, body } = await request(path.join(this.dir, 'lab.sock'), method, url, content === undefined ? {} : { body: content })
     if (status >= 400) throw new Error(body.toString().trim())
     return body.length ? JSON.parse(body.toString()) : undefined
   }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -181,6 +182,17 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 	do("POST /control/start", func(*http.Request) error { return c.start() })
 	do("POST /expire", func(r *http.Request) error { return c.expire(r.FormValue("node")) })
 	do("POST /login", func(r *http.Request) error { return c.completeLogin(r.FormValue("url")) })
+	do("PUT /grants", func(r *http.Request) error {
+		var grants []grant
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&grants); err != nil {
+			return err
+		}
+		c.setGrants(grants)
+		return nil
+	})
+	do("POST /owner", func(r *http.Request) error {
+		return c.setOwner(r.FormValue("node"), r.FormValue("user"), r.URL.Query()["tag"])
+	})
 	return mux
 }
 

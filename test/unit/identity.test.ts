@@ -43,13 +43,15 @@ test('a person is named by the tailnet, whatever the request claims (caddy GHSA-
   assert.match(bench.tailnet.whoIsCalls[0]!, /^100\.64\.0\.7:\d+$/)
 })
 
-test('tagged nodes and unknown peers have no identity, not even a forged one', async () => {
+test('a tagged node has no identity, not even a forged one; a peer the tailnet does not know gets nowhere', async () => {
   const none = { 'x-forwarded-for': '100.64.0.7', 'x-forwarded-host': name, 'x-forwarded-proto': 'https', forwarded: `for=100.64.0.7;host="${name}";proto=https` }
   await using bench = await Bench.start()
   bench.tailnet.peer = tagged
   assert.deepEqual(identity(await seen(bench, forged)), none)
   bench.tailnet.peer = new Error('no such peer')
-  assert.deepEqual(identity(await seen(bench, forged)), none)
+  const before = bench.origin.requests.length
+  assert.equal((await bench.fetch({ headers: forged })).status, 403)
+  assert.equal(bench.origin.requests.length, before)
 })
 
 test('Connection cannot be used to remove what the gateway says', async () => {

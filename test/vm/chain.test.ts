@@ -178,7 +178,7 @@ test('a flow deployed through the gateway answers, and survives a reboot with na
   });
   assert.equal(deployed.status, 204);
   const hello = async (): Promise<string | undefined> => {
-    const answer = await client.fetch(`https://${name}/hello`);
+    const answer = await client.fetch(`https://${name}/app/hello`);
     return answer.status === 200 ? answer.body.toString() : undefined;
   };
   assert.equal(await eventually('the flow answers', 30, hello), 'the keep says hello');

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { Agent, request as httpRequest } from 'node:http'
@@ -31,6 +32,7 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   readonly authority: Authority = new Authority()
   readonly tailnet: LoopbackTailnet = new LoopbackTailnet()
   readonly origin: Origin = new Origin()
+  readonly channelKey: Buffer = randomBytes(32)
   readonly lines: Line[] = []
   readonly states: string[] = []
   readonly fatal: Error[] = []
@@ -54,6 +56,7 @@ export class Bench extends EventEmitter implements AsyncDisposable {
       tls: bench.tls,
       runtime: bench.runtime,
       nodeRed: bench.origin.socket,
+      channelKey: bench.channelKey,
       admin: { path: bench.admin },
       certs: { path: bench.certs },
       onState: (line) => { bench.states.push(line) },
@@ -80,9 +83,9 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   /** Log lines whose message contains a text. */
   log (part: string): Line[] { return this.lines.filter((line) => line.msg.includes(part)) }
 
-  /** Waits for something to become true, at most 5 s. */
+  /** Waits for something to become true, at most 10 s. */
   async until (condition: () => boolean | Promise<boolean>): Promise<void> {
-    const end = Date.now() + 5_000
+    const end = Date.now() + 10_000
     while (!await condition()) {
       if (Date.now() > end) throw new Error(`never became true: ${condition.toString()}\n${this.lines.map((line) => JSON.stringify(line)).join('\n')}`)
       await new Promise((resolve) => setTimeout(resolve, 10))

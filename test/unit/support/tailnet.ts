@@ -5,22 +5,26 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Duplex } from 'node:stream'
+import { allRights, capability } from '../../../src/gateway/access.ts'
 import type { Tailnet, TailnetConn, TailnetListener } from '../../../src/gateway/tailnet.ts'
 import type { Status, WhoIs } from '../../../src/tsnet/types.ts'
 
+/** Everything, by grant. */
+export const everything = { [capability]: [{ may: [...allRights] }] }
+
 /** A person's node, as WhoIs answers. */
 export const alice: WhoIs = {
-  node: { id: 'n1', name: 'laptop.tail.ts.net', hostName: 'laptop', addresses: ['100.64.0.7/32'], tags: [] },
+  node: { id: 'n1', name: 'laptop.tail.ts.net', hostName: 'laptop', addresses: ['100.64.0.7'], tags: [] },
   user: { id: 1, loginName: 'alice@example.com', displayName: 'Alicé Löwe', profilePicURL: 'https://example.com/a.png' },
-  capMap: {},
+  capMap: everything,
 }
 
 /** A tagged node, which has no user. */
 export const tagged: WhoIs = {
-  node: { id: 'n2', name: 'ci.tail.ts.net', hostName: 'ci', addresses: ['100.64.0.8/32'], tags: ['tag:ci'] },
+  node: { id: 'n2', name: 'ci.tail.ts.net', hostName: 'ci', addresses: ['100.64.0.8'], tags: ['tag:ci'] },
   // A control server may still send one: it must not be believed.
   user: { id: 2, loginName: 'tagged-devices', displayName: 'Tagged Devices', profilePicURL: '' },
-  capMap: {},
+  capMap: everything,
 }
 
 /** A socket as a Duplex that is no net.Socket, which is what the real bindings hand out. */
@@ -69,6 +73,13 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   readonly directory: string = mkdtempSync(join(tmpdir(), 'gh-tailnet-'))
   readonly dns: Array<[string, string]> = []
   peer: WhoIs | Error = alice
+  /** The node itself: tagged, unless told otherwise. */
+  self: WhoIs = {
+    node: { id: 'self', name: 'gatehouse.tail.ts.net', hostName: 'gatehouse', addresses: ['100.64.0.1'], tags: ['tag:gatehouse'] },
+    capMap: {},
+  }
+
+  /** Of peers. */
   whoIsCalls: string[] = []
   /** What start rejects with, as long as it is set. */
   startError: Error | undefined
@@ -134,6 +145,7 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   connect (port: number): Socket { return connect(this.path(port)) }
 
   async whoIs (addr: string): Promise<WhoIs> {
+    if (addr === '100.64.0.1') return this.self
     this.whoIsCalls.push(addr)
     if (this.peer instanceof Error) throw this.peer
     return this.peer

@@ -43,6 +43,12 @@ fs.rmSync(socket, { force: true });
 
 module.exports = {
   uiPort: socket,
+
+  // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the gateway can tell it from the editor.
+  adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', 'channel'))),
+  httpAdminRoot: '/',
+  httpNodeRoot: '/app/',
+
   credentialSecret: credentialSecret(),
   flowFile: 'flows.json',
   flowFilePretty: true,

@@ -1,0 +1,62 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { GatehouseError } from '../config/errors.ts'
+import type { WhoIs } from '../tsnet/types.ts'
+import { needed, policyFor } from './access.ts'
+import type { Access, Right } from './access.ts'
+import type { Guard } from './guard.ts'
+import { sendError } from './pages.ts'
+import { peerOf } from './peer.ts'
+import { plugin } from './plugin.ts'
+
+/** The gateway's own pages. */
+export const ownPrefix = '/.gatehouse/'
+
+/**
+ * Asks who sent a request and whether they may, before its body is read and before anything is passed on. Who may not gets a
+ * page with the policy lines that would change that.
+ */
+export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
+  app.addHook('onRequest', async (request, reply) => {
+    const { whoIs, access } = await guard.ask(peerOf(request.raw.socket))
+    request.whoIs = whoIs
+    request.access = access
+    const path = request.url.split('?', 1)[0]!
+    const rights: Right[] = path.startsWith(ownPrefix) ? ['status'] : needed(request.method, path, request.headers.upgrade !== undefined)
+    if (rights.every((right) => access.rights.has(right))) {
+      // Flows see their requests' headers, and may show them to anyone: what is for the editor does not go to them.
+      if (!rights.includes('use')) request.statement = guard.statement(whoIs, access)
+      return
+    }
+    return await forbid(request, reply, rights, await guard.self())
+  })
+})
+
+const words: Record<Right, string> = { view: 'see the flows', edit: 'change the flows', use: 'use what the flows serve', status: 'see the gateway\'s status' }
+
+async function forbid (request: FastifyRequest, reply: FastifyReply, rights: Right[], self: WhoIs | undefined): Promise<FastifyReply> {
+  const { whoIs, access } = request
+  // The connection of an upload that is refused holds the rest of its body.
+  if (request.method !== 'GET' && request.method !== 'HEAD') reply.raw.shouldKeepAlive = false
+  const who = whoIs === undefined ? 'A device the tailnet does not know' : whoIs.node.tags.length > 0 ? `${whoIs.node.name} (${whoIs.node.tags.join(', ')})` : whoIs.user?.loginName ?? whoIs.node.name
+  const may = rights.map((right) => words[right]).join(' and ')
+  const cause = access?.problem !== undefined
+    ? `. The grant in the policy is not understood: ${access.problem}`
+    : whoIs !== undefined && access?.from === 'none' && (self === undefined || self.node.tags.length > 0)
+      ? '. This device is tagged, so it has no owner who may do everything, and the policy grants nothing'
+      : ''
+  return await sendError(request, reply, 403, 'You may not do this here', new GatehouseError('GH_FORBIDDEN', `${who} may not ${may}${cause}`,
+    'Whoever manages the tailnet can allow it: add these lines to its policy (admin console, Access controls). They work within seconds'),
+  // The page shows what a person may want in the end; a program is told what it asked for.
+  policyFor(whoIs, self, new Set([...access?.rights ?? [], ...rights, ...(rights.includes('view') ? ['edit', 'use', 'status'] as const : [])])))
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Who sent the request; undefined when the tailnet does not know. */
+    whoIs?: WhoIs | undefined
+    /** What they may do. */
+    access?: Access
+    /** The gateway's word to Node-RED's editor on the two (channel.ts); undefined for what flows serve. */
+    statement?: string | undefined
+  }
+}

@@ -1,0 +1,82 @@
+import { EventEmitter } from 'node:events'
+import { reason } from '../config/errors.ts'
+import type { WhoIs } from '../tsnet/types.ts'
+import { decide } from './access.ts'
+import type { Access, AccessSettings } from './access.ts'
+import { statement } from './channel.ts'
+import type { Logger } from './log.ts'
+import type { Peer } from './peer.ts'
+import type { Tailnet } from './tailnet.ts'
+
+/** The node's own identity changes with a login or a tag, never by itself. Milliseconds. */
+const selfLifetime = 30_000
+
+/** Options of {@link Guard}. */
+export interface GuardOptions {
+  log: Logger
+  /** Asked for the node's own identity; undefined until the node has started. */
+  tailnet: () => Pick<Tailnet, 'whoIs'> | undefined
+  /** Addresses of the node itself; empty until it has joined. */
+  addresses: () => readonly string[]
+  /** Shared with Node-RED; undefined when there is none, and Node-RED then knows nobody. */
+  channelKey: Buffer | undefined
+}
+
+/** Knows who a peer is and what they may do. Emits `change` when the settings did. */
+export class Guard extends EventEmitter {
+  #options: GuardOptions
+  #settings: AccessSettings = { view: [], edit: [], use: [] }
+  #self: { answer: Promise<WhoIs | undefined>, until: number } | undefined
+  #said = new Set<string>()
+
+  constructor (options: GuardOptions) {
+    super()
+    this.#options = options
+  }
+
+  get settings (): AccessSettings { return this.#settings }
+
+  set settings (settings: AccessSettings) {
+    this.#settings = settings
+    this.emit('change')
+  }
+
+  /** Who the node itself is; undefined when that is not known (yet). */
+  async self (): Promise<WhoIs | undefined> {
+    const [address] = this.#options.addresses()
+    const tailnet = this.#options.tailnet()
+    if (address === undefined || tailnet === undefined) return undefined
+    if (this.#self === undefined || this.#self.until < Date.now()) {
+      const answer = tailnet.whoIs(address).catch((err: unknown) => {
+        this.#options.log.warn({ code: 'GH_WHOIS', peer: address }, `who is the node itself: ${reason(err)}. Until that is known its owner has no rights but granted ones`)
+        this.#self = undefined
+        return undefined
+      })
+      this.#self = { answer, until: Date.now() + selfLifetime }
+    }
+    return await this.#self.answer
+  }
+
+  /**
+   * Who is behind a connection, and what they may do.
+   *
+   * @param fresh do not take an answer that was given before
+   */
+  async ask (peer: Pick<Peer, 'whoIs' | 'address'>, fresh = false): Promise<{ whoIs: WhoIs | undefined, access: Access }> {
+    const [whoIs, self] = await Promise.all([peer.whoIs(fresh), this.self()])
+    const access = decide(whoIs, self, this.#settings)
+    if (access.problem !== undefined && !this.#said.has(access.problem)) {
+      // A policy has few mistakes, and each is said once.
+      if (this.#said.size > 100) this.#said.clear()
+      this.#said.add(access.problem)
+      this.#options.log.warn({ code: 'GH_GRANT', peer: peer.address }, `a grant of the tailnet's policy gives nothing: ${access.problem}. Change it as docs/access.md says`)
+    }
+    return { whoIs, access }
+  }
+
+  /** Value of the header that tells Node-RED's editor who asks; undefined for a peer that may not see it. */
+  statement (whoIs: WhoIs | undefined, access: Access): string | undefined {
+    const { channelKey } = this.#options
+    return whoIs === undefined || channelKey === undefined || !access.rights.has('view') ? undefined : statement(channelKey, whoIs, access)
+  }
+}
