@@ -8,22 +8,7 @@ import { join } from 'node:path'
 import { reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
 import type { RenewalInfo } from './ari.ts'
-import type { Failure } from './ledger.ts'
-
-/** An attempt to get a certificate that failed, and what that means for the next one. */
-export class IssueError extends Error {
-  readonly kind: Failure
-  /** Milliseconds the authority asked to wait. */
-  readonly retryAfter: number | undefined
-  readonly cure: string
-
-  constructor (kind: Failure, message: string, cure: string, retryAfter?: number, options?: ErrorOptions) {
-    super(message, options)
-    this.kind = kind
-    this.cure = cure
-    this.retryAfter = retryAfter
-  }
-}
+import { IssueError } from './failure.ts'
 
 /** Options of {@link createIssuer}. */
 export interface IssuerOptions {
@@ -38,6 +23,9 @@ export interface IssuerOptions {
   lifetime?: number
   /** Directory of the account key. */
   state: string
+  now?: () => Date
+  /** Told what time the authority says it is, over TLS that was verified. */
+  heard?: (time: Date) => Promise<void>
   /** Publishes the TXT record of a dns-01 challenge. */
   publish: (name: string, value: string) => Promise<void>
 }
@@ -69,13 +57,15 @@ export interface Issuer {
   renewalInfo: (id: string) => Promise<RenewalInfo | undefined>
 }
 
+const day = 86_400_000
+
 interface Answer { status: number, type: string | undefined, retryAfter: number | undefined }
 
 /** Parts of the directory (RFC 8555 §7.1.1) that acme-client knows nothing of. */
 interface Directory { renewalInfo?: unknown, meta?: { profiles?: Record<string, unknown> } }
 
 /** Reads or makes the account key, and sets acme-client up for the directory. */
-export async function createIssuer ({ directory, authorities, email, profile, lifetime, state, publish }: IssuerOptions): Promise<Issuer> {
+export async function createIssuer ({ directory, authorities, email, profile, lifetime, state, publish, now = () => new Date(), heard = async () => {} }: IssuerOptions): Promise<Issuer> {
   let answer: Answer | undefined
   const { defaults, interceptors } = acme.axios
   // ca replaces the built-in authorities: a person who names one means that one.
@@ -105,18 +95,25 @@ export async function createIssuer ({ directory, authorities, email, profile, li
 
   let known: Promise<Directory> | undefined
   const readDirectory = async (): Promise<Directory> => {
-    const { status, data } = await acme.axios.get<unknown>(directory, { validateStatus: null })
+    const { status, data, headers } = await acme.axios.get<unknown>(directory, { validateStatus: null })
+    const told = new Date(String(headers.date))
+    if (!Number.isNaN(told.getTime())) {
+      if (told.getTime() > now().getTime() + day) {
+        throw new IssueError('GH_CERTS_CLOCK', `the clock says ${now().toISOString()}, and the authority ${URL.parse(directory)?.host} that it is ${told.toISOString()}`, 'Check the network: the clock is set from it (timedatectl)')
+      }
+      await heard(told)
+    }
     if (status !== 200 || typeof data !== 'object' || data === null) throw new Error(`its directory answers ${status}`)
     return data
   }
   /** Runs some requests; what they throw becomes an IssueError. */
-  const asking = async <T>(what: string, run: () => Promise<T>, validated: () => boolean = () => false): Promise<T> => {
+  const asking = async <T>(what: string, run: () => Promise<T>, stage: () => Stage = () => 'directory'): Promise<T> => {
     answer = undefined
     broken = undefined
     try {
       return await run()
     } catch (err) {
-      throw explain(what, err instanceof IssueError ? err : broken ?? err, directory, answer, validated())
+      throw explain(what, err instanceof IssueError ? err : broken ?? err, directory, answer, stage())
     }
   }
   const learn = async (): Promise<Directory> => {
@@ -140,7 +137,7 @@ export async function createIssuer ({ directory, authorities, email, profile, li
     },
 
     async issue (name, { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {}) {
-      let validated = false
+      let stage: Stage = 'directory'
       const client = new acme.Client({ directoryUrl: directory, accountKey, backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
       // Five, its own number, are too few for an authority that refuses every other nonce.
       ;(client as unknown as { http: { maxBadNonceRetries: number } }).http.maxBadNonceRetries = 25
@@ -148,14 +145,15 @@ export async function createIssuer ({ directory, authorities, email, profile, li
         const { renewalInfo, meta } = await learn()
         if (profile !== undefined && !Object.hasOwn(meta?.profiles ?? {}, profile)) {
           const offered = Object.keys(meta?.profiles ?? {})
-          throw new IssueError('refused', `the authority has no profile ${JSON.stringify(profile)}`, offered.length === 0 ? 'Remove profile from gatehouse.toml' : `Write one of ${offered.join(', ')} in gatehouse.toml`)
+          throw new IssueError('GH_CERTS_ORDER', `the authority has no profile ${JSON.stringify(profile)}`, offered.length === 0 ? 'Remove profile from gatehouse.toml' : `Write one of ${offered.join(', ')} in gatehouse.toml`)
         }
         const order = client.createOrder.bind(client)
         client.createOrder = async (data) => {
+          stage = 'order'
           const asked = {
             ...data,
             ...(profile === undefined ? {} : { profile }),
-            ...(lifetime === undefined ? {} : { notAfter: new Date(Date.now() + lifetime).toISOString() }),
+            ...(lifetime === undefined ? {} : { notAfter: new Date(now().getTime() + lifetime).toISOString() }),
           }
           if (replaces === undefined || typeof renewalInfo !== 'string') return await order(asked)
           return await order({ ...asked, replaces } as typeof asked).catch(async (err: unknown) => {
@@ -168,11 +166,12 @@ export async function createIssuer ({ directory, authorities, email, profile, li
         const complete = client.completeChallenge.bind(client)
         client.completeChallenge = async (challenge) => {
           await validating()
-          validated = true
+          stage = 'validation'
           return await complete(challenge)
         }
         const finalize = client.finalizeOrder.bind(client)
         client.finalizeOrder = async (...order) => {
+          stage = 'finalization'
           await issuing()
           return await finalize(...order)
         }
@@ -180,6 +179,7 @@ export async function createIssuer ({ directory, authorities, email, profile, li
         const [, csr] = await acme.crypto.createCsr({ commonName: name, altNames: [name] }, key)
         // A known account is only looked up. Left to itself, `auto` sends it an update that changes nothing, which an authority may
         // refuse (Pebble does): the first certificate would be the last.
+        stage = 'account'
         await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => { if (answer?.status !== 400) throw err })
         const chain = await client.auto({
           csr,
@@ -189,42 +189,47 @@ export async function createIssuer ({ directory, authorities, email, profile, li
           // Only the authority's view counts, and the firewall lets no other DNS query out.
           skipChallengeVerification: true,
           challengeCreateFn: async (_authz, challenge, value) => {
-            if (challenge.type !== 'dns-01') throw new IssueError('refused', `the authority offers no dns-01 challenge for ${name}`, 'Use an authority that does')
+            if (challenge.type !== 'dns-01') throw new IssueError('GH_CERTS_ORDER', `the authority offers no dns-01 challenge for ${name}`, 'Use an authority that does')
             await publish(`_acme-challenge.${name}`, value)
           },
           // The record is replaced by the next one; the control server keeps no others.
           challengeRemoveFn: async () => {},
         })
         return `${chain.trim()}\n${key.toString().trim()}\n`
-      }, () => validated)
+      }, () => stage)
     },
   }
 }
 
-function explain (what: string, err: unknown, directory: string, answer: Answer | undefined, validated: boolean): IssueError {
+/** How far an attempt got: it says whose fault a refusal is. */
+type Stage = 'directory' | 'account' | 'order' | 'validation' | 'finalization'
+
+function explain (what: string, err: unknown, directory: string, answer: Answer | undefined, stage: Stage): IssueError {
   if (err instanceof IssueError) return err
   const code = (err as NodeJS.ErrnoException).code ?? ''
   const host = URL.parse(directory)?.host ?? directory
-  const options = { cause: err }
+  const options = { retryAfter: answer?.retryAfter, cause: err }
+  if (code === 'CERT_NOT_YET_VALID') {
+    return new IssueError('GH_CERTS_CLOCK', `the certificate of the ACME directory ${host} is not valid yet by this clock`, 'Check the network: the clock is set from it (timedatectl)', { cause: err })
+  }
   if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) {
-    return new IssueError('unreachable', `the certificate of the ACME directory ${host} is not trusted (${code})`, 'Check the clock, and ca_file in gatehouse.toml', undefined, options)
+    return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the certificate of the ACME directory ${host} is not trusted (${code})`, 'Check the clock, and ca_file in gatehouse.toml', { cause: err })
   }
   // A system error: there was no answer at all.
   if (/^E[A-Z_]+$/.test(code) && !code.startsWith('ERR_')) {
-    return new IssueError('unreachable', `the ACME directory ${host} cannot be reached (${code})`, 'Check the network, and directory in gatehouse.toml', undefined, options)
+    return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the ACME directory ${host} cannot be reached (${code})`, 'Check the network, and directory in gatehouse.toml', { cause: err })
   }
-  if (answer?.type === 'urn:ietf:params:acme:error:badNonce') {
-    return new IssueError('unreachable', `the authority ${host} refused every nonce it gave out`, 'Wait', answer.retryAfter, options)
-  }
-  if (answer?.status === 429) {
-    return new IssueError('refused', `the authority ${host} limits the rate: ${reason(err)}`, 'Wait; restarting does not help', answer.retryAfter, options)
-  }
-  if (answer !== undefined && answer.status >= 500) {
-    return new IssueError('unreachable', `the authority ${host} answers ${answer.status}: ${reason(err)}`, 'Wait', answer.retryAfter, options)
-  }
-  return new IssueError('refused', `the authority ${host} ${what}: ${reason(err)}`, validated
-    ? 'The challenge was published but not accepted; it is tried again later'
-    : 'Check directory in gatehouse.toml', answer?.retryAfter, options)
+  const type = answer?.type?.replace(/^urn:ietf:params:acme:error:/, '')
+  if (type === 'badNonce') return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the authority ${host} refused every nonce it gave out`, 'Wait', options)
+  if (answer?.status === 429) return new IssueError('GH_CERTS_RATE_LIMITED', `the authority ${host} limits the rate: ${reason(err)}`, 'Wait; restarting does not help', options)
+  if (answer !== undefined && answer.status >= 500) return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the authority ${host} answers ${answer.status}: ${reason(err)}`, 'Wait', options)
+  const message = `the authority ${host} ${what}: ${reason(err)}`
+  if (type === 'externalAccountRequired') return new IssueError('GH_CERTS_ACCOUNT', message, 'Ask the authority for a key to bind the account with, and write eab_key_id and eab_hmac_key into gatehouse.toml', options)
+  if (stage === 'account') return new IssueError('GH_CERTS_ACCOUNT', message, 'Check email, eab_key_id and eab_hmac_key in gatehouse.toml', options)
+  // acme-client reports the challenge's own error, which the answer's status (200) does not tell from others.
+  if (stage === 'validation') return new IssueError('GH_CERTS_DNS', message, 'The challenge was published but not accepted; it is tried again later', options)
+  if (stage === 'directory') return new IssueError('GH_CERTS_AUTHORITY_DOWN', message, 'Check directory in gatehouse.toml', options)
+  return new IssueError('GH_CERTS_ORDER', message, 'Look at what the authority says. It is tried again later', options)
 }
 
 /** Retry-After in milliseconds: seconds or an HTTP date (RFC 9110 §10.2.3). */
@@ -244,7 +249,7 @@ async function readAccountKey (state: string): Promise<string> {
   const path = join(state, 'account.pem')
   const there = await readFile(path, 'utf8').catch((err: NodeJS.ErrnoException) => {
     if (err.code === 'ENOENT') return undefined
-    throw new IssueError('unreachable', `the account key ${path} cannot be read: ${reason(err)}`, 'Check its owner and mode: gatehouse-certs, 0600', undefined, { cause: err })
+    throw new IssueError('GH_CERTS_TAMPERED', `the account key ${path} cannot be read: ${reason(err)}`, 'Check its owner and mode: gatehouse-certs, 0600', { cause: err })
   })
   if (there !== undefined) {
     try {

@@ -2,14 +2,17 @@ import { chmod, lstat, open, readFile, readdir, rm } from 'node:fs/promises'
 import { X509Certificate } from 'node:crypto'
 import { join } from 'node:path'
 import { oneLine, reason } from '../config/errors.ts'
+import type { GatehouseError } from '../config/errors.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
-import { IssueError } from './acme.ts'
 import type { Issuer } from './acme.ts'
 import { certificateId } from './ari.ts'
 import type { Moment, Plans } from './ari.ts'
+import { isFailureCode, IssueError } from './failure.ts'
+import type { FailureCode } from './failure.ts'
 import type { Ledger } from './ledger.ts'
-import { parseCertificate } from './pem.ts'
+import { parseCertificate, renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
+import { History, readRecord, urgency } from './record.ts'
 import type { CertsRecord, Severity } from './record.ts'
 
 /** What {@link renew} works with. */
@@ -25,6 +28,8 @@ export interface AgentOptions {
   /** One line at a time; severity `info` when not given. */
   say: (line: string, severity?: Severity) => void
   now?: () => Date
+  /** The last moment an authority confirmed; undefined when none has yet. */
+  goodTime?: () => Date | undefined
 }
 
 const day = 86_400_000
@@ -40,17 +45,19 @@ const grace = day
  * A name whose turn has not come again after a failure is held back. A failure of one name does not keep the others
  * from being tried. A certificate in place is replaced by one that was proven, and by nothing else.
  */
-export async function renew ({ names, tls, ledger, plans, issuer, say, now = () => new Date() }: AgentOptions): Promise<CertsRecord> {
+export async function renew ({ names, tls, ledger, plans, issuer, say, now = () => new Date(), goodTime = () => undefined }: AgentOptions): Promise<CertsRecord> {
   let made: Promise<Issuer> | undefined
   const ask = async (): Promise<Issuer> => await (made ??= issuer())
   let result: CertsRecord['result'] = 'ok'
-  let problem: { text: string, severity: Severity, daysLeft: number } | undefined
+  let problem: Judged | undefined
   let next: Date | undefined
   const certificates: NonNullable<CertsRecord['certificates']> = []
-  const later = (outcome: 'waiting' | 'failed', text: string, at: Date | undefined, certificate: Certificate | undefined): { text: string, severity: Severity } => {
+  const history = new History(await readRecord(tls))
+  const later = (outcome: 'waiting' | 'failed', code: FailureCode, text: string, at: Date | undefined, certificate: Certificate | undefined): Judged => {
     if (outcome === 'failed' || result === 'ok') result = outcome
-    const worse = judge(text, certificate, now())
-    if (problem === undefined || rank[worse.severity] > rank[problem.severity]) problem = worse
+    if (outcome === 'failed') history.failed(code)
+    const worse = judge(code, text, certificate, now())
+    if (problem === undefined || rank[worse.severity] > rank[problem.severity]) problem = { ...worse, daysLeft: Math.min(worse.daysLeft, problem?.daysLeft ?? Infinity) }
     problem.daysLeft = Math.min(problem.daysLeft, worse.daysLeft)
     if (at !== undefined && (next === undefined || at < next)) next = at
     return worse
@@ -58,14 +65,18 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
   await sweep(tls)
   await removeUnwanted(names, tls, plans, now().getTime(), say)
   for (const name of names) {
-    const { certificate, why } = await look(tls, name, say)
+    const { certificate, why, found } = await look(tls, name)
+    if (found?.code === 'GH_CERTS_TAMPERED') {
+      history.note(found.code, found.message, now())
+      say(found.message, 'warning')
+    }
     let due = why
     let renewal: Moment | undefined
     if (certificate !== undefined) {
       if (certificate.notBefore.getTime() > now().getTime() + day) {
         // Nobody knows then whether it has expired. The authority's clock was right when it issued it.
         const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). Check the network: the clock is set from it (timedatectl)`
-        later('failed', text, undefined, certificate)
+        later('failed', 'GH_CERTS_CLOCK', text, undefined, certificate)
         say(text, 'warning')
         continue
       }
@@ -82,16 +93,21 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     }
     const held = ledger.held(name, now().getTime())
     if (held !== undefined) {
-      later('waiting', held.problem, held.next, certificate)
+      later('waiting', held.code, held.problem, held.next, certificate)
       continue
     }
     try {
+      const counted = async (note: () => Promise<void>): Promise<void> => {
+        await note().catch((err: unknown) => { throw new IssueError('GH_CERTS_DISK', `the attempt cannot be written down: ${reason(err)}`, 'Check free space and permissions of /var/lib/gatehouse-certs', { cause: err }) })
+      }
       // Nothing is asked of the authority that could not be kept, or counted.
       await makeRoom(tls, name)
-      await ledger.begin(name, now().getTime())
-      const counted = async (note: () => Promise<void>): Promise<void> => {
-        await note().catch((err: unknown) => { throw new IssueError('unreachable', `the attempt cannot be written down: ${reason(err)}`, 'Check free space and permissions of /var/lib/gatehouse-certs', undefined, { cause: err }) })
-      }
+      let cut = false
+      await counted(async () => { cut = await ledger.begin(name, now().getTime()) })
+      if (cut) history.note('GH_CERTS_INTERRUPTED', `an attempt for ${name} was cut short`, now())
+      if (found?.code === 'GH_CERTS_MISMATCH') history.note(found.code, found.message, now())
+      history.totals.attempts++
+      history.totals.lastAttempt = now().toISOString()
       const pem = await (await ask()).issue(name, {
         replaces: certificate === undefined ? undefined : certificateId(new X509Certificate(certificate.chain)),
         say,
@@ -103,13 +119,17 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
       await writeFileAtomic(join(tls, `${name}.pem`), pem, mode)
       await ledger.succeeded(name, now().getTime())
       await plans.forget(name)
-      certificates.splice(0, certificates.length, ...certificates.filter((one) => one.name !== name))
+      history.totals.issued++
+      history.totals.lastSuccess = now().toISOString()
+      certificates.splice(0, certificates.length, ...certificates.filter((one) => one.name !== name),
+        { name, notAfter: fresh.notAfter.toISOString(), renewAt: renewAt(fresh).toISOString(), from: 'lifetime' })
       say(`certificate for ${name} (${due}): ${fresh.serial} by ${fresh.issuer}, valid until ${fresh.notAfter.toISOString()}`)
     } catch (err) {
-      const { kind, retryAfter, cure } = err instanceof IssueError ? err : { kind: 'unreachable' as const, retryAfter: undefined, cure: 'Check free space and permissions' }
+      const { code, retryAfter, cure } = err instanceof IssueError ? err : { code: 'GH_CERTS_DISK' as const, retryAfter: undefined, cure: 'Check free space and permissions' }
       const text = `no certificate for ${name}: ${reason(err instanceof IssueError ? err.message : err)}. ${oneLine(cure)}`
-      const at = await ledger.failed(name, kind, text, now().getTime(), retryAfter)
-      const judged = later('failed', text, at, certificate)
+      // Where it cannot be written, nothing was asked for either: what holds is the wait in memory, for as long as this run goes on.
+      const at = await ledger.failed(name, code, text, now().getTime(), retryAfter).catch(() => ledger.held(name, now().getTime())?.next ?? new Date(now().getTime() + 60_000))
+      const judged = later('failed', code, text, at, certificate)
       say(`${judged.text}. Next attempt at ${at.toISOString()}`, judged.severity)
     }
   }
@@ -117,36 +137,84 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     checkedAt: now().toISOString(),
     result,
     names,
-    ...(problem === undefined ? {} : { problem: problem.text, severity: problem.severity, daysLeft: problem.daysLeft }),
+    ...(problem === undefined ? {} : { problem: problem.text, code: problem.code, severity: problem.severity, daysLeft: problem.daysLeft }),
     ...(next === undefined ? {} : { next: next.toISOString() }),
     certificates,
+    ...history.parts(now()),
+    ...confirmed(goodTime()),
   }
   await writeRecord(tls, record)
   return record
 }
 
-/** Leaves the record of a run for the gateway to read. */
+/** Leaves the record of a run for the gateway to read. On a full disk it takes the place of the old one byte by byte: a block that is there can be written. */
 export async function writeRecord (tls: string, record: CertsRecord): Promise<void> {
-  await clear(join(tls, 'status.json'))
-  await writeFileAtomic(join(tls, 'status.json'), `${JSON.stringify(record)}\n`, mode)
+  const path = join(tls, 'status.json')
+  const text = `${JSON.stringify(record)}\n`
+  await clear(path)
+  try {
+    await writeFileAtomic(path, text, mode)
+  } catch (err) {
+    if ((err as NodeJS.ErrnoException).code !== 'ENOSPC') throw err
+    const file = await open(path, 'r+').catch(() => { throw err })
+    try {
+      await file.write(text, 0)
+      await file.truncate(Buffer.byteLength(text))
+    } finally {
+      await file.close()
+    }
+  }
+}
+
+/**
+ * Leaves the record of a run that never got to look at the names. What is in place may run out meanwhile, which is what decides how
+ * loud it is.
+ */
+export async function writeFailure (tls: string, error: GatehouseError, now: Date, goodTime: Date | undefined): Promise<CertsRecord> {
+  const before = await readRecord(tls)
+  const history = new History(before)
+  const code = isFailureCode(error.code) ? error.code : 'GH_CERTS'
+  history.failed(code)
+  const there = await Promise.all((await readdir(tls).catch(() => [])).filter((file) => file.endsWith('.pem') && !file.startsWith('.')).map(async (file) => {
+    const name = file.slice(0, -'.pem'.length)
+    return await readFile(join(tls, file), 'utf8').then((text) => parseCertificate(text, name)).catch(() => undefined)
+  }))
+  const judged = there.filter((one) => one !== undefined).map((one) => judge(code, error.line, one, now)).toSorted((a, b) => a.daysLeft - b.daysLeft)[0]
+  const record: CertsRecord = {
+    checkedAt: now.toISOString(),
+    result: 'failed',
+    names: before?.names ?? [],
+    problem: judged?.text ?? error.line,
+    code,
+    // A run that did not get as far as looking is never nothing: whatever it is, it does not pass unless someone sees to it.
+    severity: judged?.severity === 'error' ? 'error' : 'warning',
+    ...(judged === undefined ? {} : { daysLeft: judged.daysLeft }),
+    ...(before?.certificates === undefined ? {} : { certificates: before.certificates }),
+    ...history.parts(now),
+    ...confirmed(goodTime),
+  }
+  await writeRecord(tls, record)
+  return record
+}
+
+function confirmed (time: Date | undefined): Pick<CertsRecord, 'goodTime'> {
+  return time === undefined ? {} : { goodTime: time.toISOString() }
 }
 
 const rank: Record<Severity, number> = { info: 0, warning: 1, error: 2 }
 
-/**
- * How bad it is that a due certificate was not replaced. Of a lifetime, a warning at three quarters and an error at five
- * sixths: with 90 days, when 22 and 15 are left.
- */
-function judge (text: string, certificate: Certificate | undefined, now: Date): { text: string, severity: Severity, daysLeft: number } {
-  if (certificate === undefined) return { text, severity: 'error', daysLeft: 0 }
+interface Judged { code: FailureCode, text: string, severity: Severity, daysLeft: number }
+
+/** How bad it is that a due certificate was not replaced. */
+function judge (code: FailureCode, text: string, certificate: Certificate | undefined, now: Date): Judged {
+  if (certificate === undefined) return { code, text, severity: 'error', daysLeft: 0 }
+  const { severity, daysLeft } = urgency(certificate, now)
+  if (certificate.notBefore.getTime() > now.getTime() + day) return { code, text, severity: 'warning', daysLeft }
   const left = certificate.notAfter.getTime() - now.getTime()
-  const daysLeft = Math.max(0, Math.floor(left / day))
-  if (certificate.notBefore.getTime() > now.getTime() + day) return { text, severity: 'warning', daysLeft }
-  const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
   const when = left <= 0
     ? `The one in use expired at ${certificate.notAfter.toISOString()}`
     : `The one in use is good for ${left < day ? `${(left / 3_600_000).toFixed(1)} hours` : `${daysLeft} ${daysLeft === 1 ? 'day' : 'days'}`} more`
-  return { text: `${text.replace(/\.$/, '')}. ${when}`, severity: left <= life / 6 ? 'error' : left <= life / 4 ? 'warning' : 'info', daysLeft }
+  return { code, text: `${text.replace(/\.$/, '')}. ${when}`, severity, daysLeft }
 }
 
 /** Proves that what the authority sent is fit to replace what is in place. */
@@ -155,30 +223,30 @@ function prove (pem: string, name: string, now: Date): Certificate {
   try {
     certificate = parseCertificate(pem, name)
   } catch (err) {
-    throw new IssueError('refused', `what the authority sent is not used: ${reason(err)}`, 'The one before stays in use', undefined, { cause: err })
+    throw new IssueError('GH_CERTS_UNFIT', `what the authority sent is not used: ${reason(err)}`, 'The one before stays in use', { cause: err })
   }
   const { notBefore, notAfter } = certificate
   // Authorities and clocks differ by minutes; by a day it is a mistake of one of them.
   if (notAfter <= now || notBefore.getTime() > now.getTime() + day) {
-    throw new IssueError('refused', `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`, 'Check the clock (timedatectl)')
+    throw new IssueError('GH_CERTS_UNFIT', `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`, 'Check the clock (timedatectl)')
   }
   return certificate
 }
 
-/** The certificate in place; why there is none that is usable, otherwise. */
-async function look (tls: string, name: string, say: AgentOptions['say']): Promise<{ certificate?: Certificate, why?: string }> {
+/** The certificate in place; why there is none that is usable, otherwise; and what is not as this agent left it. */
+async function look (tls: string, name: string): Promise<{ certificate?: Certificate, why?: string, found?: { code: FailureCode, message: string } }> {
   const path = join(tls, `${name}.pem`)
   try {
     const stat = await lstat(path)
-    if (!stat.isFile()) return { why: 'what is in its place is no file' }
+    if (!stat.isFile()) return { why: 'what is in its place is no file', found: { code: 'GH_CERTS_TAMPERED', message: `${path} is no file and makes way for one. Find out what put it there` } }
     const certificate = parseCertificate(await readFile(path, 'utf8'), name)
-    if ((stat.mode & 0o7777) !== mode) {
-      await chmod(path, mode)
-      say(`${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} again. Find out what changed it`, 'warning')
-    }
-    return { certificate }
+    if ((stat.mode & 0o7777) === mode) return { certificate }
+    await chmod(path, mode)
+    return { certificate, found: { code: 'GH_CERTS_TAMPERED', message: `${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} again. Find out what changed it` } }
   } catch (err) {
-    return { why: (err as NodeJS.ErrnoException).code === 'ENOENT' ? 'the first' : `the one on disk is not usable: ${reason(err)}` }
+    if ((err as NodeJS.ErrnoException).code === 'ENOENT') return { why: 'the first' }
+    const why = `the one on disk is not usable: ${reason(err)}`
+    return { why, found: { code: 'GH_CERTS_MISMATCH', message: `the certificate for ${name} on disk was not usable: ${reason(err)}. It was replaced` } }
   }
 }
 
@@ -197,7 +265,7 @@ async function makeRoom (tls: string, name: string): Promise<void> {
       await rm(probe, { force: true })
     }
   } catch (err) {
-    throw new IssueError('unreachable', `it could not be kept in ${tls}: ${reason(err)}`, 'Check free space and permissions (df, ls -l)', undefined, { cause: err })
+    throw new IssueError('GH_CERTS_DISK', `it could not be kept in ${tls}: ${reason(err)}`, 'Check free space and permissions (df, ls -l)', { cause: err })
   }
 }
 

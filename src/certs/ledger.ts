@@ -1,13 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { writeFileAtomic } from '../config/files.ts'
-
-/** What kind of failure it was: it decides how soon a new attempt is fair to the authority. */
-export type Failure =
-  /** Never got as far as asking: network, DNS, the gateway. */
-  | 'unreachable'
-  /** The authority said no, or validation failed. */
-  | 'refused'
+import { failures, isFailureCode } from './failure.ts'
+import type { FailureCode } from './failure.ts'
 
 /** A certificate that was asked for. */
 interface Issue {
@@ -23,6 +18,7 @@ interface Entry {
   /** Not before. */
   next: number
   problem: string
+  code: FailureCode
   /** Validations asked for within the last hour. */
   validations: number[]
   /** Certificates asked for within the last week. */
@@ -31,9 +27,10 @@ interface Entry {
 
 const hour = 3_600_000
 const week = 7 * 24 * hour
-/** First wait of each kind; it doubles up to {@link longest}. Milliseconds. */
-const first: Record<Failure, number> = { unreachable: 30_000, refused: 15 * 60_000 }
-const longest = 12 * hour
+/** First wait of each kind; it doubles up to the longest. Milliseconds. */
+const first = { soon: 30_000, later: 15 * 60_000 } as const
+/** A certificate of 6 days or more leaves two days to fail in. One that lives shorter leaves less: a twelfth of its lifetime, yet never below the shorter one. */
+const longest = { least: 15 * 60_000, most: 12 * hour, part: 1 / 12 } as const
 /** A wait further off than this comes from a clock that was wrong (Let's Encrypt's longest window is 7 days). */
 const implausible = week + 24 * hour
 
@@ -76,38 +73,42 @@ export class Ledger {
   }
 
   /** Why and until when a name is held back; undefined when it may be tried at `now`. */
-  held (name: string, now: number): { next: Date, problem: string } | undefined {
+  held (name: string, now: number): { next: Date, problem: string, code: FailureCode } | undefined {
     const entry = this.#entry(name)
     if (entry === undefined) return undefined
-    const waits: Array<{ next: number, problem: string }> = []
-    if (entry.next > now && entry.next <= now + implausible) waits.push({ next: entry.next, problem: entry.problem })
+    const waits: Array<{ next: number, problem: string, code: FailureCode }> = []
+    if (entry.next > now && entry.next <= now + implausible) waits.push({ next: entry.next, problem: entry.problem, code: entry.code })
     const validations = entry.validations.filter((at) => near(at, now, hour)).toSorted((a, b) => a - b)
     if (validations.length >= limits.validationsAnHour) {
       const problem = `${validations.length} validations were asked for within an hour, and the authority counts. Wait; restarting does not help`
-      waits.push({ next: validations.at(-limits.validationsAnHour)! + hour, problem: entry.problem === '' ? problem : entry.problem })
+      waits.push({ next: validations.at(-limits.validationsAnHour)! + hour, ...(entry.problem === '' ? { problem, code: 'GH_CERTS_RATE_LIMITED' } : { problem: entry.problem, code: entry.code }) })
     }
     const issues = entry.issues.filter(({ at }) => near(at, now, week)).toSorted((a, b) => a.at - b.at)
     if (issues.length >= limits.certificatesAWeek) {
       // Certificates that live for a day or less are renewed more often than that, and their authority means it.
       const { at, lifetime } = issues.at(-1)!
       const wait = Math.min(limits.refill, (lifetime ?? Infinity) / 2)
-      if (at + wait > now) waits.push({ next: at + wait, problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many: journalctl -u gatehouse-certs` })
+      if (at + wait > now) waits.push({ next: at + wait, problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many: journalctl -u gatehouse-certs`, code: 'GH_CERTS_RATE_LIMITED' })
     }
     const last = waits.toSorted((a, b) => a.next - b.next).at(-1)
-    return last === undefined ? undefined : { next: new Date(last.next), problem: last.problem }
+    return last === undefined ? undefined : { ...last, next: new Date(last.next) }
   }
 
   /**
    * Notes that an attempt begins, durably: one that is cut short counts as a failure.
    *
+   * @returns whether the one before was cut short
    * @throws Error when it cannot be written: then nothing must be asked
    */
-  async begin (name: string, now: number): Promise<void> {
+  async begin (name: string, now: number): Promise<boolean> {
     const entry = this.#make(name)
+    const cut = entry.failures > 0 && entry.code === 'GH_CERTS_INTERRUPTED'
     entry.failures++
-    entry.next = now + this.#wait('unreachable', entry.failures)
+    entry.code = 'GH_CERTS_INTERRUPTED'
+    entry.next = now + this.#wait(entry)
     entry.problem = `the attempt for ${name} begun at ${new Date(now).toISOString()} was cut short. It is made again by itself`
     await this.#write(now)
+    return cut
   }
 
   /** Notes, durably, that the authority is about to be asked to validate a name. */
@@ -139,10 +140,11 @@ export class Ledger {
    * @param retryAfter milliseconds the authority asked for, when it did: never tried sooner
    * @returns when the next attempt may be made
    */
-  async failed (name: string, kind: Failure, problem: string, now: number, retryAfter?: number): Promise<Date> {
+  async failed (name: string, code: FailureCode, problem: string, now: number, retryAfter?: number): Promise<Date> {
     const entry = this.#make(name)
     entry.failures = Math.max(1, entry.failures)
-    entry.next = now + Math.max(this.#wait(kind, entry.failures), Math.min(retryAfter ?? 0, implausible - 1))
+    entry.code = code
+    entry.next = now + Math.max(this.#wait(entry), Math.min(retryAfter ?? 0, implausible - 1))
     entry.problem = problem
     await this.#write(now)
     return this.held(name, now)?.next ?? new Date(entry.next)
@@ -152,12 +154,14 @@ export class Ledger {
   async succeeded (name: string, now: number): Promise<void> {
     const entry = this.#entry(name)
     if (entry === undefined || (entry.failures === 0 && entry.next === 0)) return
-    Object.assign(entry, { failures: 0, next: 0, problem: '' })
+    Object.assign(entry, { failures: 0, next: 0, problem: '', code: 'GH_CERTS' satisfies FailureCode })
     await this.#write(now)
   }
 
-  #wait (kind: Failure, failures: number): number {
-    const full = Math.min(longest, first[kind] * 2 ** Math.min(failures - 1, 20))
+  #wait ({ code, failures: count, issues }: Entry): number {
+    const lifetime = issues.at(-1)?.lifetime ?? Infinity
+    const most = Math.min(longest.most, Math.max(longest.least, lifetime * longest.part))
+    const full = Math.min(most, first[failures[code]] * 2 ** Math.min(count - 1, 20))
     // Up to a quarter later: a fleet that failed together must not come back together.
     return full * (1 + Math.random() / 4)
   }
@@ -168,7 +172,7 @@ export class Ledger {
   }
 
   #make (name: string): Entry {
-    return (this.#all[this.#directory] ??= {})[name] ??= { failures: 0, next: 0, problem: '', validations: [], issues: [] }
+    return (this.#all[this.#directory] ??= {})[name] ??= { failures: 0, next: 0, problem: '', code: 'GH_CERTS', validations: [], issues: [] }
   }
 
   async #write (now: number): Promise<void> {
@@ -194,11 +198,12 @@ function understand (value: unknown): Record<string, Record<string, Entry>> {
   const all: Record<string, Record<string, Entry>> = {}
   for (const [directory, names] of Object.entries(table(value))) {
     for (const [name, raw] of Object.entries(table(names))) {
-      const { failures, next, problem, validations, issues } = table(raw)
+      const { failures: count, next, problem, code, validations, issues } = table(raw)
       ;(all[directory] ??= {})[name] = {
-        failures: number(failures) ?? 0,
+        failures: number(count) ?? 0,
         next: number(next) ?? 0,
         problem: typeof problem === 'string' ? problem : '',
+        code: isFailureCode(code) ? code : 'GH_CERTS',
         validations: (Array.isArray(validations) ? validations : []).filter((at) => number(at) !== undefined),
         issues: (Array.isArray(issues) ? issues : []).map(table).filter(({ at }) => number(at) !== undefined)
           .map(({ at, lifetime }) => ({ at: at as number, ...(number(lifetime) === undefined ? {} : { lifetime: lifetime as number }) })),

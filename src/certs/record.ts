@@ -1,10 +1,22 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { isFailureCode } from './failure.ts'
+import type { FailureCode } from './failure.ts'
+import { renewAt } from './pem.ts'
+import type { Certificate } from './pem.ts'
 
 /** How much a person need care: `info`: it will most likely pass; `warning`: look at it this week; `error`: look at it now. */
 export type Severity = 'info' | 'warning' | 'error'
 
-/** What the last run of the certificate agent left for `gatehouse status`, in status.json beside the certificates. */
+/** Something that was put right, or passed, and that a person should know of all the same. */
+export interface Note {
+  /** RFC 3339. */
+  at: string
+  code: FailureCode
+  message: string
+}
+
+/** What the last run of the certificate agent left for `gatehouse status` and the metrics, in status.json beside the certificates. */
 export interface CertsRecord {
   /** RFC 3339. */
   checkedAt: string
@@ -13,6 +25,8 @@ export interface CertsRecord {
   names: string[]
   /** Set unless ok: cause and cure in one line. */
   problem?: string
+  /** Set with {@link problem}. */
+  code?: FailureCode
   /** Set with {@link problem}: the worst of all names. */
   severity?: Severity
   /** Set with {@link problem} once certificates were looked at: whole days until the first certificate that is due expires; 0 when there is none or it has. */
@@ -21,6 +35,25 @@ export interface CertsRecord {
   next?: string
   /** Those there are, with the moment (RFC 3339) each is renewed at and who chose it. */
   certificates?: Array<{ name: string, notAfter: string, renewAt: string, from: 'authority' | 'lifetime' }>
+  /** Counted over all runs since the file was first written. */
+  totals?: Totals
+  /** The newest first, those of the last 30 days, 8 at most. */
+  notes?: Note[]
+  /** The last moment an authority confirmed, RFC 3339: a clock that says less is behind. */
+  goodTime?: string
+}
+
+/** What happened so far, over all runs. */
+export interface Totals {
+  /** Times an authority was asked for a certificate. */
+  attempts: number
+  /** Certificates that were put in place. */
+  issued: number
+  failures: Partial<Record<FailureCode, number>>
+  /** RFC 3339. */
+  lastAttempt?: string
+  /** RFC 3339: the last certificate that was put in place. */
+  lastSuccess?: string
 }
 
 /** Reads the record; undefined when there is none, or none that can be read. */
@@ -30,5 +63,66 @@ export async function readRecord (tlsDirectory: string): Promise<CertsRecord | u
     return typeof record === 'object' && record !== null && typeof record.checkedAt === 'string' ? record : undefined
   } catch {
     return undefined
+  }
+}
+
+const day = 86_400_000
+const notesKept = { number: 8, span: 30 * day } as const
+
+/** The counts and notes that go from record to record. */
+export class History {
+  readonly totals: Totals
+  notes: Note[]
+
+  /** @param record the one before, of which nothing is believed that is not as this program writes it */
+  constructor (record: CertsRecord | undefined) {
+    const { attempts, issued, failures, lastAttempt, lastSuccess } = (record?.totals ?? {}) as Partial<Totals>
+    this.totals = {
+      attempts: count(attempts),
+      issued: count(issued),
+      failures: Object.fromEntries(Object.entries(failures ?? {}).filter(([code, times]) => isFailureCode(code) && count(times) > 0)),
+      ...(time(lastAttempt) === undefined ? {} : { lastAttempt: lastAttempt! }),
+      ...(time(lastSuccess) === undefined ? {} : { lastSuccess: lastSuccess! }),
+    }
+    this.notes = (Array.isArray(record?.notes) ? record.notes : []).filter((note) => time(note?.at) !== undefined && isFailureCode(note.code) && typeof note.message === 'string')
+  }
+
+  failed (code: FailureCode): void {
+    this.totals.failures[code] = (this.totals.failures[code] ?? 0) + 1
+  }
+
+  /** Counts a failure that was put right, and keeps it in mind for a while. One that is there already takes the new time. */
+  note (code: FailureCode, message: string, now: Date): void {
+    this.failed(code)
+    this.notes = [{ at: now.toISOString(), code, message }, ...this.notes.filter((note) => note.code !== code || note.message !== message)]
+  }
+
+  /** What goes into the record. */
+  parts (now: Date): Pick<CertsRecord, 'totals' | 'notes'> {
+    const notes = this.notes.filter(({ at }) => Math.abs(now.getTime() - Date.parse(at)) < notesKept.span).slice(0, notesKept.number)
+    return { totals: this.totals, ...(notes.length === 0 ? {} : { notes }) }
+  }
+}
+
+function count (value: unknown): number {
+  return Number.isSafeInteger(value) && (value as number) > 0 ? value as number : 0
+}
+
+function time (value: unknown): number | undefined {
+  const ms = typeof value === 'string' ? Date.parse(value) : NaN
+  return Number.isNaN(ms) ? undefined : ms
+}
+
+/**
+ * How bad it is that a certificate is in place still. Of its lifetime, nothing until three quarters, a warning from then on, an error from
+ * five sixths: with 90 days, when 22 and 15 are left. It is due at two thirds.
+ */
+export function urgency (certificate: Pick<Certificate, 'notBefore' | 'notAfter'>, now: Date): { severity: Severity, daysLeft: number, overdue: boolean } {
+  const left = certificate.notAfter.getTime() - now.getTime()
+  const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
+  return {
+    severity: left <= life / 6 ? 'error' : left <= life / 4 ? 'warning' : 'info',
+    daysLeft: Math.max(0, Math.floor(left / day)),
+    overdue: now > renewAt(certificate),
   }
 }

@@ -5,10 +5,12 @@ import { call } from '../cli/client.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
-import { builtAt } from '../config/version.ts'
-import { createIssuer, IssueError } from './acme.ts'
-import { renew, sweep, writeRecord } from './agent.ts'
+import { createIssuer } from './acme.ts'
+import { renew, sweep, writeFailure } from './agent.ts'
 import { Plans } from './ari.ts'
+import { GoodTime } from './clock.ts'
+import { IssueError } from './failure.ts'
+import type { FailureCode } from './failure.ts'
 import { Ledger } from './ledger.ts'
 import type { Severity } from './record.ts'
 
@@ -25,25 +27,25 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
   const say = (line: string, severity: Severity = 'info'): void => { process.stdout.write(`${prefix[severity]}${line}\n`) }
   const fail = async (error: GatehouseError): Promise<number> => {
     process.stderr.write(`gatehouse certs: ${error.line}\n`)
-    await writeRecord(paths.tls, { checkedAt: now().toISOString(), result: 'failed', names: [], problem: error.line, severity: 'warning' }).catch(() => {})
+    await writeFailure(paths.tls, error, now(), goodTime?.time).catch(() => {})
     return 1
   }
+  const state = paths.state('/var/lib/gatehouse-certs')
+  let goodTime: GoodTime | undefined
   try {
-    if (now() < builtAt) {
-      // With a clock in the past every certificate is "not yet valid" and every wait is long over.
-      throw new GatehouseError('GH_CLOCK', `the clock says ${now().toISOString()}, which is before this program was built (${builtAt.toISOString()})`, 'Check the network: the clock is set from it (timedatectl)')
-    }
+    await mkdir(state, { recursive: true, mode: 0o700 })
+    goodTime = await GoodTime.open(state)
+    goodTime.check(now())
     const config = await loadConfig(paths.config)
     const { directory, caFile, email, profile } = config.certificates
     const authorities = caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
     const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
-    const state = paths.state('/var/lib/gatehouse-certs')
-    await mkdir(state, { recursive: true, mode: 0o700 })
     await sweep(state)
     const ledger = await Ledger.open(state, directory)
     const plans = await Plans.open(state, directory)
     const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)
     let issuer: ReturnType<typeof createIssuer> | undefined
+    const clock = goodTime
     for (;;) {
       const record = await renew({
         names,
@@ -52,7 +54,12 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
         plans,
         now,
         say,
-        issuer: async () => await (issuer ??= createIssuer({ directory, authorities, email, profile, state, publish: async (name, value) => { await publish(paths.certs, name, value) } })),
+        goodTime: () => clock.time,
+        issuer: async () => await (issuer ??= createIssuer({
+          directory, authorities, email, profile, state, now,
+          heard: async (told) => { await clock.confirm(now(), told) },
+          publish: async (name, value) => { await publish(paths.certs, name, value) },
+        })),
       })
       if (record.result === 'ok') return 0
       const wait = record.next === undefined ? Infinity : Date.parse(record.next) - now().getTime()
@@ -86,18 +93,20 @@ async function askNames (socket: string, patience: number): Promise<string[]> {
   const end = Date.now() + patience
   for (;;) {
     let problem: string
+    let code: FailureCode = 'GH_CERTS_NAMES'
     try {
       const { status, body } = await call(socket, 'GET', '/v1/names')
-      const { names, problem: told } = (body ?? {}) as { names?: unknown, problem?: unknown }
+      const { names, problem: told, code: why } = (body ?? {}) as { names?: unknown, problem?: unknown, code?: unknown }
       if (status !== 200 || !Array.isArray(names)) throw new Error(`it answers ${status}`)
       // They become file names.
       const valid = names.filter((name): name is string => typeof name === 'string' && /^(?!.*\.\.)[a-z0-9][a-z0-9.-]*$/.test(name))
       if (valid.length > 0) return valid
       problem = typeof told === 'string' ? told : 'the node has not joined its tailnet yet'
+      if (why === 'GH_HTTPS_DISABLED') code = 'GH_CERTS_HTTPS_DISABLED'
     } catch (err) {
       problem = `the gateway cannot be asked: ${reason(err)}`
     }
-    if (Date.now() >= end) throw new GatehouseError('GH_CERTS_NAMES', `there is no name to get a certificate for: ${problem.replace(/\.$/, '')}`, 'It is tried again by the timer, and as soon as the node has joined')
+    if (Date.now() >= end) throw new GatehouseError(code, `there is no name to get a certificate for: ${problem.replace(/\.$/, '')}`, 'It is tried again by the timer, and as soon as the node has joined')
     await sleep(Math.min(2_000, Math.max(100, end - Date.now())))
   }
 }
@@ -107,9 +116,9 @@ async function publish (socket: string, name: string, value: string): Promise<vo
   try {
     answer = await call(socket, 'PUT', '/v1/challenge', { name, value }, 60_000)
   } catch (err) {
-    throw new IssueError('unreachable', `the gateway does not publish the challenge: ${reason(err)}`, 'Look at journalctl -u gatehouse', undefined, { cause: err })
+    throw new IssueError('GH_CERTS_CHALLENGE', `the gateway does not publish the challenge: ${reason(err)}`, 'Look at journalctl -u gatehouse', { cause: err })
   }
   if (answer.status === 204) return
   const error = (answer.body as { error?: { message?: string, cure?: string } } | undefined)?.error
-  throw new IssueError('unreachable', error?.message ?? `the gateway answers ${answer.status} to the challenge`, error?.cure ?? 'Look at journalctl -u gatehouse')
+  throw new IssueError('GH_CERTS_CHALLENGE', error?.message ?? `the gateway answers ${answer.status} to the challenge`, error?.cure ?? 'Look at journalctl -u gatehouse')
 }

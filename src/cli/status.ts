@@ -43,14 +43,16 @@ export function table (status: GatewayStatus, now: Date = new Date()): string {
   if (status.tailnet.keyExpiry !== undefined) row('Key expires', until(status.tailnet.keyExpiry, now))
   for (const text of status.tailnet.health) row('Tailscale', text)
   for (const name of status.certificate.names) {
-    row('Certificate', name.notAfter === undefined ? `${name.name}  none yet` : `${name.name}  expires ${until(name.notAfter, now)}  by ${name.issuer}`)
+    row('Certificate', name.notAfter === undefined ? `${name.name}  none yet` : `${name.name}  expires ${until(name.notAfter, now)}  by ${name.issuer}${name.renewAt === undefined ? '' : `  renewed ${until(name.renewAt, now)}`}`)
     if (name.problem !== undefined) row('', name.problem)
   }
   if (status.certificate.names.length === 0) row('Certificate', 'no name yet')
   if (status.certificate.lastRun !== undefined) {
-    const { result, checkedAt, next } = status.certificate.lastRun
-    row('', `last look ${ago(checkedAt, now)}: ${result}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`)
+    const { result, checkedAt, next, code, problem, severity } = status.certificate.lastRun
+    row('', `last look ${ago(checkedAt, now)}: ${result}${code === undefined ? '' : ` (${code}, ${severity})`}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`)
+    if (problem !== undefined) row('', problem)
   }
+  for (const { at, code, message } of status.certificate.notes) row('', `${ago(at, now)}: ${message.replace(/\.$/, '')} (${code})`)
   row('Node-RED', `${status.upstream.state}  since ${ago(status.upstream.since, now)}`)
   row('Configuration', status.problems.some((problem) => problem.part === 'configuration') ? 'see above' : 'well')
   const width = Math.max(0, ...status.tailnet.peers.map((peer) => peer.name.length))

@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events'
 import { watch } from 'node:fs'
 import type { FSWatcher } from 'node:fs'
+import { randomBytes } from 'node:crypto'
 import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createSecureContext } from 'node:tls'
@@ -12,15 +13,25 @@ import type { Logger } from './log.ts'
 
 interface Loaded { certificate: Certificate, context: SecureContext }
 
+/** How long session tickets are sealed with the same key. Milliseconds; a ticket itself is good for two hours at most (OpenSSL's default). */
+const ticketKeyLife = 6 * 3_600_000
+
 /**
  * The certificates in a directory (`<name>.pem`), kept current: it is watched, and looked at each hour in case a change was
- * missed. A new file takes the place of the old one only when it holds together; connections that are open keep X
+ * missed. A new file takes the place of the old one only when it holds together; connections that are open keep theirs. A file
+ * that vanishes takes nothing away: only a name the node does not have any more is served no longer.
+ *
+ * Emits `change` when something else is served than before, and `look` after each look.
  */
 export class Certificates extends EventEmitter {
   #directory: string
   #log: Logger
   #loaded = new Map<string, Loaded>()
   #refused = new Map<string, string>()
+  #wanted: string[] = []
+  /** Of all names together: which one a client wants is known only after its ticket was opened. In memory alone (RFC 5077 §5.5). */
+  #ticketKeys = randomBytes(48)
+  #rotation: NodeJS.Timeout | undefined
   #watcher: FSWatcher | undefined
   #timer: NodeJS.Timeout | undefined
   #soon: NodeJS.Timeout | undefined
@@ -37,6 +48,33 @@ export class Certificates extends EventEmitter {
   /** Loads what is there and starts watching. */
   async start (): Promise<void> {
     await this.#look()
+    this.#rotation = setInterval(() => { this.rotateTicketKeys() }, ticketKeyLife)
+    this.#rotation.unref()
+  }
+
+  /** The names the node has. Others are served no longer, nor loaded; none at all says nothing: it has not joined. */
+  want (names: string[]): void {
+    if (names.length === 0 || names.join() === this.#wanted.join()) return
+    this.#wanted = [...names]
+    for (const name of [...this.#loaded.keys(), ...this.#refused.keys()]) {
+      if (names.includes(name)) continue
+      this.#refused.delete(name)
+      if (this.#loaded.delete(name)) this.#log.info({ name }, `certificate for ${name} served no longer: the node does not have that name any more`)
+    }
+    void this.reload()
+  }
+
+  /**
+   * New keys for session tickets from now on. A client with a ticket of before gets a full handshake, which it takes for normal.
+   * Without this, whoever takes a key out of the process's memory once can read what was resumed with it ever since.
+   */
+  rotateTicketKeys (): void {
+    this.#ticketKeys = randomBytes(48)
+    for (const [name, { certificate }] of this.#loaded) this.#loaded.set(name, { certificate, context: this.#context(certificate) })
+  }
+
+  #context ({ chain, key }: Certificate): SecureContext {
+    return createSecureContext({ cert: chain, key, minVersion: 'TLSv1.2', ticketKeys: this.#ticketKeys })
   }
 
   /** Names there is a certificate for. */
@@ -59,6 +97,7 @@ export class Certificates extends EventEmitter {
     this.#watcher?.close()
     clearTimeout(this.#timer)
     clearTimeout(this.#soon)
+    clearInterval(this.#rotation)
   }
 
   async #look (): Promise<void> {
@@ -114,20 +153,25 @@ export class Certificates extends EventEmitter {
       return
     }
     let changed = false
+    let fresh = false
     for (const file of files) {
       const name = file.slice(0, -'.pem'.length)
+      if (this.#wanted.length > 0 && !this.#wanted.includes(name)) continue
       try {
         const certificate = parseCertificate(await readFile(join(this.#directory, file), 'utf8'), name)
         this.#refused.delete(name)
         if (this.#loaded.get(name)?.certificate.serial === certificate.serial) continue
-        const context = createSecureContext({ cert: certificate.chain, key: certificate.key, minVersion: 'TLSv1.2' })
-        this.#loaded.set(name, { certificate, context })
+        // Proven by OpenSSL too, before it takes the place of the one before.
+        this.#loaded.set(name, { certificate, context: this.#context(certificate) })
+        fresh = true
         changed = true
         this.#log.info({ name, serial: certificate.serial, notAfter: certificate.notAfter }, `certificate for ${name} in use, valid until ${certificate.notAfter.toISOString()}`)
       } catch (err) {
         changed = this.#refuse(name, `${file} is not used: ${reason(err)}`) || changed
       }
     }
+    // Sessions do not outlive the certificate they began under.
+    if (fresh) this.rotateTicketKeys()
     if (changed) this.emit('change')
     this.emit('look')
   }

@@ -46,7 +46,7 @@ export interface ChallengeTarget {
   /** Names the node may have certificates for; empty until it has joined. */
   names: () => string[]
   /** Why there are no names. */
-  problem: () => string | undefined
+  problem: () => Pick<Problem, 'code' | 'message' | 'cure'> | undefined
   setDNS: (name: string, value: string) => Promise<void>
 }
 
@@ -60,7 +60,7 @@ export function createCertsServer (target: ChallengeTarget, log: Logger): Server
       GET: async () => {
         const names = target.names()
         const problem = names.length === 0 ? target.problem() : undefined
-        return { status: 200, body: { names, ...(problem === undefined ? {} : { problem }) } }
+        return { status: 200, body: { names, ...(problem === undefined ? {} : { problem: `${problem.message}. ${problem.cure}`, code: problem.code }) } }
       },
     },
     '/v1/challenge': {

@@ -4,11 +4,12 @@ import type { Socket } from 'node:net'
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { readRecord } from '../certs/record.ts'
-import { renewAt } from '../certs/pem.ts'
 import type { CertsRecord } from '../certs/record.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
 import { createApp } from './app.ts'
+import { judgeCertificates, wantedAt } from './certificate-health.ts'
+import { certificateMetrics } from './certificate-metrics.ts'
 import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
 import { acceptTLS } from './front.ts'
@@ -75,6 +76,7 @@ export class Gateway {
   #plain = new Set<TailnetConn>()
   #record: CertsRecord | undefined
   #names = ''
+  #woken: string | undefined
   #line = ''
   #closing = false
   #timer: NodeJS.Timeout | undefined
@@ -103,13 +105,11 @@ export class Gateway {
       },
       problems: () => this.problems.list(),
     })
+    certificateMetrics(this.metrics.registry, { certificates: this.certificates, record: () => this.#record })
     this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
-      problem: () => {
-        const problem = this.problems.get('https') ?? this.problems.get('tailnet')
-        return problem === undefined ? undefined : `${problem.message}. ${problem.cure}`
-      },
+      problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
       setDNS: async (name, value) => { await this.#node!.tailnet!.setDNS(name, value) },
     }, log)
     this.#redirect = createRedirectServer({
@@ -156,6 +156,7 @@ export class Gateway {
     this.#node = node
     node.on('fatal', (err: Error) => { this.#options.onFatal?.(err) })
     node.on('status', () => {
+      this.certificates.want(node.names)
       void this.#writeNames()
       void this.#judgeCertificates()
       this.#say()
@@ -206,13 +207,16 @@ export class Gateway {
         names: (node?.names ?? []).map((name) => {
           const certificate = this.certificates.get(name)
           const problem = this.certificates.refused(name)
+          const renewAt = record?.certificates?.find((one) => one.name === name)?.renewAt
           return {
             name,
             ...(certificate === undefined ? {} : { notAfter: certificate.notAfter.toISOString(), issuer: certificate.issuer }),
+            ...(renewAt === undefined ? {} : { renewAt }),
             ...(problem === undefined ? {} : { problem }),
           }
         }),
-        ...(record === undefined ? {} : { lastRun: { checkedAt: record.checkedAt, result: record.result, ...(record.problem === undefined ? {} : { problem: record.problem }), ...(record.next === undefined ? {} : { next: record.next }) } }),
+        ...(record === undefined ? {} : { lastRun: { checkedAt: record.checkedAt, result: record.result, problem: record.problem, code: record.code, severity: record.severity, daysLeft: record.daysLeft, next: record.next } }),
+        notes: record?.notes ?? [],
       },
       upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
       configuration: configuration === undefined ? {} : { problem: configuration },
@@ -275,37 +279,21 @@ export class Gateway {
     this.#record = await readRecord(this.#options.tls)
     if (this.#closing) return
     await this.#openHTTPS()
-    const node = this.#node
-    const names = node?.names ?? []
-    if (node?.name === undefined || names.length === 0) return
-    // That the agent found no names is over now that there are some: it is on its way again.
-    const failed = this.#record?.result !== 'ok' && this.#record?.problem?.includes('GH_CERTS_NAMES') !== true ? this.#record?.problem : undefined
-    const logs = 'Look at `journalctl -u gatehouse-certs`'
-    for (const name of names) {
-      const certificate = this.certificates.get(name)
-      const refused = this.certificates.refused(name)
-      if (certificate === undefined) {
-        if (failed === undefined && refused === undefined) {
-          this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_WAITING', `waiting for a certificate for ${name}`, `It is usually there within two minutes. ${logs} if it is not`), 'info')
-        } else {
-          this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_MISSING', `there is no certificate for ${name}: ${(failed ?? refused)!.replace(/\.$/, '')}`, logs))
-        }
-        return
-      }
-      const now = Date.now()
-      const left = certificate.notAfter.getTime() - now
-      const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
-      if (left <= 0) {
-        this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_EXPIRED', `the certificate for ${name} expired at ${certificate.notAfter.toISOString()}${failed === undefined ? '' : `: ${failed.replace(/\.$/, '')}`}`, `Check the clock (timedatectl). ${logs}`), 'error')
-        return
-      }
-      // Due at two thirds; half of the rest gone without a new one means that renewal does not work.
-      if (now > renewAt(certificate).getTime() + life / 6) {
-        this.problems.set('certificate', new GatehouseError('GH_CERTIFICATE_RENEWAL', `the certificate for ${name} was not renewed and expires at ${certificate.notAfter.toISOString()}${failed === undefined ? '' : `: ${failed.replace(/\.$/, '')}`}`, logs))
-        return
-      }
-    }
-    this.problems.clear('certificate', 'there is a certificate for every name')
+    const names = this.#node?.names ?? []
+    if (this.#node?.name === undefined || names.length === 0) return
+    const finding = judgeCertificates({ names, certificates: this.certificates, record: this.#record, now: new Date(), uptime: Date.now() - this.#startedAt.getTime() })
+    if (finding === undefined) this.problems.clear('certificate', 'there is a certificate for every name')
+    else this.problems.set('certificate', finding.error, finding.level)
+    await this.#wakeAgent()
+  }
+
+  /** Has the agent run when its record says it is wanted, once for each record: gatehouse-certs.path starts it when the list of names is written. */
+  async #wakeAgent (): Promise<void> {
+    const at = wantedAt(this.#record)
+    if (at === undefined || Date.now() < at.getTime() || this.#woken === this.#record?.checkedAt) return
+    this.#woken = this.#record?.checkedAt
+    this.#names = ''
+    await this.#writeNames()
   }
 
   async #writeNames (): Promise<void> {

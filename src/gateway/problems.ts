@@ -1,5 +1,6 @@
 import { EventEmitter } from 'node:events'
 import { GatehouseError } from '../config/errors.ts'
+import type { Severity } from '../certs/record.ts'
 import type { Logger } from './log.ts'
 
 /** What is wrong now, for `gatehouse status`. */
@@ -10,7 +11,12 @@ export interface Problem {
   cure: string
   /** RFC 3339. */
   since: string
+  /** `info`: it will most likely pass by itself; `warning`: see to it this week; `error`: see to it now. */
+  severity: Severity
 }
+
+/** How loud a problem is in the log. */
+export type Level = 'error' | 'warn' | 'info'
 
 /** The parts of the gateway, causes before what follows from them. */
 const parts = ['configuration', 'tailnet', 'https', 'listener', 'certificate', 'upstream'] as const
@@ -32,11 +38,13 @@ export class Problems extends EventEmitter {
   }
 
   /** The part has this problem now. `level` is `info` for what is expected to pass by itself. */
-  set (part: Part, error: GatehouseError, level: 'error' | 'warn' | 'info' = 'warn'): void {
+  set (part: Part, error: GatehouseError, level: Level = 'warn'): void {
     const { code, message, cure } = error
     const before = this.#current.get(part)
-    if (before !== undefined && before.code === code && before.message === message) return
-    this.#current.set(part, { code, message, cure, since: new Date().toISOString() })
+    const severity = level === 'warn' ? 'warning' : level
+    if (before !== undefined && before.code === code && before.message === message && before.severity === severity) return
+    // Louder or with news of its cause, it is the same problem still.
+    this.#current.set(part, { code, message, cure, since: before?.code === code ? before.since : new Date().toISOString(), severity })
     this.#log[level]({ code }, `${part}: ${error.line}`)
     this.emit('change')
   }

@@ -1,3 +1,4 @@
+import type { CertsRecord, Note } from '../certs/record.ts'
 import type { Part, Problem } from './problems.ts'
 
 /** Answer of `GET /v1/status` on the admin socket and of `gatehouse status --json`. Times are RFC 3339. */
@@ -24,9 +25,11 @@ export interface GatewayStatus {
   }
   certificate: {
     /** One for each name the node may have a certificate for. */
-    names: Array<{ name: string, notAfter?: string, issuer?: string, problem?: string }>
-    /** Last run of gatehouse-certs. */
-    lastRun?: { checkedAt: string, result: string, problem?: string, next?: string }
+    names: Array<{ name: string, notAfter?: string, issuer?: string, renewAt?: string, problem?: string }>
+    /** Last run of gatehouse-certs: see CertsRecord. */
+    lastRun?: Pick<CertsRecord, 'checkedAt' | 'result' | 'problem' | 'code' | 'severity' | 'daysLeft' | 'next'>
+    /** What was put right of late, and a person should know of all the same. */
+    notes: Note[]
   }
   upstream: { socket: string, state: 'unknown' | 'up' | 'down', since: string }
   configuration: { problem?: string }

@@ -7,7 +7,8 @@
 import { appendFile, readFile, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import path from 'node:path'
-import { createIssuer, IssueError } from '../../src/certs/acme.ts'
+import { createIssuer } from '../../src/certs/acme.ts'
+import { IssueError } from '../../src/certs/failure.ts'
 import { renew } from '../../src/certs/agent.ts'
 import { Plans } from '../../src/certs/ari.ts'
 import { Ledger } from '../../src/certs/ledger.ts'
@@ -36,7 +37,7 @@ const setDNS = async (record: string, value: string): Promise<void> => await new
   const request = http.request({ socketPath, path: '/setdns', method: 'POST' }, (response) => {
     response.resume()
     if (response.statusCode! < 300) resolve()
-    else reject(new IssueError('refused', `${record} was not published: ${response.statusCode}`, 'Ask for a name of this node'))
+    else reject(new IssueError('GH_CERTS_CHALLENGE', `${record} was not published: ${response.statusCode}`, 'Ask for a name of this node'))
   })
   request.on('error', reject)
   request.end(JSON.stringify({ name: record, value }))
@@ -78,6 +79,6 @@ try {
     process.stdout.write(`${JSON.stringify(record)}\n`)
   }
 } catch (err) {
-  process.stderr.write(err instanceof IssueError ? `${err.kind}: ${err.message}\n` : `${String((err as Error).stack)}\n`)
+  process.stderr.write(err instanceof IssueError ? `${err.code}: ${err.message}\n` : `${String((err as Error).stack)}\n`)
   process.exit(1)
 }

@@ -38,11 +38,11 @@ test('a first certificate makes an account; the next uses it and has a key of it
 test('a name of another node: refused where the record is published, and the error says so', async () => {
   const { code, stderr } = await issue(`laptop.${lab.ready.suffix}`)
   assert.equal(code, 1)
-  assert.match(stderr, /refused/)
+  assert.match(stderr, /GH_CERTS_CHALLENGE: .*was not published/)
 })
 
 test('an authority that is not there is unreachable, not a refusal', async () => {
   const { code, stderr } = await issue(name, 'https://10.77.0.4:444/dir')
   assert.equal(code, 1)
-  assert.match(stderr, /unreachable: .*cannot be reached \(ECONNREFUSED\)/)
+  assert.match(stderr, /GH_CERTS_AUTHORITY_DOWN: .*cannot be reached \(ECONNREFUSED\)/)
 })

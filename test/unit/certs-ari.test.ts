@@ -6,7 +6,7 @@ import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync,
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { IssueError } from '../../src/certs/acme.ts'
+import { IssueError } from '../../src/certs/failure.ts'
 import type { IssueOptions } from '../../src/certs/acme.ts'
 import { renew } from '../../src/certs/agent.ts'
 import type { AgentOptions } from '../../src/certs/agent.ts'
@@ -158,7 +158,7 @@ test('an authority that fails to say: what it said before counts, else two third
   const agent = new Agent()
   await agent.run()
   const begin = agent.now
-  const down = (): never => { throw new IssueError('unreachable', 'the authority answers 503', 'Wait') }
+  const down = (): never => { throw new IssueError('GH_CERTS_AUTHORITY_DOWN', 'the authority answers 503', 'Wait') }
   agent.info = down
   const fallback = (await agent.run()).certificates![0]!
   assert.deepEqual([fallback.from, Math.round((Date.parse(fallback.renewAt) - begin) / day)], ['lifetime', 60])
@@ -170,7 +170,7 @@ test('an authority that fails to say: what it said before counts, else two third
   agent.now += 7 * hour
   agent.info = down
   assert.deepEqual((await agent.run()).certificates![0], told)
-  agent.info = () => { throw new IssueError('refused', 'rate limited', 'Wait', 5 * hour) }
+  agent.info = () => { throw new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', { retryAfter: 5 * hour }) }
   agent.now += hour
   await agent.run()
   const before = agent.polled.length
@@ -301,7 +301,7 @@ test('a ledger that is damaged is as good as none; one of another authority does
   }
   const agent = new Agent()
   const issue = agent.during
-  agent.during = async () => { throw new IssueError('refused', 'no', 'Wait') }
+  agent.during = async () => { throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait') }
   await agent.run()
   agent.during = issue
   assert.equal((await agent.run()).result, 'waiting')
@@ -311,7 +311,10 @@ test('a ledger that is damaged is as good as none; one of another authority does
 test('nothing is asked for when it could not be counted or kept, and the message says which', async () => {
   const uncounted = new Agent()
   mkdirSync(join(uncounted.state, 'attempts.json'))
-  await assert.rejects(uncounted.run())
+  const record = await uncounted.run()
+  assert.deepEqual([record.result, record.code, record.totals!.failures], ['failed', 'GH_CERTS_DISK', { GH_CERTS_DISK: 1 }])
+  assert.match(record.problem!, /the attempt cannot be written down: .*Check free space and permissions/)
+  assert.ok(Date.parse(record.next!) > uncounted.now, 'not at once again')
   assert.equal(uncounted.asked.length, 0)
 })
 
@@ -403,7 +406,7 @@ test('renewals that keep failing grow loud weeks before the end, with the days t
   const agent = new Agent()
   await agent.run()
   const begin = agent.now
-  agent.during = async () => { throw new IssueError('refused', 'the account was closed', 'Make a new one') }
+  agent.during = async () => { throw new IssueError('GH_CERTS_ACCOUNT', 'the account was closed', 'Make a new one') }
   const seen: Array<[number, Severity, number]> = []
   for (agent.now = begin + 59 * day; agent.now < begin + 92 * day; agent.now += 13 * hour) {
     const record = await agent.run()

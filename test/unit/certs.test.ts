@@ -6,7 +6,8 @@ import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { createIssuer, IssueError, parseRetryAfter } from '../../src/certs/acme.ts'
+import { createIssuer, parseRetryAfter } from '../../src/certs/acme.ts'
+import { IssueError } from '../../src/certs/failure.ts'
 import { renew } from '../../src/certs/agent.ts'
 import type { AgentOptions } from '../../src/certs/agent.ts'
 import { Plans } from '../../src/certs/ari.ts'
@@ -81,7 +82,7 @@ test('a file that does not hold together is replaced, and what a power cut left 
 
 test('after a failure the wait is kept on disk, doubles, and is not shortened by restarts', async () => {
   const { options, clock, asked, fail, tls } = agent()
-  fail.with = new IssueError('refused', 'no', 'Wait')
+  fail.with = new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
   let last = 0
   for (let i = 1; i <= 4; i++) {
     const record = await renew(await options())
@@ -104,14 +105,14 @@ test('after a failure the wait is kept on disk, doubles, and is not shortened by
   delete fail.with
   assert.equal((await renew(await options())).result, 'ok')
   rmSync(join(tls, `${name}.pem`))
-  fail.with = new IssueError('refused', 'no', 'Wait')
+  fail.with = new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
   const fresh = await renew(await options())
   assert.ok(Date.parse(fresh.next!) - clock.now <= 15 * 1.25 * minute, 'a success forgets the failures')
 })
 
 test('Retry-After is kept to when it is longer', async () => {
   const { options, clock, fail } = agent()
-  fail.with = new IssueError('refused', 'rate limited', 'Wait', 30 * 3_600_000)
+  fail.with = new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', { retryAfter: 30 * 3_600_000 })
   assert.equal(Date.parse((await renew(await options())).next!), clock.now + 30 * 3_600_000)
   assert.deepEqual([parseRetryAfter('120'), parseRetryAfter(new Date(10_000).toUTCString(), 4_000), parseRetryAfter('soon'), parseRetryAfter(undefined)], [120_000, 6_000, undefined, undefined])
 })
@@ -120,7 +121,7 @@ test('a wait written by a clock that was years ahead does not hold for years', a
   const { options, clock, asked, fail } = agent()
   const now = clock.now
   clock.now = now + 3 * 365 * day
-  fail.with = new IssueError('refused', 'no', 'Wait')
+  fail.with = new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
   await renew(await options())
   clock.now = now
   delete fail.with
@@ -134,7 +135,7 @@ test('one name that fails does not keep the others from being tried', async () =
   const record = await renew({
     ...base,
     names: ['bad.tail.ts.net', name],
-    issuer: async () => ({ renewalInfo: async () => undefined, issue: async (which) => { if (which !== name) throw new IssueError('refused', 'no', 'Wait'); return authority.issue(which) } }),
+    issuer: async () => ({ renewalInfo: async () => undefined, issue: async (which) => { if (which !== name) throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait'); return authority.issue(which) } }),
   })
   assert.equal(record.result, 'failed')
   assert.ok(readdirSync(tls).includes(`${name}.pem`))
@@ -170,7 +171,7 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
   }
   try {
     const limited = await issue(authority.certificate)
-    assert.deepEqual([limited.kind, limited.retryAfter], ['refused', 7_200_000])
+    assert.deepEqual([limited.code, limited.retryAfter], ['GH_CERTS_RATE_LIMITED', 7_200_000])
     assert.match(limited.message, /limits the rate: too many registrations/)
     assert.equal(newAccounts.length, 1, 'asked once, not again and again')
     const key = readFileSync(join(state, 'account.pem'), 'utf8')
@@ -180,7 +181,7 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     const down = await createIssuer({ directory: directory.replace('/dir', '/down'), authorities: authority.certificate, email: undefined, state, publish: async () => {} })
     for (const asked of [down.issue(name), down.renewalInfo('a.b')]) {
       const err = await asked.then(() => assert.fail('answered'), (err: IssueError) => err)
-      assert.equal(err.kind, 'unreachable')
+      assert.equal(err.code, 'GH_CERTS_AUTHORITY_DOWN')
       assert.match(err.message, /answers 503/)
       assert.ok(err.retryAfter! > 3_590_000 && err.retryAfter! <= 3_600_000, `${err.retryAfter}`)
     }
@@ -189,14 +190,14 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     const stranger = new Authority()
     const untrusted = await issue(stranger.certificate)
     stranger.close()
-    assert.equal(untrusted.kind, 'unreachable', untrusted.message)
+    assert.equal(untrusted.code, 'GH_CERTS_AUTHORITY_DOWN', untrusted.message)
     assert.match(untrusted.message, /is not trusted/)
   } finally {
     server.closeAllConnections()
     server.close()
   }
   const gone = await issue(authority.certificate)
-  assert.deepEqual([gone.kind, gone.message], ['unreachable', `the ACME directory ${URL.parse(directory)!.host} cannot be reached (ECONNREFUSED)`])
+  assert.deepEqual([gone.code, gone.message], ['GH_CERTS_AUTHORITY_DOWN', `the ACME directory ${URL.parse(directory)!.host} cannot be reached (ECONNREFUSED)`])
 })
 
 test('an account key that is damaged is put aside; one that cannot be read is left where it is, and said', async () => {
@@ -216,6 +217,6 @@ test('a clock before the build is refused, and said in the record', async () => 
   const { tls, state } = agent()
   const where = paths({ GATEHOUSE_TLS_DIR: tls, STATE_DIRECTORY: state, GATEHOUSE_CONFIG_DIR: '/nonexistent' })
   assert.equal(await runCerts(where, {}, () => new Date(0)), 1)
-  assert.match((await readRecord(tls))!.problem!, /the clock says 1970-01-01.*GH_CLOCK/)
+  assert.match((await readRecord(tls))!.problem!, /the clock says 1970-01-01.*GH_CERTS_CLOCK/)
   assert.deepEqual(readdirSync(state), [], 'nothing was made')
 })
