@@ -1,12 +1,14 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { writeFileSync } from 'node:fs'
+import { rmSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { text } from 'node:stream/consumers'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { connect as tlsConnect } from 'node:tls'
 import { writeFileAtomic } from '../../src/config/files.ts'
 import { Bench, name } from './support/bench.ts'
+import { LoopbackTailnet } from './support/tailnet.ts'
 
 /** A plain request to port 80 of the node. */
 async function plain (bench: Bench, path: string, method = 'GET'): Promise<{ status: number, location: string | undefined, text: string }> {
@@ -83,6 +85,36 @@ test('a file that does not hold together is refused, said once, and the one befo
     socket.destroy()
   }
   assert.match((await bench.gateway.status()).certificate.names[0]!.problem!, /is not used/)
+})
+
+test('a name the node has no more is served no longer, a file that vanishes takes nothing away', async () => {
+  await using bench = await Bench.start()
+  const app = 'app.tail.ts.net'
+  bench.putCertificate(bench.authority.issue(app), `${app}.pem`)
+  bench.tailnet.become({ ...LoopbackTailnet.running(), certDomains: [name, app] })
+  await bench.until(() => bench.gateway.certificates.names.length === 2)
+  const served = async (servername: string): Promise<string> => {
+    const socket = tlsConnect({ socket: bench.tailnet.connect(443), servername, ca: bench.authority.certificate, rejectUnauthorized: false })
+    await once(socket, 'secureConnect')
+    const { subject } = socket.getPeerCertificate()
+    socket.destroy()
+    return String(subject.CN)
+  }
+  assert.equal(await served(app), app)
+  rmSync(join(bench.tls, `${app}.pem`))
+  await bench.gateway.certificates.reload()
+  assert.equal(await served(app), app, 'the node has the name still')
+  bench.putCertificate(bench.authority.issue(app), `${app}.pem`)
+  await bench.gateway.certificates.reload()
+  bench.tailnet.become(LoopbackTailnet.running())
+  await bench.until(() => bench.log('served no longer').length === 1)
+  assert.equal(await served(app), name)
+  bench.putCertificate(bench.authority.issue(app), `${app}.pem`)
+  await bench.gateway.certificates.reload()
+  assert.deepEqual(bench.gateway.certificates.names, [name], 'nor loaded')
+  bench.tailnet.become({ ...LoopbackTailnet.running(), backendState: 'NeedsLogin', certDomains: [] })
+  await bench.gateway.status()
+  assert.equal(await served(name), name, 'a node that is off its tailnet keeps its names')
 })
 
 test('a certificate that has expired, or is not renewed in time, is a problem', async () => {
