@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { paths } from './config/paths.ts'
-import { reason } from './config/errors.ts'
+import { GatehouseError, reason } from './config/errors.ts'
 import { version } from './config/version.ts'
 
 const usage = `Usage: gatehouse COMMAND
@@ -11,6 +11,8 @@ const usage = `Usage: gatehouse COMMAND
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
   metrics          print what the gateway counts, for Prometheus
+  firewall         show what is allowed, to whom, and what was dropped lately (as root)
+  firewall apply   put Node-RED's list in force (gatehouse-firewall.service)
   version          print the version
 
 Reference: docs/architecture.md
@@ -19,7 +21,7 @@ Reference: docs/architecture.md
 /** Commands load only what they need: start-up time counts on an SD card. */
 async function main (args: string[]): Promise<number> {
   const [command, ...rest] = args
-  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json'))
+  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json') && !(command === 'firewall' && arg === 'apply'))
   if (extra.length > 0) {
     process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
     return 64
@@ -30,6 +32,10 @@ async function main (args: string[]): Promise<number> {
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
     case 'metrics': return await (await import('./cli/metrics.ts')).runMetrics(paths())
+    case 'firewall':
+      return rest.includes('apply')
+        ? await (await import('./firewall/apply.ts')).runApply(paths())
+        : await (await import('./firewall/show.ts')).runShow(paths())
     case 'version':
     case '--version':
       process.stdout.write(`${version}\n`)
@@ -48,6 +54,6 @@ async function main (args: string[]): Promise<number> {
 try {
   process.exit(await main(process.argv.slice(2)))
 } catch (err) {
-  process.stderr.write(`gatehouse: ${reason(err)}\n`)
+  process.stderr.write(`gatehouse: ${err instanceof GatehouseError ? err.line : reason(err)}\n`)
   process.exit(1)
 }

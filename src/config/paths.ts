@@ -19,6 +19,10 @@ export interface Paths {
   admin: string
   /** GATEHOUSE_CERTS_SOCKET, default /run/gatehouse-certs.sock. */
   certs: string
+  /** GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and the hosts file it sees. */
+  firewall: string
+  /** GATEHOUSE_UNIT_DIR, default /run/systemd/system: where systemd looks for units of this boot. */
+  units: string
   /** STATE_DIRECTORY as systemd sets it; default is the caller's. */
   state: (fallback: string) => string
   /** RUNTIME_DIRECTORY as systemd sets it, default /run/gatehouse. */
@@ -39,6 +43,8 @@ export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
     nodeRed: env.GATEHOUSE_NODE_RED_SOCKET ?? '/run/node-red/http.sock',
     admin: env.GATEHOUSE_ADMIN_SOCKET ?? '/run/gatehouse-admin.sock',
     certs: env.GATEHOUSE_CERTS_SOCKET ?? '/run/gatehouse-certs.sock',
+    firewall: env.GATEHOUSE_FIREWALL_DIR ?? '/run/gatehouse-firewall',
+    units: env.GATEHOUSE_UNIT_DIR ?? '/run/systemd/system',
     state: (fallback) => first(env.STATE_DIRECTORY) ?? fallback,
     runtime: first(env.RUNTIME_DIRECTORY) ?? '/run/gatehouse',
     credentials: first(env.CREDENTIALS_DIRECTORY),

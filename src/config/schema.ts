@@ -1,4 +1,5 @@
-import { listOf, quote, text } from './kinds.ts'
+import { parseEgress } from '../firewall/egress.ts'
+import { flag, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
 /** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
@@ -67,6 +68,21 @@ export const schema = {
     /** Who may use what flows serve. Default: nobody beside the policy's and the owner. */
     use: key(listOf(text(checkWho)), { default: [], example: '["tag:sensor"]' }),
   },
+  node_red: {
+    /** Whom Node-RED may call: `host:port[/udp]`, or a preset ({@link file://./../firewall/egress.ts}). Default: nobody. */
+    allow: key(listOf(text(checkAllow)), { default: [], example: '["192.168.1.10:1883", "broker.example.org:8883"]' }),
+    /** Hardware Node-RED may use, each given by itself. Default: none. */
+    devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth')), { default: [], example: '["serial"]' }),
+    /** The registry that the preset `palette` stands for and nodes are installed from. Default: npm's own. */
+    registry: key(text(url('https:', 'http:')), { example: '"https://npm.example.org"' }),
+    /** Function nodes may name modules of their own on the Setup tab, which are then installed (Node-RED's functionExternalModules). Default: no. */
+    functionModules: key(flag(), { default: false, example: 'true' }),
+    /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
+    settingsFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.js$/.test(value)
+      ? undefined
+      : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
+    { example: '"node-red.js"' }),
+  },
 } satisfies Record<string, Keys | [Keys]>
 
 /** The values of a table's keys: a key without a default may be undefined. */
@@ -102,6 +118,11 @@ function checkAuthKey (value: string): Wrong | undefined {
   if (!/^[\x21-\x7e]+$/.test(value)) return { message: 'auth_key holds spaces or characters no key has', cure: make }
   if (value.startsWith('tskey-api-')) return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
   return undefined
+}
+
+function checkAllow (value: string): Wrong | undefined {
+  const entry = parseEgress(value)
+  return 'wrong' in entry ? entry.wrong : undefined
 }
 
 function url (...protocols: string[]) {

@@ -1,12 +1,15 @@
 import { X509Certificate } from 'node:crypto'
 import { mkdir, readFile, readdir, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
+import { Script } from 'node:vm'
 import { ConfigError, defaults, parseConfig, serialize } from '../config/config.ts'
 import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
+import { loadConfig } from '../config/load.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
 import { makeChannelKey } from './channel.ts'
+import { applyDropIn, nodeRedDropIn } from './node-red-unit.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
 const maxSize = 1 << 20
@@ -33,7 +36,7 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   await mkdir(paths.config, { recursive: true, mode: 0o755 })
   const problem = async (err: GatehouseError): Promise<ProvisionResult> => {
     const had = await exists(join(paths.config, 'gatehouse.toml'))
-    if (!had) await write(paths.config, defaults(), undefined)
+    if (!had) await write(paths.config, defaults(), new Map())
     const stays = had ? 'The last good configuration stays in force' : 'Defaults are in force'
     const line = `${err.line} ${stays}.`
     await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
@@ -42,27 +45,30 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   }
 
   let config: Config
-  let authorities: string | undefined
+  /** Content of the files that the configuration names. */
+  const files = new Map<string, string>()
   try {
     config = await readBoot(paths.boot)
-    if (config.certificates.caFile !== undefined) authorities = await readAuthorities(paths.boot, config.certificates.caFile)
+    const { certificates: { caFile }, node_red: { settingsFile } } = config
+    if (caFile !== undefined) files.set(caFile, await readAuthorities(paths.boot, caFile))
+    if (settingsFile !== undefined) files.set(settingsFile, await readSettings(paths.boot, settingsFile))
   } catch (err) {
     if (err instanceof GatehouseError) return await problem(err)
     throw err
   }
-  await write(paths.config, config, authorities)
+  await write(paths.config, config, files)
   await rm(paths.problem, { force: true })
   return { outcome: 'new' }
 }
 
-async function write (directory: string, config: Config, authorities: string | undefined): Promise<void> {
-  const { caFile } = config.certificates
-  if (caFile !== undefined && authorities !== undefined) await writeFileAtomic(join(directory, caFile), authorities, 0o644)
+async function write (directory: string, config: Config, files: ReadonlyMap<string, string>): Promise<void> {
+  // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
+  for (const [name, content] of files) await writeFileAtomic(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
   await writeFileAtomic(join(directory, 'authkey'), config.tailnet.authKey ?? '', 0o600)
   await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
-  // Authorities no longer named, and what a crash left: only after the file that may name them has been replaced.
+  // Files no longer named, and what a crash left: only after the file that may name them has been replaced.
   for (const name of await readdir(directory)) {
-    if ((name.endsWith('.pem') && name !== caFile) || /^\..*\.tmp$/.test(name)) await rm(join(directory, name), { force: true })
+    if ((/\.(pem|js)$/.test(name) && !files.has(name)) || /^\..*\.tmp$/.test(name)) await rm(join(directory, name), { force: true })
   }
   await syncDirectory(directory)
 }
@@ -109,6 +115,25 @@ async function readAuthorities (boot: string, name: string): Promise<string> {
   }
 }
 
+async function readSettings (boot: string, name: string): Promise<string> {
+  const wrong = (message: string, cure: string, cause: unknown): GatehouseError => new GatehouseError('GH_CONFIG_SETTINGS_FILE', message, cure, { cause })
+  let text: string
+  try {
+    text = (await readSmall(join(boot, name))).toString('utf8').replace(/^\uFEFF/, '')
+  } catch (err) {
+    if (err instanceof GatehouseError) throw err
+    throw wrong(`settings_file ${name} named in gatehouse.toml cannot be read: ${reason(err)}`, 'Put the file beside gatehouse.toml, or remove the settings_file line', err)
+  }
+  try {
+    // Parsed as a module of Node.js is, and not run.
+    void new Script(`(function (exports, require, module) {${text}\n})`, { filename: name })
+    return text
+  } catch (err) {
+    const line = new RegExp(`^${RegExp.escape(name)}:(\\d+)`).exec((err as Error).stack ?? '')?.[1]
+    throw wrong(`settings_file ${name} is not JavaScript: ${line === undefined ? '' : `line ${line}: `}${reason(err)}`, 'Correct it there; it has the form module.exports = { … }', err)
+  }
+}
+
 async function readSmall (path: string): Promise<Buffer> {
   const { size } = await stat(path)
   if (size > maxSize) {
@@ -121,16 +146,24 @@ async function exists (path: string): Promise<boolean> {
   return await stat(path).then(() => true, () => false)
 }
 
-/** `gatehouse provision`: always 0 unless the system's own directories cannot be written. */
+/** `gatehouse provision`: always 0 unless the system's own directories cannot be written, or systemd does not take its unit. */
 export async function runProvision (paths: Paths): Promise<number> {
   try {
     await makeChannelKey(paths.channel)
     const { problem } = await provision(paths)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
-    return 0
   } catch (err) {
     const message = err instanceof ConfigError ? err.line : reason(err)
     process.stderr.write(`gatehouse provision: cannot write the configuration: ${message}. Check that ${paths.config} is writable and the disk not full. (GH_PROVISION_WRITE)\n`)
+    return 1
+  }
+  try {
+    // From what is in force, which after a mistake is the last good one.
+    const config = await loadConfig(paths.config)
+    await applyDropIn(nodeRedDropIn(config.node_red, paths.config), paths.units)
+    return 0
+  } catch (err) {
+    process.stderr.write(`gatehouse provision: [node_red] is not in force, Node-RED goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
     return 1
   }
 }

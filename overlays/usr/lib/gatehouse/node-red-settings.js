@@ -41,8 +41,15 @@ const socket = '/run/node-red/http.sock';
 // A socket left by a killed process would stop the next one with EADDRINUSE. No other process has this directory.
 fs.rmSync(socket, { force: true });
 
-module.exports = {
+/** What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment. */
+const palette = process.env.GATEHOUSE_PALETTE === 'yes';
+const functionModules = process.env.GATEHOUSE_FUNCTION_MODULES === 'yes';
+
+/** What belongs to the appliance: the door, the keys, the limits. A user's own settings cannot change it. */
+const fixed = {
   uiPort: socket,
+  uiHost: undefined,
+  https: undefined,
 
   // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the gateway can tell it from the editor.
   adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', 'channel'))),
@@ -50,24 +57,51 @@ module.exports = {
   httpNodeRoot: '/app/',
 
   credentialSecret: credentialSecret(),
-  flowFile: 'flows.json',
-  flowFilePretty: true,
+  userDir: '/var/lib/node-red',
 
-  // Nothing is fetched: there is no network behind this door, and a palette that tries would only time out.
+  // Installed only where the list of targets (gatehouse.toml, [node_red] allow) has "palette": without, a try would only time out.
   externalModules: {
     autoInstall: false,
-    palette: { allowInstall: false, allowUpload: false, allowUpdate: false },
-    modules: { allowInstall: false },
+    palette: { allowInstall: palette, allowUpload: palette, allowUpdate: palette },
+    modules: { allowInstall: palette && functionModules },
   },
-  functionExternalModules: false,
+  functionExternalModules: functionModules,
   telemetry: { enabled: false, updateNotification: false },
+};
 
+/** What a user's own settings may replace. */
+const defaults = {
+  flowFile: 'flows.json',
+  flowFilePretty: true,
   editorTheme: {
     page: { title: 'Node-RED' },
-    palette: { catalogues: [] },
+    // The browser, which is in the internet, reads the catalogue; the appliance does not.
+    palette: palette ? {} : { catalogues: [] },
     tours: false,
     projects: { enabled: false },
   },
-
   logging: { console: { level: 'info', metrics: false, audit: false } },
 };
+
+/**
+ * The user's own settings: the file beside gatehouse.toml that `settings_file` names. What is wrong in it is said in the journal,
+ * and Node-RED starts without it: the editor is needed to put most things right.
+ *
+ * @returns {object}
+ */
+function additions() {
+  const directory = process.env.CREDENTIALS_DIRECTORY;
+  if (directory === undefined || !fs.existsSync(`${directory}/settings.js`)) return {};
+  try {
+    const given = require(`${directory}/settings.js`);
+    if (given === null || typeof given !== 'object') throw new Error('it exports no object: write module.exports = { … }');
+    const refused = Object.keys(given).filter((key) => Object.hasOwn(fixed, key));
+    if (refused.length > 0) console.error(`settings_file: ${refused.join(', ')} cannot be set there and is ignored: the appliance sets it`);
+    return given;
+  } catch (error) {
+    console.error(`settings_file is not used: ${error.message}`);
+    return {};
+  }
+}
+
+module.exports = { ...defaults, ...additions(), ...fixed };

@@ -1,0 +1,134 @@
+import { spawn } from 'node:child_process'
+import { open, readFile, rm } from 'node:fs/promises'
+import { networkInterfaces, uptime } from 'node:os'
+import { join } from 'node:path'
+import { writeFileAtomic } from '../config/files.ts'
+import { GatehouseError, oneLine } from '../config/errors.ts'
+import { loadConfig } from '../config/load.ts'
+import type { Paths } from '../config/paths.ts'
+import { parseEgress } from './egress.ts'
+import type { Egress } from './egress.ts'
+import { expandPreset } from './presets.ts'
+import { dnsLookup, resolveNames } from './resolve.ts'
+import type { Known, Lookup } from './resolve.ts'
+
+/** What is in force: state.json in the firewall's directory, kept for the next run and for `gatehouse firewall`. */
+export interface Applied {
+  /** When, ISO 8601. */
+  at: string
+  entries: Array<{ text: string, addresses: string[], refused: Record<string, string>, problem?: string }>
+  names: Record<string, Known>
+}
+
+/** The targets of a list that was validated before, presets replaced by what they stand for. */
+export function targets (allow: readonly string[], registry?: string): Egress[] {
+  return allow.flatMap((text) => {
+    const entry = parseEgress(text)
+    if ('wrong' in entry) throw new GatehouseError('GH_FIREWALL_LIST', entry.wrong.message, entry.wrong.cure)
+    return 'preset' in entry ? expandPreset(entry.preset, { registry }) : [entry.egress]
+  })
+}
+
+/**
+ * The nftables script that puts the list in force. nft carries a script out as one transaction: the old list holds until the new
+ * one does, and if anything in it is refused, the old one stays.
+ */
+export function script (entries: ReadonlyArray<{ egress: Egress, addresses: readonly string[] }>): string {
+  const chain = 'inet gatehouse node-red-allow'
+  const lines = entries.flatMap(({ egress, addresses }) => (['ip', 'ip6'] as const).flatMap((family) => {
+    const of = addresses.filter((address) => address.includes(':') === (family === 'ip6'))
+    const [first, last] = egress.ports
+    return of.length === 0 ? [] : [`add rule ${chain} ${family} daddr { ${of.join(', ')} } ${egress.protocol} dport ${first === last ? first : `${first}-${last}`} accept comment "${`node-red: ${egress.text}`.slice(0, 120)}"`]
+  }))
+  return [`flush chain ${chain}`, ...lines, ''].join('\n')
+}
+
+/** /etc/hosts as Node-RED sees it: the names on its list and nothing else. It has no resolver, through which data could get out. */
+export function hosts (names: Record<string, Known>, withIPv6: boolean): string {
+  const lines = Object.entries(names).flatMap(([name, { addresses }]) => {
+    // Of the last answer alone, not those in grace: new connections go where the name points now.
+    const latest = Math.max(...Object.values(addresses))
+    return Object.entries(addresses)
+      .filter(([address, seen]) => seen === latest && (withIPv6 || !address.includes(':')))
+      .map(([address]) => `${address} ${name}`)
+  })
+  return ['127.0.0.1 localhost', '::1 localhost', ...lines, ''].join('\n')
+}
+
+/** Reads the list, resolves its names, and puts it in force. Returns what is in force now. */
+export async function apply (paths: Pick<Paths, 'config' | 'firewall'>, lookup: Lookup = dnsLookup()): Promise<Applied> {
+  const { allow, registry } = (await loadConfig(paths.config)).node_red
+  const egress = targets(allow, registry)
+  const before = await readApplied(paths.firewall)
+  const now = Math.round(uptime() * 1000)
+  const interfaces = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
+  const own = interfaces.map(({ address }) => address)
+  const names = await resolveNames(egress.flatMap(({ host }) => 'name' in host ? [host.name] : []), before?.names ?? {}, lookup, now, own)
+
+  const entries = egress.map((entry) => {
+    if ('address' in entry.host) return { egress: entry, addresses: [entry.host.address], refused: {} }
+    const { addresses, refused, problem } = names[entry.host.name]!
+    return { egress: entry, addresses: Object.keys(addresses), refused, ...(problem === undefined ? {} : { problem }) }
+  })
+  await nft(script(entries))
+  const withIPv6 = interfaces.some(({ family, address, internal }) => family === 'IPv6' && !internal && !address.startsWith('fe80:'))
+  await rewrite(join(paths.firewall, 'hosts'), hosts(names, withIPv6))
+  const applied: Applied = { at: new Date().toISOString(), entries: entries.map(({ egress, ...rest }) => ({ text: egress.text, ...rest })), names }
+  // Without a list there is nothing to look after: gatehouse-firewall.service then is not started again.
+  if (entries.length === 0) await rm(join(paths.firewall, 'state.json'), { force: true })
+  else await writeFileAtomic(join(paths.firewall, 'state.json'), `${JSON.stringify(applied, undefined, 2)}\n`, 0o644)
+  return applied
+}
+
+/** What the last run left; undefined when there was none, or what is there cannot be read: then it is made anew. */
+export async function readApplied (directory: string): Promise<Applied | undefined> {
+  try {
+    return JSON.parse(await readFile(join(directory, 'state.json'), 'utf8')) as Applied
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Writes over a file in place: Node-RED has this very file mounted as its /etc/hosts, and a new one of the same name would not be
+ * seen there. One write of a padded text, then the padding is cut off: no reader sees half a line.
+ */
+async function rewrite (path: string, text: string): Promise<void> {
+  const file = await open(path, 'r+')
+  try {
+    const { size } = await file.stat()
+    const data = Buffer.from(text.padEnd(size, '\n'))
+    await file.write(data, 0, data.length, 0)
+    await file.truncate(Buffer.byteLength(text))
+  } finally {
+    await file.close()
+  }
+}
+
+/** Runs nft with a script on its standard input. */
+async function nft (input: string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const child = spawn('nft', ['-f', '-'], { stdio: ['pipe', 'ignore', 'pipe'] })
+    let said = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => { said += text })
+    child.on('error', reject)
+    child.on('close', (code) => {
+      if (code === 0) resolve()
+      else reject(new GatehouseError('GH_FIREWALL_LOAD', `nft refused Node-RED's list, the one before it stays in force: ${oneLine(said).slice(0, 400)}`, 'Run systemctl restart nftables, then systemctl start gatehouse-firewall'))
+    })
+    child.stdin.on('error', () => {}) // nft ended early: its exit code says so
+    child.stdin.end(input)
+  })
+}
+
+/** `gatehouse firewall apply`. Exit code 1 when a name could never be resolved yet: systemd tries again. */
+export async function runApply (paths: Paths): Promise<number> {
+  const applied = await apply(paths)
+  for (const { text, addresses, refused, problem } of applied.entries) {
+    for (const [address, why] of Object.entries(refused)) process.stderr.write(`gatehouse firewall: ${text} leads to ${address}, ${why}: not allowed. If that is not your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)\n`)
+    if (problem !== undefined) process.stderr.write(`gatehouse firewall: ${text}: ${problem}${addresses.length === 0 ? '' : '; what was known of it stays allowed'}. (GH_FIREWALL_NAME)\n`)
+  }
+  const count = applied.entries.filter(({ addresses }) => addresses.length > 0).length
+  process.stdout.write(`Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}\n`)
+  return applied.entries.some(({ addresses, problem }) => problem !== undefined && addresses.length === 0) ? 1 : 0
+}

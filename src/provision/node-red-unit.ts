@@ -1,0 +1,92 @@
+import { execFile } from 'node:child_process'
+import { mkdir, readFile, rm } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { promisify } from 'node:util'
+import type { Config } from '../config/config.ts'
+import { writeFileAtomic } from '../config/files.ts'
+
+type NodeRed = Config['node_red']
+
+/**
+ * What each kind of hardware takes. Kernel modules are loaded first: systemd knows a device class by the major number that its
+ * driver has registered, and a USB adapter plugged in later must still be one of them. Groups own the device files
+ * (overlays/usr/lib/udev/rules.d/60-gatehouse.rules).
+ */
+const hardware: Record<NodeRed['devices'][number], { allow: string[], group?: string, modules?: string[], families?: string }> = {
+  serial: { allow: ['char-ttyUSB', 'char-ttyACM', 'char-ttyAMA', 'char-ttyS'], group: 'dialout', modules: ['usbserial', 'cdc_acm'] },
+  gpio: { allow: ['char-gpiochip'], group: 'gpio' },
+  i2c: { allow: ['char-i2c'], group: 'i2c', modules: ['i2c_dev'] },
+  spi: { allow: ['char-spi'], group: 'spi', modules: ['spidev'] },
+  camera: { allow: ['char-video4linux', 'char-media'], group: 'video', modules: ['uvcvideo'] },
+  bluetooth: { allow: [], families: 'AF_BLUETOOTH', modules: ['bluetooth'] },
+}
+
+/** A value of Environment= or the like, quoted as systemd.syntax(7) has it; `%` would begin a specifier. */
+function quoted (text: string): string {
+  return `"${text.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('%', '%%')}"`
+}
+
+/**
+ * The part of node-red.service that gatehouse.toml decides, as a drop-in; the empty string when it says nothing, and the unit is
+ * as strict as it was shipped.
+ *
+ * Whom Node-RED may call is not in it, only that there is a list: the list is the firewall's, which changes without a restart.
+ *
+ * @param directory where the last good configuration is
+ */
+export function nodeRedDropIn (config: NodeRed, directory: string): string {
+  const unit: string[] = []
+  const service: string[] = []
+  if (config.allow.length > 0) {
+    service.push(
+      '# It calls out by this machine\'s network: whom, the firewall decides by user. The second belt: never this machine or the tailnet.',
+      'PrivateNetwork=no',
+      'IPAddressDeny=',
+      'IPAddressDeny=localhost link-local multicast 100.64.0.0/10 fd7a:115c:a1e0::/48',
+      '# Names on the list come from here. There is no resolver, by which data could get out.',
+      'BindReadOnlyPaths=/run/gatehouse-firewall/hosts:/etc/hosts',
+    )
+  }
+  if (config.allow.includes('palette')) {
+    service.push('Environment=GATEHOUSE_PALETTE=yes', 'Environment=PATH=/usr/lib/node-red/node_modules/.bin:/usr/bin:/bin')
+    if (config.registry !== undefined) service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
+  }
+  if (config.functionModules) service.push('Environment=GATEHOUSE_FUNCTION_MODULES=yes')
+  if (config.settingsFile !== undefined) service.push(`LoadCredential=settings.js:${join(directory, config.settingsFile)}`)
+  if (config.devices.length > 0) {
+    const chosen = config.devices.map((name) => hardware[name])
+    const modules = chosen.flatMap(({ modules = [] }) => modules.map((module) => `modprobe@${module}.service`))
+    if (modules.length > 0) unit.push(`Wants=${modules.join(' ')}`, `After=${modules.join(' ')}`)
+    if (chosen.some(({ allow }) => allow.length > 0)) service.push('PrivateDevices=no', 'DevicePolicy=closed')
+    for (const { allow, group, families } of chosen) {
+      service.push(...allow.map((device) => `DeviceAllow=${device} rw`))
+      if (group !== undefined) service.push(`SupplementaryGroups=${group}`)
+      if (families !== undefined) service.push(`RestrictAddressFamilies=${families}`)
+    }
+  }
+  if (service.length === 0) return ''
+  return ['# Written by gatehouse provision: [node_red] in gatehouse.toml.', ...(unit.length === 0 ? [] : ['[Unit]', ...unit]), '[Service]', ...service, ''].join('\n')
+}
+
+/**
+ * Puts the drop-in in force: systemd reads it anew, and a Node-RED that runs is started again. Does nothing when it is in force.
+ *
+ * @param units systemd's directory for units of this boot
+ */
+export async function applyDropIn (text: string, units: string): Promise<void> {
+  const path = join(units, 'node-red.service.d/50-gatehouse.conf')
+  const before = await readFile(path, 'utf8').catch(() => '')
+  if (text === before) return
+  if (text === '') {
+    await rm(path)
+  } else {
+    await mkdir(dirname(path), { recursive: true, mode: 0o755 })
+    await writeFileAtomic(path, text, 0o644)
+  }
+  const systemctl = async (...args: string[]): Promise<unknown> => await promisify(execFile)('systemctl', args)
+  await systemctl('daemon-reload')
+  // Not at boot, when it has yet to start and waits for this very program.
+  if (await systemctl('is-active', '--quiet', 'node-red.service').then(() => true, () => false)) {
+    await systemctl('--no-block', 'restart', 'node-red.service')
+  }
+}
