@@ -8,12 +8,18 @@ import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
+/** How often the rights of those that have a WebSocket open are looked at. Milliseconds. */
+const recheckInterval = 5_000
+
 /** The gateway's own pages. */
 export const ownPrefix = '/.gatehouse/'
 
 /**
  * Asks who sent a request and whether they may, before its body is read and before anything is passed on. Who may not gets a
  * page with the policy lines that would change that.
+ *
+ * A WebSocket is opened once and lives for days: those whose peer has lost a right since are closed with 1008 (RFC 6455 §7.4.1),
+ * the editor's too when its peer may only read now, since Node-RED knows only who it was opened by.
  */
 export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
   app.addHook('onRequest', async (request, reply) => {
@@ -28,6 +34,25 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
       return
     }
     return await forbid(request, reply, rights, await guard.self())
+  })
+
+  let checking = false
+  const recheck = async (): Promise<void> => {
+    if (checking) return
+    checking = true
+    for (const tunnel of app.tunnels) {
+      const { access } = await guard.ask(tunnel.peer, true)
+      if (![...tunnel.access.rights].every((right) => access.rights.has(right))) tunnel.close(1008, 'your rights have changed')
+    }
+    checking = false
+  }
+  const timer = setInterval(() => { void recheck() }, recheckInterval)
+  timer.unref()
+  const now = (): void => { void recheck() }
+  guard.on('change', now)
+  app.addHook('onClose', async () => {
+    clearInterval(timer)
+    guard.off('change', now)
   })
 })
 

@@ -1,5 +1,16 @@
 import type { Duplex } from 'node:stream'
+import type { Access } from './access.ts'
+import type { Peer } from './peer.ts'
 import { plugin } from './plugin.ts'
+
+/** A WebSocket that is open. */
+export interface Tunnel {
+  peer: Peer
+  /** What the peer might do when it was opened. */
+  access: Access
+  /** Ends it with a Close frame (RFC 6455 §7.4) once the frame under way is through, and cuts it if the peer takes no notice. */
+  close: (code: number, reason: string) => void
+}
 
 /**
  * Ending without cutting anyone off: `app.drain()` closes WebSockets and idle connections, gives the requests under way
@@ -9,14 +20,14 @@ import { plugin } from './plugin.ts'
  */
 export const drain = plugin<object>('drain', async (app) => {
   let draining = false
-  const tunnels = new Set<Duplex>()
+  const tunnels = new Set<Tunnel>()
   app.decorate('tunnels', tunnels)
   app.addHook('onRequest', async (_request, reply) => {
     if (draining) reply.header('connection', 'close')
   })
   app.decorate('drain', async (connections: ReadonlySet<Duplex>, grace: number) => {
     draining = true
-    for (const tunnel of tunnels) tunnel.destroy()
+    for (const tunnel of tunnels) tunnel.close(1001, 'the gateway is closing')
     const end = Date.now() + grace
     while (connections.size > 0 && Date.now() < end) {
       app.server.closeIdleConnections()
@@ -29,7 +40,7 @@ export const drain = plugin<object>('drain', async (app) => {
 declare module 'fastify' {
   interface FastifyInstance {
     /** The WebSockets that are open. */
-    tunnels: Set<Duplex>
+    tunnels: Set<Tunnel>
     drain: (connections: ReadonlySet<Duplex>, grace: number) => Promise<void>
   }
 }

@@ -2,6 +2,8 @@ import { ServerResponse, request as httpRequest } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { WhoIs } from '../tsnet/types.ts'
+import type { Tunnel } from './drain.ts'
+import { FrameGate } from './frames.ts'
 import { leaks, requestHeaders, responseHeaders } from './headers.ts'
 import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
@@ -16,6 +18,9 @@ export interface WebSocketOptions {
   /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
   handshakeTimeout?: number
 }
+
+/** A peer has this long to answer a Close frame. Milliseconds. */
+const closeTimeout = 2_000
 
 interface Upgrade { socket: Duplex, head: Buffer }
 
@@ -72,14 +77,14 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     reply.raw.statusCode = 101
     reply.raw.detachSocket(upgrade.socket as never)
     upgrades.delete(request.raw)
-    app.tunnels.add(upgrade.socket)
+    const opened = tunnel(upgrade, answer as Agreed, { peer: peerOf(request.raw.socket), access: request.access! })
+    app.tunnels.add(opened)
     metrics.websockets.inc({ route: request.app })
     upgrade.socket.once('close', () => {
-      app.tunnels.delete(upgrade.socket)
+      app.tunnels.delete(opened)
       // Nothing was written through it, but the access log waits for its end.
       reply.raw.emit('close')
     })
-    tunnel(upgrade, answer as Agreed)
     return reply
   })
 })
@@ -122,18 +127,34 @@ async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: num
   })
 }
 
-function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed): void {
+function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed, who: Pick<Tunnel, 'peer' | 'access'>): Tunnel {
   const lines = ['HTTP/1.1 101 Switching Protocols']
   for (let i = 0; i < response.rawHeaders.length; i += 2) {
     if (!leaks.has(response.rawHeaders[i]!.toLowerCase())) lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
   }
   client.socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
-  if (head.length > 0) client.socket.write(head)
+  const gate = new FrameGate()
+  if (head.length > 0) gate.write(head)
   if (client.head.length > 0) origin.write(client.head)
-  for (const [from, to] of [[client.socket, origin], [origin, client.socket]] as const) {
-    from.on('error', () => to.destroy())
-    // A side that breaks off without an end must not leave the other open.
-    from.once('close', () => { if (from.readableEnded) to.end(); else to.destroy() })
-    from.pipe(to)
+  client.socket.on('error', () => origin.destroy())
+  origin.on('error', () => client.socket.destroy())
+  // A side that breaks off without an end must not leave the other open.
+  client.socket.once('close', () => { if (client.socket.readableEnded) origin.end(); else origin.destroy() })
+  origin.once('close', () => { if (!origin.readableEnded) client.socket.destroy() })
+  client.socket.pipe(origin)
+  origin.pipe(gate).pipe(client.socket)
+  return {
+    ...who,
+    close: (code, reason) => {
+      gate.close(code, reason)
+      // What the peer still sends is of no use to an origin that does not know of the end.
+      gate.once('end', () => origin.destroy())
+      const timer = setTimeout(() => {
+        client.socket.destroy()
+        origin.destroy()
+      }, closeTimeout)
+      timer.unref()
+      client.socket.once('close', () => clearTimeout(timer))
+    },
   }
 }
