@@ -1,5 +1,5 @@
 import { parseEgress } from '../firewall/egress.ts'
-import { flag, listOf, oneOf, quote, text } from './kinds.ts'
+import { duration, flag, integer, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
 /** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
@@ -82,6 +82,31 @@ export const schema = {
       ? undefined
       : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
     { example: '"node-red.js"' }),
+  },
+  /** What peers may take of the gateway; 0 is no limit, except where it says otherwise. Five times a rate may come at once. */
+  limits: {
+    /** Open connections, of all peers. Default: 1000. */
+    connections: key(integer(0, 100_000), { default: 1_000, example: '1000' }),
+    /** Open connections of one peer. Default: 250. */
+    connectionsPerPeer: key(integer(0, 100_000), { default: 250, example: '250' }),
+    /** New connections a second, of all peers. Default: 100. */
+    newConnections: key(integer(0, 100_000), { default: 100, example: '100' }),
+    /** New connections a second of one peer. Default: 25. */
+    newConnectionsPerPeer: key(integer(0, 100_000), { default: 25, example: '25' }),
+    /** Requests a second, of all peers. Default: 2000. */
+    requests: key(integer(0, 1_000_000), { default: 2_000, example: '2000' }),
+    /** Requests a second of one peer. Default: 500. */
+    requestsPerPeer: key(integer(0, 1_000_000), { default: 500, example: '500' }),
+    /** Size of a request's headers, in KiB. Default: 32. */
+    headerKib: key(integer(4, 1_024), { default: 32, example: '32' }),
+    /** Size of a request's body, in MiB; bodies are never held in memory. Default: 10240. */
+    bodyMib: key(integer(0, 10_000_000), { default: 10_240, example: '10240' }),
+    /** How long a peer may take for a request's headers, from the start of the connection or of the request. Default: 15 s. */
+    headerTimeout: key(duration(1_000, 3_600_000), { default: 15_000, example: '"15 s"' }),
+    /** How long a peer may neither take what is sent to it nor go on with a body (less than 1 KiB counts as nothing). Default: 60 s. */
+    stallTimeout: key(duration(1_000, 3_600_000), { default: 60_000, example: '"60 s"' }),
+    /** Memory of the process above which new connections and requests are refused, in MiB; 0 is three quarters of what the machine has. Default: 0. */
+    memoryMib: key(integer(0, 1_000_000), { default: 0, example: '600' }),
   },
 } satisfies Record<string, Keys | [Keys]>
 

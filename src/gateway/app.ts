@@ -8,6 +8,8 @@ import { drain } from './drain.ts'
 import type { Guard } from './guard.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
 import type { Names } from './hygiene.ts'
+import { limitRequests } from './limits.ts'
+import type { Limits } from './limits.ts'
 import type { Logger } from './log.ts'
 import { measure } from './metrics.ts'
 import type { Metrics } from './metrics.ts'
@@ -21,6 +23,7 @@ export interface AppOptions {
   log: Logger
   metrics: Metrics
   upstream: Upstream
+  limits: Limits
   names: Names
   guard: Guard
   /** See ProxyOptions. */
@@ -31,19 +34,16 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, limits, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
     // The server is ours, so that its limits are plain to see. No limit on how long a request may take: an upload
-    // takes as long as it takes. A client has a minute to send its headers.
+    // takes as long as it takes, so long as it goes on: see limits.ts, which also sets what is configured.
     serverFactory: (handler) => createServer({
-      headersTimeout: 60_000,
       requestTimeout: 0,
       keepAliveTimeout: 75_000,
-      maxHeaderSize: 32 * 1024,
-      // An idle WebSocket or event stream is not an error.
-      connectionsCheckingInterval: 10_000,
+      connectionsCheckingInterval: 1_000,
     }, handler),
     rewriteUrl,
     clientErrorHandler: refuseBytes,
@@ -71,9 +71,12 @@ export async function createApp ({ log, metrics, upstream, names, guard, headers
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })
   await app.register(hygiene, { names })
+  await app.register(limitRequests, { limits })
   await app.register(authorize, { guard })
   await app.register(websocket, { upstream, metrics })
   await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
   await app.ready()
+  // Node looks for late headers and idle connections only on a server that listens, and this one is handed its connections.
+  app.server.emit('listening')
   return app
 }

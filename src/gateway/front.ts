@@ -1,6 +1,7 @@
 import type { Server } from 'node:http'
 import { TLSSocket } from 'node:tls'
 import type { Certificates } from './certificates.ts'
+import type { Limits } from './limits.ts'
 import type { Logger } from './log.ts'
 import { Peer, setPeer } from './peer.ts'
 import type { Tailnet, TailnetConn } from './tailnet.ts'
@@ -13,6 +14,7 @@ export interface FrontOptions {
   server: Server
   certificates: Certificates
   tailnet: Pick<Tailnet, 'whoIs'>
+  limits: Limits
   log: Logger
   /** The node's full name: its certificate goes to clients that send no SNI. */
   name: () => string | undefined
@@ -24,12 +26,12 @@ export interface FrontOptions {
  *
  * @returns what to do with a connection, and the set of open ones
  */
-export function acceptTLS ({ server, certificates, tailnet, log, name }: FrontOptions): { accept: (conn: TailnetConn) => void, open: Set<TLSSocket> } {
+export function acceptTLS ({ server, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn) => void, open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
   const accept = (conn: TailnetConn): void => {
     const context = certificates.context(undefined, name())
     conn.on('error', () => conn.destroy())
-    if (context === undefined) {
+    if (context === undefined || !limits.admit(conn.remoteAddress)) {
       conn.destroy()
       return
     }
@@ -41,6 +43,7 @@ export function acceptTLS ({ server, certificates, tailnet, log, name }: FrontOp
       ALPNProtocols: ['http/1.1'],
     })
     setPeer(socket, new Peer(conn, tailnet, log))
+    limits.track(conn.remoteAddress, conn, socket)
     open.add(socket)
     const timer = setTimeout(() => socket.destroy(), handshakeTimeout)
     socket.on('error', (err) => {

@@ -3,8 +3,11 @@ import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { Counter } from 'prom-client'
 import { readRecord } from '../certs/record.ts'
 import type { CertsRecord } from '../certs/record.ts'
+import { defaults } from '../config/config.ts'
+import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
 import { createApp } from './app.ts'
@@ -14,6 +17,7 @@ import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
 import { acceptTLS } from './front.ts'
 import { Guard } from './guard.ts'
+import { Limits, applyTo } from './limits.ts'
 import type { Logger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { Node } from './node.ts'
@@ -60,6 +64,7 @@ export class Gateway {
   readonly problems: Problems
   readonly certificates: Certificates
   readonly upstream: Upstream
+  readonly limits: Limits
   readonly metrics: Metrics
   readonly guard: Guard
   #options: GatewayOptions
@@ -93,6 +98,7 @@ export class Gateway {
       addresses: () => this.#node?.status?.tailscaleIPs ?? [],
       channelKey: options.channelKey,
     })
+    this.limits = new Limits(defaults().limits, log)
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
       websockets: () => this.#app?.tunnels.size ?? 0,
@@ -106,6 +112,8 @@ export class Gateway {
       problems: () => this.problems.list(),
     })
     certificateMetrics(this.metrics.registry, { certificates: this.certificates, record: () => this.#record })
+    const limited = new Counter({ name: 'gatehouse_limited_total', help: 'Connections and requests refused or ended by a limit.', labelNames: ['limit'], registers: [this.metrics.registry] })
+    this.limits.onLimit = (limit) => { limited.inc({ limit }) }
     this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
@@ -139,15 +147,23 @@ export class Gateway {
       metrics: this.metrics,
       upstream,
       guard: this.guard,
+      limits: this.limits,
       names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
       ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }),
     })
+    applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
     upstream.start()
     // Expiry comes with time alone, and the last run's record may be older than this process.
     this.#timer = setInterval(() => { void this.#judgeCertificates() }, 60_000)
     this.#timer.unref()
     this.#say()
+  }
+
+  /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
+  configure (config: Pick<Config, 'limits'>): void {
+    this.limits.settings = config.limits
+    if (this.#app !== undefined) applyTo(this.#app.server as Server, config.limits)
   }
 
   /** Joins the tailnet and serves. Resolves when port 80 is open on the node, which may be before it has joined. */
@@ -240,6 +256,7 @@ export class Gateway {
     await listeners
     this.certificates.close()
     this.upstream.close()
+    this.limits.close()
     this.#admin.close()
     this.#certs.close()
     this.#admin.closeAllConnections()
@@ -262,6 +279,7 @@ export class Gateway {
       server: this.#app!.server as Server,
       certificates: this.certificates,
       tailnet: node.tailnet,
+      limits: this.limits,
       log: this.#options.log,
       name: () => node.name,
     })

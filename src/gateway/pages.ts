@@ -38,10 +38,11 @@ export function wantsJSON (accept: string | undefined): boolean {
  * Answers with an error of the gateway's own: HTML for a person, JSON for a program; `lines` as in {@link errorPage}. Headers an upstream answer may
  * have left on the reply are removed, for they describe another body.
  */
-export async function sendError (request: FastifyRequest, reply: FastifyReply, status: number, title: string, error: GatehouseError, lines?: string): Promise<FastifyReply> {
+export async function sendError (request: FastifyRequest, reply: FastifyReply, status: number, title: string, error: GatehouseError, lines?: string, headers: Record<string, string> = {}): Promise<FastifyReply> {
   for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
   reply.code(status).header('cache-control', 'no-store')
   if (status >= 502) reply.header('retry-after', '10')
+  reply.headers(headers)
   if (wantsJSON(request.headers.accept)) {
     return await reply.type('application/json; charset=utf-8').send({ error: { status, code: error.code, message: error.message, cure: error.cure, ...(lines === undefined ? {} : { lines }) } })
   }

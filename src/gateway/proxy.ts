@@ -4,6 +4,7 @@ import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
 import { requestHeaders, responseHeaders } from './headers.ts'
+import { BodyTooLarge, tooLarge } from './limits.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
@@ -85,6 +86,10 @@ export async function failed (request: FastifyRequest, reply: FastifyReply, erro
   if (reply.sent || reply.raw.headersSent) return
   const cause = error.cause instanceof Error ? error.cause : error
   const code = (cause as NodeJS.ErrnoException).code ?? ''
+  if (cause instanceof BodyTooLarge) {
+    await tooLarge(request, reply)
+    return
+  }
   if (/TIMEOUT|ETIMEDOUT/.test(code)) {
     await sendError(request, reply, 504, 'Node-RED did not answer in time', new GatehouseError('GH_UPSTREAM_TIMEOUT',
       'Node-RED took the request but did not answer', 'Try again; if it stays so, a flow may be busy or waiting without end: look at `journalctl -u node-red` on the device'))

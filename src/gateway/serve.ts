@@ -93,6 +93,7 @@ async function join (gateway: Gateway, paths: Paths): Promise<void> {
       const authKey = await readAuthKey(paths.credentials)
       gateway.guard.settings = config.access
       gateway.problems.clear('configuration', 'the configuration is read')
+      gateway.configure(config)
       // Loaded here: the module is large, and sockets and status must not wait for it.
       const { Server } = await import('@gatehouse/tsnet')
       const { hostname, controlURL } = config.tailnet
