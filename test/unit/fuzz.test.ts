@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { defaults } from '../../src/config/config.ts'
 import { Bench, name } from './support/bench.ts'
 
 /** GATEHOUSE_FUZZ_SEED and GATEHOUSE_FUZZ_ROUNDS repeat a run or make it longer. */
@@ -47,6 +48,7 @@ function mutate (pick: (n: number) => number): Buffer {
 
 test(`${rounds} mutated byte streams at the listener: it lives, leaks nothing, and the origin sees no request but those that were logged (seed ${seed})`, { timeout: 240_000 }, async () => {
   await using bench = await Bench.start()
+  bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, newConnections: 0, newConnectionsPerPeer: 0 } })
   const pick = generator(seed)
   for (let done = 0; done < rounds; done += 20) {
     const batch = Array.from({ length: Math.min(20, rounds - done) }, () => mutate(pick))
