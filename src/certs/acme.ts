@@ -17,6 +17,8 @@ export interface IssuerOptions {
   /** PEM of the authorities trusted for the directory; default: the system's. */
   authorities: string | undefined
   email: string | undefined
+  /** What a new account is bound to at the authority (RFC 8555 §7.3.4); default: nothing. The key is base64url. */
+  binding?: { keyId: string, hmacKey: string } | undefined
   /** Profile of certificates asked for; default: the authority's own choice. */
   profile?: string | undefined
   /** Milliseconds a certificate is to be valid (RFC 8555 §7.4, notAfter); default: the authority's own choice. Let's Encrypt refuses it. */
@@ -65,7 +67,7 @@ interface Answer { status: number, type: string | undefined, retryAfter: number 
 interface Directory { renewalInfo?: unknown, meta?: { profiles?: Record<string, unknown> } }
 
 /** Reads or makes the account key, and sets acme-client up for the directory. */
-export async function createIssuer ({ directory, authorities, email, profile, lifetime, state, publish, now = () => new Date(), heard = async () => {} }: IssuerOptions): Promise<Issuer> {
+export async function createIssuer ({ directory, authorities, email, binding, profile, lifetime, state, publish, now = () => new Date(), heard = async () => {} }: IssuerOptions): Promise<Issuer> {
   let answer: Answer | undefined
   const { defaults, interceptors } = acme.axios
   // ca replaces the built-in authorities: a person who names one means that one.
@@ -138,7 +140,7 @@ export async function createIssuer ({ directory, authorities, email, profile, li
 
     async issue (name, { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {}) {
       let stage: Stage = 'directory'
-      const client = new acme.Client({ directoryUrl: directory, accountKey, backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
+      const client = new acme.Client({ directoryUrl: directory, accountKey, ...(binding === undefined ? {} : { externalAccountBinding: { kid: binding.keyId, hmacKey: binding.hmacKey } }), backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
       // Five, its own number, are too few for an authority that refuses every other nonce.
       ;(client as unknown as { http: { maxBadNonceRetries: number } }).http.maxBadNonceRetries = 25
       return await asking('issues no certificate', async () => {

@@ -27,7 +27,7 @@ export class GoodTime {
   /** @param state the agent's state directory */
   static async open (state: string): Promise<GoodTime> {
     const path = join(state, 'clock')
-    const time = Date.parse(await readFile(path, 'utf8').catch(() => ''))
+    const time = Date.parse((await readFile(path, 'utf8').catch(() => '')).trim())
     return new GoodTime(path, Number.isNaN(time) ? undefined : time)
   }
 

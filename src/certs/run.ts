@@ -3,13 +3,14 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../cli/client.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
-import { loadConfig } from '../config/load.ts'
+import { loadConfig, readBindingKey } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { createIssuer } from './acme.ts'
 import { renew, sweep, writeFailure } from './agent.ts'
 import { Plans } from './ari.ts'
 import { GoodTime } from './clock.ts'
 import { IssueError } from './failure.ts'
+import { lock, ownsState } from './lock.ts'
 import type { FailureCode } from './failure.ts'
 import { Ledger } from './ledger.ts'
 import type { Severity } from './record.ts'
@@ -32,12 +33,24 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
   }
   const state = paths.state('/var/lib/gatehouse-certs')
   let goodTime: GoodTime | undefined
+  let unlock: () => void
   try {
     await mkdir(state, { recursive: true, mode: 0o700 })
+    await ownsState(state)
+    unlock = await lock(state)
+  } catch (err) {
+    // Not in the record: that is the other run's.
+    const error = err instanceof GatehouseError ? err : new GatehouseError('GH_CERTS', `${state} cannot be used: ${reason(err)}`, 'Run systemctl start gatehouse-certs', { cause: err })
+    process.stderr.write(`gatehouse certs: ${error.line}\n`)
+    return 1
+  }
+  try {
     goodTime = await GoodTime.open(state)
     goodTime.check(now())
     const config = await loadConfig(paths.config)
-    const { directory, caFile, email, profile } = config.certificates
+    const { directory, caFile, email, profile, eabKeyId } = config.certificates
+    const hmacKey = await readBindingKey(paths.credentials)
+    const binding = eabKeyId === undefined || hmacKey === undefined ? undefined : { keyId: eabKeyId, hmacKey }
     const authorities = caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
     const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
     await sweep(state)
@@ -56,7 +69,7 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
         say,
         goodTime: () => clock.time,
         issuer: async () => await (issuer ??= createIssuer({
-          directory, authorities, email, profile, state, now,
+          directory, authorities, email, binding, profile, state, now,
           heard: async (told) => { await clock.confirm(now(), told) },
           publish: async (name, value) => { await publish(paths.certs, name, value) },
         })),
@@ -71,7 +84,10 @@ export async function runCerts (paths: Paths, env: NodeJS.ProcessEnv = process.e
     }
   } catch (err) {
     if (err instanceof GatehouseError) return await fail(err)
-    return await fail(new GatehouseError('GH_CERTS', `certificates cannot be looked after: ${reason(err)}`, `Check free space and permissions of ${paths.tls} and /var/lib/gatehouse-certs`, { cause: err }))
+    const code = /^(?:ENOSPC|EDQUOT|EROFS|EACCES|EPERM|EIO)$/.test((err as NodeJS.ErrnoException).code ?? '') ? 'GH_CERTS_DISK' : 'GH_CERTS'
+    return await fail(new GatehouseError(code, `certificates cannot be looked after: ${reason(err)}`, `Check free space and permissions of ${paths.tls} and /var/lib/gatehouse-certs`, { cause: err }))
+  } finally {
+    unlock()
   }
 }
 

@@ -22,10 +22,19 @@ export async function loadConfig (directory: string): Promise<Config> {
 
 /** The auth key systemd handed over as the credential `authkey`; undefined when there is none or it is empty. */
 export async function readAuthKey (credentials: string | undefined): Promise<string | undefined> {
+  return await readCredential(credentials, 'authkey', 'gatehouse.service', 'GH_AUTH_KEY_READ')
+}
+
+/** The key to bind an ACME account with, handed over as the credential `eab-hmac-key`; undefined when there is none or it is empty. */
+export async function readBindingKey (credentials: string | undefined): Promise<string | undefined> {
+  return await readCredential(credentials, 'eab-hmac-key', 'gatehouse-certs.service', 'GH_CERTS_ACCOUNT')
+}
+
+async function readCredential (credentials: string | undefined, name: string, unit: string, code: string): Promise<string | undefined> {
   if (credentials === undefined) return undefined
-  const key = await readFile(join(credentials, 'authkey'), 'utf8').catch((err: NodeJS.ErrnoException) => {
+  const key = await readFile(join(credentials, name), 'utf8').catch((err: NodeJS.ErrnoException) => {
     if (err.code === 'ENOENT') return ''
-    throw new GatehouseError('GH_AUTH_KEY_READ', `the auth key cannot be read: ${reason(err)}`, 'Check LoadCredential=authkey in gatehouse.service', { cause: err })
+    throw new GatehouseError(code, `the credential ${name} cannot be read: ${reason(err)}`, `Check LoadCredential=${name} in ${unit}`, { cause: err })
   })
   return key.trim() === '' ? undefined : key.trim()
 }

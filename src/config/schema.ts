@@ -59,6 +59,16 @@ export const schema = {
       ? undefined
       : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' }),
     { example: '"shortlived"' }),
+    /** Key identifier of an external account binding (RFC 8555 §7.3.4), as the authority gave it. Default: none. */
+    eabKeyId: key(text((value) => /^[\x21-\x7e]{1,512}$/.test(value)
+      ? undefined
+      : { message: 'eab_key_id is empty, or holds spaces or characters no key identifier has', cure: 'Write it as the authority gave it: eab_key_id = "…"' }),
+    { example: '"kid-1"' }),
+    /** Its key, base64url. Default: none. Given together with the identifier. */
+    eabHmacKey: key(text((value) => /^[A-Za-z0-9_+/-]{16,1024}={0,2}$/.test(value)
+      ? undefined
+      : { message: 'eab_hmac_key is no key in base64url', cure: 'Write it whole, as the authority gave it: eab_hmac_key = "…"' }),
+    { example: '"zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"', secret: true }),
   },
   access: {
     /** Who may open the editor without changing anything, beside those the tailnet's policy grants it. Default: nobody. */

@@ -26,7 +26,7 @@ export interface ProvisionResult {
  * Takes the person's gatehouse.toml from the boot partition into the system, at boot, as root.
  *
  * What is written: `gatehouse.toml` without the auth key, the authorities' file it names, and `authkey` (0600, empty when
- * there is no key, so that systemd's LoadCredential always finds it). All of it is validated before the first byte is
+ * there is no key, so that systemd's LoadCredential always finds it); `eab-hmac-key` likewise. All of it is validated before the first byte is
  * written; each file is replaced atomically and gatehouse.toml comes last.
  *
  * A file that is wrong or missing changes nothing: the last good configuration stays, and the problem goes to the
@@ -49,7 +49,11 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   const files = new Map<string, string>()
   try {
     config = await readBoot(paths.boot)
-    const { certificates: { caFile }, node_red: { settingsFile } } = config
+    const { certificates: { caFile, eabKeyId, eabHmacKey }, node_red: { settingsFile } } = config
+    if ((eabKeyId === undefined) !== (eabHmacKey === undefined)) {
+      const [there, missing] = eabKeyId === undefined ? ['eab_hmac_key', 'eab_key_id'] : ['eab_key_id', 'eab_hmac_key']
+      throw new GatehouseError('GH_CONFIG_VALUE', `gatehouse.toml has ${there} without ${missing}`, 'Write both as the authority gave them, or neither')
+    }
     if (caFile !== undefined) files.set(caFile, await readAuthorities(paths.boot, caFile))
     if (settingsFile !== undefined) files.set(settingsFile, await readSettings(paths.boot, settingsFile))
   } catch (err) {
@@ -65,6 +69,7 @@ async function write (directory: string, config: Config, files: ReadonlyMap<stri
   // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
   for (const [name, content] of files) await writeFileAtomic(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
   await writeFileAtomic(join(directory, 'authkey'), config.tailnet.authKey ?? '', 0o600)
+  await writeFileAtomic(join(directory, 'eab-hmac-key'), config.certificates.eabHmacKey ?? '', 0o600)
   await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
   // Files no longer named, and what a crash left: only after the file that may name them has been replaced.
   for (const name of await readdir(directory)) {

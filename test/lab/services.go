@@ -351,9 +351,15 @@ type acmeServer struct {
 
 func (a *acmeServer) Close() { a.srv.Close() }
 
-// startACME runs Pebble. It validates challenges for real, through the lab's DNS; only its random pauses are off.
+// startACME runs Pebble. It validates challenges for real, through the lab's DNS; its random pauses are off unless
+// PEBBLE_VA_SLEEPTIME asks for them. More of what an authority may want, by environment:
+//
+//	LAB_ACME_EAB=KEY-ID:KEY     only accounts bound to this key (base64url) are made
+//	LAB_ACME_BLOCKED=NAME,…     no orders for these names and those below them
 func startACME(ca *authority, logger *log.Logger) (*acmeServer, error) {
-	os.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	if os.Getenv("PEBBLE_VA_SLEEPTIME") == "" {
+		os.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	}
 	os.Unsetenv("PEBBLE_VA_ALWAYS_VALID")
 	// A fresh order is to be validated afresh, whatever was proved before.
 	os.Setenv("PEBBLE_AUTHZREUSE", "0")
@@ -363,7 +369,21 @@ func startACME(ca *authority, logger *log.Logger) (*acmeServer, error) {
 	}
 	issuer := pebbleca.New(logger, db, "", "ecdsa", 0, 1, profiles)
 	va := pebbleva.New(logger, 80, 443, false, net.JoinHostPort(routerIP, "53"), db)
-	wfe := pebblewfe.New(logger, db, va, issuer, []string{"acme.lab.test"}, false, false, 1, 1)
+	keyID, macKey, requireEAB := strings.Cut(os.Getenv("LAB_ACME_EAB"), ":")
+	if requireEAB {
+		if err := db.AddExternalAccountKeyByID(keyID, macKey); err != nil {
+			return nil, fmt.Errorf("LAB_ACME_EAB: %w", err)
+		}
+	}
+	for name := range strings.SplitSeq(os.Getenv("LAB_ACME_BLOCKED"), ",") {
+		if name == "" {
+			continue
+		}
+		if err := db.AddBlockedDomain(name); err != nil {
+			return nil, fmt.Errorf("LAB_ACME_BLOCKED: %w", err)
+		}
+	}
+	wfe := pebblewfe.New(logger, db, va, issuer, []string{"acme.lab.test"}, false, requireEAB, 1, 1)
 	cert, err := ca.issue([]string{"acme.lab.test"}, acmeIP)
 	if err != nil {
 		return nil, err

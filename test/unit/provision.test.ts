@@ -31,7 +31,7 @@ test('a good file is taken: key and configuration apart, each with its mode', as
   // A private key beside the certificate must not be carried into a file anyone may read.
   writeFileSync(join(paths.boot, 'authority.pem'), authority.issue('x.example'))
   assert.deepEqual(await provision(paths), { outcome: 'new' })
-  assert.deepEqual(readdirSync(paths.config).toSorted(), ['authkey', 'authority.pem', 'gatehouse.toml'])
+  assert.deepEqual(readdirSync(paths.config).toSorted(), ['authkey', 'authority.pem', 'eab-hmac-key', 'gatehouse.toml'])
   assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), secret)
   assert.deepEqual([mode(join(paths.config, 'authkey')), mode(join(paths.config, 'gatehouse.toml')), mode(join(paths.config, 'authority.pem'))], [0o600, 0o644, 0o644])
   assert.ok(!readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8').includes('SECRET'))
@@ -58,6 +58,28 @@ test('a bad file keeps the last good configuration and says what is wrong; a goo
   assert.equal((await provision(paths)).outcome, 'new')
   assert.throws(() => readFileSync(paths.problem), { code: 'ENOENT' })
   assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), '', 'a key that was removed is gone')
+})
+
+test('the key that binds an account at the authority: apart, for root alone, and never without its identifier', async () => {
+  const paths = machine()
+  const file = join(paths.boot, 'gatehouse.toml')
+  const binding = `eab_hmac_key = "${secret.replaceAll(/[^A-Za-z0-9]/g, '_')}"\n`
+  writeFileSync(file, `[certificates]\neab_key_id = "kid-1"\n${binding}`)
+  assert.equal((await provision(paths)).outcome, 'new')
+  assert.match(readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'), /SECRET/)
+  assert.equal(mode(join(paths.config, 'eab-hmac-key')), 0o600)
+  assert.ok(!readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8').includes('SECRET'))
+  assert.equal((await loadConfig(paths.config)).certificates.eabKeyId, 'kid-1')
+  for (const [bad, says] of [[binding, /eab_hmac_key without eab_key_id/], ['eab_key_id = "kid-1"\n', /eab_key_id without eab_hmac_key/], [`eab_key_id = "k"\neab_hmac_key = "SECRET of mine"\n`, /eab_hmac_key is no key in base64url/]] as const) {
+    writeFileSync(file, `[certificates]\n${bad}`)
+    const { outcome, problem } = await provision(paths)
+    assert.equal(outcome, 'kept')
+    assert.match(problem!, says)
+    assert.ok(!problem!.includes('SECRET'))
+  }
+  writeFileSync(file, '')
+  await provision(paths)
+  assert.equal(readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'), '', 'a key that was removed is gone')
 })
 
 test('no file: defaults on the first boot, the last good one later, and a line on how to add one', async () => {
