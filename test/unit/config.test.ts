@@ -19,7 +19,7 @@ test('an empty file is the defaults', () => {
   const config = parseConfig('', 'f')
   assert.deepEqual(config, defaults())
   assert.deepEqual(config.tailnet, { hostname: 'gatehouse', authKey: undefined, controlURL: undefined })
-  assert.deepEqual(config.certificates, { directory: letsEncrypt, caFile: undefined, email: undefined, profile: undefined })
+  assert.deepEqual(config.certificates, { directory: letsEncrypt, caFile: undefined, email: undefined, profile: undefined, eabKeyId: undefined, eabHmacKey: undefined })
   assert.deepEqual(config.access, { view: [], edit: [], use: [] })
 })
 
@@ -28,7 +28,7 @@ test('a file from Windows is read: byte order mark, CRLF', () => {
   assert.deepEqual(parseConfig(Buffer.from(text), 'f'), {
     ...defaults(),
     tailnet: { hostname: 'door', authKey: secret, controlURL: 'http://10.77.0.2' },
-    certificates: { directory: 'https://10.77.0.4/dir', caFile: 'authority.pem', email: 'a@example.org', profile: undefined },
+    certificates: { ...defaults().certificates, directory: 'https://10.77.0.4/dir', caFile: 'authority.pem', email: 'a@example.org' },
   })
 })
 
