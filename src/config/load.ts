@@ -34,7 +34,7 @@ async function readCredential (credentials: string | undefined, name: string, un
   if (credentials === undefined) return undefined
   const key = await readFile(join(credentials, name), 'utf8').catch((err: NodeJS.ErrnoException) => {
     if (err.code === 'ENOENT') return ''
-    throw new GatehouseError(code, `the credential ${name} cannot be read: ${reason(err)}`, `Check LoadCredential=${name} in ${unit}`, { cause: err })
+    throw new GatehouseError(code, `the credential ${name} cannot be read: ${reason(err)}`, `Check LoadCredentialEncrypted=${name} in ${unit}`, { cause: err })
   })
   return key.trim() === '' ? undefined : key.trim()
 }

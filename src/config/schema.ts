@@ -118,6 +118,10 @@ export const schema = {
     /** Memory of the process above which new connections and requests are refused, in MiB; 0 is three quarters of what the machine has. Default: 0. */
     memoryMib: key(integer(0, 1_000_000), { default: 0, example: '600' }),
   },
+  console: {
+    /** A root shell on the console, for whoever has the card in hand and a keyboard at the device. Default: no. */
+    login: key(flag(), { default: false, example: 'true' }),
+  },
 } satisfies Record<string, Keys | [Keys]>
 
 /** The values of a table's keys: a key without a default may be undefined. */

@@ -9,7 +9,10 @@ import { loadConfig } from '../config/load.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
 import { makeChannelKey } from './channel.ts'
+import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, nodeRedDropIn } from './node-red-unit.ts'
+import { sealWithHostKey } from './seal.ts'
+import type { Seal } from './seal.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
 const maxSize = 1 << 20
@@ -25,18 +28,21 @@ export interface ProvisionResult {
 /**
  * Takes the person's gatehouse.toml from the boot partition into the system, at boot, as root.
  *
- * What is written: `gatehouse.toml` without the auth key, the authorities' file it names, and `authkey` (0600, empty when
- * there is no key, so that systemd's LoadCredential always finds it); `eab-hmac-key` likewise. All of it is validated before the first byte is
+ * What is written: `gatehouse.toml` without the auth key, the authorities' file it names, and `authkey` (0600, sealed; of an
+ * empty text when there is no key, so that systemd's LoadCredentialEncrypted always finds it); `eab-hmac-key` likewise. All of
+ * it is validated before the first byte is
  * written; each file is replaced atomically and gatehouse.toml comes last.
  *
  * A file that is wrong or missing changes nothing: the last good configuration stays, and the problem goes to the
  * problem file. Only a system that cannot be written to at all makes it throw.
+ *
+ * @param seal how secrets are encrypted before they are written
  */
-export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem'>): Promise<ProvisionResult> {
+export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem'>, seal: Seal): Promise<ProvisionResult> {
   await mkdir(paths.config, { recursive: true, mode: 0o755 })
   const problem = async (err: GatehouseError): Promise<ProvisionResult> => {
     const had = await exists(join(paths.config, 'gatehouse.toml'))
-    if (!had) await write(paths.config, defaults(), new Map())
+    if (!had) await write(paths.config, defaults(), new Map(), seal)
     const stays = had ? 'The last good configuration stays in force' : 'Defaults are in force'
     const line = `${err.line} ${stays}.`
     await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
@@ -60,16 +66,16 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
     if (err instanceof GatehouseError) return await problem(err)
     throw err
   }
-  await write(paths.config, config, files)
+  await write(paths.config, config, files, seal)
   await rm(paths.problem, { force: true })
   return { outcome: 'new' }
 }
 
-async function write (directory: string, config: Config, files: ReadonlyMap<string, string>): Promise<void> {
+async function write (directory: string, config: Config, files: ReadonlyMap<string, string>, seal: Seal): Promise<void> {
   // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
   for (const [name, content] of files) await writeFileAtomic(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
-  await writeFileAtomic(join(directory, 'authkey'), config.tailnet.authKey ?? '', 0o600)
-  await writeFileAtomic(join(directory, 'eab-hmac-key'), config.certificates.eabHmacKey ?? '', 0o600)
+  const secrets = { authkey: config.tailnet.authKey, 'eab-hmac-key': config.certificates.eabHmacKey }
+  for (const [name, secret] of Object.entries(secrets)) await writeFileAtomic(join(directory, name), await seal(name, secret ?? ''), 0o600)
   await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
   // Files no longer named, and what a crash left: only after the file that may name them has been replaced.
   for (const name of await readdir(directory)) {
@@ -152,10 +158,12 @@ async function exists (path: string): Promise<boolean> {
 }
 
 /** `gatehouse provision`: always 0 unless the system's own directories cannot be written, or systemd does not take its unit. */
-export async function runProvision (paths: Paths): Promise<number> {
+export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey): Promise<number> {
   try {
     await makeChannelKey(paths.channel)
-    const { problem } = await provision(paths)
+    const { problem } = await provision(paths, seal)
+    await makeCredentialSecret(paths.config, seal)
+    await consoleLogin(paths)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
   } catch (err) {
     const message = err instanceof ConfigError ? err.line : reason(err)
@@ -171,4 +179,11 @@ export async function runProvision (paths: Paths): Promise<number> {
     process.stderr.write(`gatehouse provision: [node_red] is not in force, Node-RED goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
     return 1
   }
+}
+
+/** [console] login: a file that gatehouse-console.service waits for. In /run, so that it is gone with the power. */
+async function consoleLogin (paths: Paths): Promise<void> {
+  const flag = join(dirname(paths.problem), 'console')
+  if ((await loadConfig(paths.config)).console.login) await writeFileAtomic(flag, '', 0o644)
+  else await rm(flag, { force: true })
 }

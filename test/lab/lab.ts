@@ -353,6 +353,11 @@ export class Lab {
     return (await this.#admin('GET', '/queries')) as { name: string; type: string; rcode: string; times: number }[]
   }
 
+  /** Replaces the addresses of a name in the lab's DNS, IPv4 and IPv6; with none the name is gone. */
+  async setHost(name: string, ...addresses: string[]): Promise<void> {
+    await this.#admin('POST', `/host?${new URLSearchParams([['name', name], ...addresses.map((ip) => ['ip', ip])])}`)
+  }
+
   /** Login URLs nobody has visited yet. */
   async logins(): Promise<string[]> {
     return (await this.#admin('GET', '/logins')) as string[]

@@ -190,6 +190,7 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 		c.setGrants(grants)
 		return nil
 	})
+	do("POST /host", func(r *http.Request) error { return d.setHost(r.FormValue("name"), r.URL.Query()["ip"]) })
 	do("POST /owner", func(r *http.Request) error {
 		return c.setOwner(r.FormValue("node"), r.FormValue("user"), r.URL.Query()["tag"])
 	})

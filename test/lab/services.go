@@ -170,21 +170,21 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 // dnsServer is the lab's DNS: the names of its servers, the challenges nodes have published, and NXDOMAIN for all else.
 type dnsServer struct {
 	logger  *log.Logger
-	hosts   map[string]netip.Addr // name with last dot → address
 	servers []*dns.Server
 
 	mu    sync.Mutex
-	txt   map[string][]string // name with last dot → values, oldest first
-	asked map[string]int      // "TYPE name RCODE" → times
+	hosts map[string][]netip.Addr // name with last dot → addresses
+	txt   map[string][]string     // name with last dot → values, oldest first
+	asked map[string]int          // "TYPE name RCODE" → times
 }
 
 // challengesKept is how many values of one challenge name are served: two orders may be under way at a time.
 const challengesKept = 4
 
 func startDNS(logger *log.Logger, hosts map[string]string) (*dnsServer, error) {
-	d := &dnsServer{logger: logger, hosts: map[string]netip.Addr{}, txt: map[string][]string{}, asked: map[string]int{}}
+	d := &dnsServer{logger: logger, hosts: map[string][]netip.Addr{}, txt: map[string][]string{}, asked: map[string]int{}}
 	for name, ip := range hosts {
-		d.hosts[dns.Fqdn(name)] = netip.MustParseAddr(ip)
+		d.hosts[dns.Fqdn(name)] = []netip.Addr{netip.MustParseAddr(ip)}
 	}
 	addr := net.JoinHostPort(routerIP, "53")
 	pc, err := net.ListenPacket("udp", addr)
@@ -226,6 +226,27 @@ func (d *dnsServer) setTXT(name, value string) {
 	}
 	d.txt[name] = vals
 	d.logger.Printf("set TXT %s %q", name, value)
+}
+
+// setHost replaces the addresses of a name; with none the name is gone.
+func (d *dnsServer) setHost(name string, ips []string) error {
+	var addrs []netip.Addr
+	for _, ip := range ips {
+		addr, err := netip.ParseAddr(ip)
+		if err != nil {
+			return err
+		}
+		addrs = append(addrs, addr)
+	}
+	name = strings.ToLower(dns.Fqdn(name))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(addrs) == 0 {
+		delete(d.hosts, name)
+	} else {
+		d.hosts[name] = addrs
+	}
+	return nil
 }
 
 // records returns the challenges that are served, by name without the last dot.
@@ -274,14 +295,21 @@ func (d *dnsServer) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	name := strings.ToLower(q.Name)
 	d.mu.Lock()
 	txt := slices.Clone(d.txt[name])
+	hosts, isHost := d.hosts[name]
 	d.mu.Unlock()
-	host, isHost := d.hosts[name]
 	switch {
 	case isHost:
-		if q.Qtype == dns.TypeA {
-			res.Answer = append(res.Answer, &dns.A{
-				Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: host.AsSlice(),
-			})
+		for _, host := range hosts {
+			switch {
+			case q.Qtype == dns.TypeA && host.Is4():
+				res.Answer = append(res.Answer, &dns.A{
+					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: host.AsSlice(),
+				})
+			case q.Qtype == dns.TypeAAAA && host.Is6():
+				res.Answer = append(res.Answer, &dns.AAAA{
+					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeAAAA, Class: dns.ClassINET, Ttl: 1}, AAAA: host.AsSlice(),
+				})
+			}
 		}
 	case len(txt) > 0:
 		if q.Qtype == dns.TypeTXT {

@@ -2,40 +2,11 @@
 // https://nodered.org/docs/user-guide/runtime/configuration
 'use strict';
 
-const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
 
-/**
- * This device's key for the credentials in flows. Made once, and kept outside the flows' directory, so that a copy of the
- * flows (a backup, a project repository) does not carry the key to its own secrets.
- *
- * @returns {string} 64 hexadecimal digits.
- * @throws if the file exists and cannot be read, or cannot be made: Node-RED must then not start, because with another key
- *   it would throw the stored credentials away.
- */
-function credentialSecret() {
-  const file = '/var/lib/node-red-secret/credential-secret';
-  try {
-    const secret = fs.readFileSync(file, 'utf8').trim();
-    if (/^[0-9a-f]{64}$/.test(secret)) return secret;
-    throw new Error(`${file} is damaged: restore it from a backup, or delete it and enter the flows' credentials anew`);
-  } catch (error) {
-    if (error.code !== 'ENOENT') throw error;
-  }
-  const secret = crypto.randomBytes(32).toString('hex');
-  const fresh = `${file}.new`;
-  // On disk before it has its name, and its name on disk before it is used: a power cut leaves all or nothing.
-  const fd = fs.openSync(fresh, 'w', 0o600);
-  fs.writeSync(fd, `${secret}\n`);
-  fs.fsyncSync(fd);
-  fs.closeSync(fd);
-  fs.renameSync(fresh, file);
-  const directory = fs.openSync(path.dirname(file), 'r');
-  fs.fsyncSync(directory);
-  fs.closeSync(directory);
-  return secret;
-}
+/** What systemd handed over for this start, by name: see node-red.service. */
+const credential = (name) => path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', name);
 
 const socket = '/run/node-red/http.sock';
 // A socket left by a killed process would stop the next one with EADDRINUSE. No other process has this directory.
@@ -52,11 +23,12 @@ const fixed = {
   https: undefined,
 
   // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the gateway can tell it from the editor.
-  adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', 'channel'))),
+  adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(credential('channel'))),
   httpAdminRoot: '/',
   httpNodeRoot: '/app/',
 
-  credentialSecret: credentialSecret(),
+  // Without it Node-RED must not start: with another it would throw the credentials stored with the flows away.
+  credentialSecret: fs.readFileSync(credential('credential-secret'), 'utf8'),
   userDir: '/var/lib/node-red',
 
   // Installed only where the list of targets (gatehouse.toml, [node_red] allow) has "palette": without, a try would only time out.
@@ -90,10 +62,9 @@ const defaults = {
  * @returns {object}
  */
 function additions() {
-  const directory = process.env.CREDENTIALS_DIRECTORY;
-  if (directory === undefined || !fs.existsSync(`${directory}/settings.js`)) return {};
+  if (!fs.existsSync(credential('settings.js'))) return {};
   try {
-    const given = require(`${directory}/settings.js`);
+    const given = require(credential('settings.js'));
     if (given === null || typeof given !== 'object') throw new Error('it exports no object: write module.exports = { … }');
     const refused = Object.keys(given).filter((key) => Object.hasOwn(fixed, key));
     if (refused.length > 0) console.error(`settings_file: ${refused.join(', ')} cannot be set there and is ignored: the appliance sets it`);
