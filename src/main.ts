@@ -13,6 +13,7 @@ const usage = `Usage: gatehouse COMMAND
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
   firewall apply   put Node-RED's list in force (gatehouse-firewall.service)
+  cache purge      forget the answers that are kept to be used again
   version          print the version
 
 Reference: docs/architecture.md
@@ -21,7 +22,7 @@ Reference: docs/architecture.md
 /** Commands load only what they need: start-up time counts on an SD card. */
 async function main (args: string[]): Promise<number> {
   const [command, ...rest] = args
-  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json') && !(command === 'firewall' && arg === 'apply'))
+  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json') && !(command === 'cache' && arg === 'purge') && !(command === 'firewall' && arg === 'apply'))
   if (extra.length > 0) {
     process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
     return 64
@@ -36,6 +37,10 @@ async function main (args: string[]): Promise<number> {
       return rest.includes('apply')
         ? await (await import('./firewall/apply.ts')).runApply(paths())
         : await (await import('./firewall/show.ts')).runShow(paths())
+    case 'cache':
+      if (rest[0] === 'purge') return await (await import('./cli/cache.ts')).runPurge(paths())
+      process.stderr.write('Usage: gatehouse cache purge\n')
+      return 64
     case 'version':
     case '--version':
       process.stdout.write(`${version}\n`)

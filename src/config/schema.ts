@@ -93,6 +93,12 @@ export const schema = {
       : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
     { example: '"node-red.js"' }),
   },
+  cache: {
+    /** Memory for answers that may be used again (RFC 9111), in MiB; 0 keeps none. Default: 32. */
+    memoryMib: key(integer(0, 100_000), { default: 32, example: '32' }),
+    /** Whether answers are compressed for peers that take it. Default: true. */
+    compress: key(flag(), { default: true, example: 'true' }),
+  },
   /** What peers may take of the gateway; 0 is no limit, except where it says otherwise. Five times a rate may come at once. */
   limits: {
     /** Open connections, of all peers. Default: 1000. */

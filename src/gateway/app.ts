@@ -4,6 +4,8 @@ import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
 import { authorize } from './authorize.ts'
+import { deliver } from './deliver.ts'
+import type { Delivery } from './deliver.ts'
 import { drain } from './drain.ts'
 import type { Guard } from './guard.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
@@ -24,6 +26,7 @@ export interface AppOptions {
   metrics: Metrics
   upstream: Upstream
   limits: Limits
+  delivery: Delivery
   names: Names
   guard: Guard
   /** See ProxyOptions. */
@@ -34,7 +37,7 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, limits, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, limits, delivery, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -74,7 +77,8 @@ export async function createApp ({ log, metrics, upstream, limits, names, guard,
   await app.register(limitRequests, { limits })
   await app.register(authorize, { guard })
   await app.register(websocket, { upstream, metrics })
-  await app.register(proxy, { upstream, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
+  await app.register(deliver, { delivery })
+  await app.register(proxy, { upstream, delivery, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
   await app.ready()
   // Node looks for late headers and idle connections only on a server that listens, and this one is handed its connections.
   app.server.emit('listening')

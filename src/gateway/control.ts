@@ -20,16 +20,19 @@ export interface AdminTarget {
   /** Why requests cannot be served now; undefined when they can. */
   notReady: () => Pick<Problem, 'code' | 'message' | 'cure'> | undefined
   registry: Registry
+  /** Empties the cache of answers. */
+  purge: () => { entries: number, bytes: number }
 }
 
 /**
- * The admin socket: `GET /v1/status`; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
+ * The admin socket: `GET /v1/status`; `POST /v1/cache/purge`; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
  * all; `/readyz`, 200 when a peer's request would reach Node-RED, else 503 with the reason. Who may connect is decided by the
  * socket's owner and mode.
  */
-export function createAdminServer ({ status, notReady, registry }: AdminTarget, log: Logger): Server {
+export function createAdminServer ({ status, notReady, registry, purge }: AdminTarget, log: Logger): Server {
   return serve(log, {
     '/v1/status': { GET: async () => ({ status: 200, body: await status() }) },
+    '/v1/cache/purge': { POST: async () => ({ status: 200, body: purge() }) },
     '/metrics': { GET: async () => ({ status: 200, text: await registry.metrics(), type: registry.contentType }) },
     '/healthz': { GET: async () => ({ status: 200, text: 'ok\n' }) },
     '/readyz': {

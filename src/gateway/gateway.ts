@@ -13,8 +13,10 @@ import { writeFileAtomic } from '../config/files.ts'
 import { createApp } from './app.ts'
 import { judgeCertificates, wantedAt } from './certificate-health.ts'
 import { certificateMetrics } from './certificate-metrics.ts'
+import { Cache } from './cache.ts'
 import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
+import { Delivery } from './deliver.ts'
 import { acceptTLS } from './front.ts'
 import { Guard } from './guard.ts'
 import { Limits, applyTo } from './limits.ts'
@@ -65,6 +67,7 @@ export class Gateway {
   readonly certificates: Certificates
   readonly upstream: Upstream
   readonly limits: Limits
+  readonly delivery: Delivery
   readonly metrics: Metrics
   readonly guard: Guard
   #options: GatewayOptions
@@ -99,6 +102,8 @@ export class Gateway {
       channelKey: options.channelKey,
     })
     this.limits = new Limits(defaults().limits, log)
+    this.delivery = new Delivery(new Cache(log), defaults().cache)
+    this.limits.onShort = () => { this.delivery.cache.purge() }
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
       websockets: () => this.#app?.tunnels.size ?? 0,
@@ -113,8 +118,9 @@ export class Gateway {
     })
     certificateMetrics(this.metrics.registry, { certificates: this.certificates, record: () => this.#record })
     const limited = new Counter({ name: 'gatehouse_limited_total', help: 'Connections and requests refused or ended by a limit.', labelNames: ['limit'], registers: [this.metrics.registry] })
+    this.delivery.measure(this.metrics.registry)
     this.limits.onLimit = (limit) => { limited.inc({ limit }) }
-    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry }, log)
+    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge() }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
       problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
@@ -148,6 +154,7 @@ export class Gateway {
       upstream,
       guard: this.guard,
       limits: this.limits,
+      delivery: this.delivery,
       names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
       ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }),
     })
@@ -161,8 +168,9 @@ export class Gateway {
   }
 
   /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits'>): void {
+  configure (config: Pick<Config, 'limits' | 'cache'>): void {
     this.limits.settings = config.limits
+    this.delivery.settings = config.cache
     if (this.#app !== undefined) applyTo(this.#app.server as Server, config.limits)
   }
 

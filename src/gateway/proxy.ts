@@ -3,6 +3,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
+import type { Delivery } from './deliver.ts'
 import { requestHeaders, responseHeaders } from './headers.ts'
 import { BodyTooLarge, tooLarge } from './limits.ts'
 import { sendError } from './pages.ts'
@@ -14,6 +15,7 @@ import type { Upstream } from './upstream.ts'
 /** Options of {@link proxy}. */
 export interface ProxyOptions {
   upstream: Upstream
+  delivery: Delivery
   /** How long the upstream may take from the end of the request to its response headers. Milliseconds, default 120 s. */
   headersTimeout?: number
 }
@@ -22,7 +24,7 @@ export interface ProxyOptions {
  * Everything over HTTP to Node-RED on its unix socket: bodies streamed both ways with no limit of size or time, nothing
  * retried, failures as 502 and 504 pages. WebSockets are not its business: see websocket.ts.
  */
-export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, headersTimeout = 120_000 }) => {
+export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, delivery, headersTimeout = 120_000 }) => {
   // Fastify reads text/plain into memory with a limit unless told otherwise; http-proxy replaces only the JSON parser.
   app.removeAllContentTypeParsers()
 
@@ -54,11 +56,12 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
         })
         // Fastify does not read a body of these; its length without it would be a request that never ends.
         if (request.method === 'GET' || request.method === 'HEAD') delete out['content-length']
+        delivery.prepare(request as FastifyRequest, out)
         return out
       },
       // The connection to the origin is not the connection to the peer: Keep-Alive and the like stay on their side.
       rewriteHeaders: (headers) => responseHeaders(headers as IncomingHttpHeaders),
-      onResponse: (_request, reply, res) => {
+      onResponse: (request, reply, res) => {
         // What the types call the response is reply-from's own record of it.
         const stream = (res as unknown as { stream: Readable }).stream
         upstream.up()
@@ -72,7 +75,9 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { upstream, heade
         raw.once('pipe', () => setImmediate(() => {
           if (!raw.headersSent && !raw.destroyed) raw.flushHeaders()
         }))
-        reply.send(stream)
+        void delivery.take(request as FastifyRequest, reply as FastifyReply, stream).then(
+          (body) => { if (body !== undefined) reply.send(body) },
+          (err: Error) => { void failed(request as FastifyRequest, reply as FastifyReply, err, upstream) })
       },
       onError: (reply, { error }) => {
         void failed(reply.request as FastifyRequest, reply as FastifyReply, error, upstream)

@@ -9,7 +9,7 @@ import { Bench, name } from './support/bench.ts'
 
 async function limited (limits: Partial<Config['limits']>): Promise<Bench> {
   const bench = await Bench.start()
-  bench.gateway.configure({ limits: { ...defaults().limits, ...limits } })
+  bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
   return bench
 }
 
@@ -140,13 +140,13 @@ test('waiting for nothing is no offence: idle event streams and WebSockets stay,
 test('short of memory: new connections are refused, requests answered 503, and all is well when there is enough', async () => {
   await using bench = await limited({})
   const socket = await bench.connect()
-  bench.gateway.configure({ limits: { ...defaults().limits, memoryMib: 1 } })
+  bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, memoryMib: 1 } })
   await bench.until(() => bench.log('memory is short').length === 1)
   const response = await bench.send({ socket })
   assert.deepEqual([response.statusCode, response.headers['retry-after']], [503, '10'])
   response.resume()
   await assert.rejects(bench.connect())
-  bench.gateway.configure({ limits: defaults().limits })
+  bench.gateway.configure({ ...defaults(), limits: defaults().limits })
   await bench.until(() => bench.log('no longer short').length === 1)
   assert.equal((await bench.fetch()).status, 200)
 })
