@@ -10,6 +10,7 @@ import { defaults } from '../config/config.ts'
 import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
+import { capability } from './access.ts'
 import { createApp } from './app.ts'
 import { judgeCertificates, wantedAt } from './certificate-health.ts'
 import { certificateMetrics } from './certificate-metrics.ts'
@@ -243,6 +244,7 @@ export class Gateway {
         notes: record?.notes ?? [],
       },
       upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
+      access: { ...await this.#owner(), settings: this.guard.settings, capability },
       configuration: configuration === undefined ? {} : { problem: configuration },
       problems,
     }
@@ -270,6 +272,11 @@ export class Gateway {
     this.#admin.closeAllConnections()
     this.#certs.closeAllConnections()
     await this.#node?.close().catch((err: unknown) => { this.#options.log.warn(`closing the tailnet node: ${reason(err)}`) })
+  }
+
+  async #owner (): Promise<{ owner?: string }> {
+    const self = await this.guard.self()
+    return self?.user === undefined || self.node.tags.length > 0 ? {} : { owner: self.user.loginName }
   }
 
   #notReady (): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {

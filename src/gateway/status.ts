@@ -32,6 +32,14 @@ export interface GatewayStatus {
     notes: Note[]
   }
   upstream: { socket: string, state: 'unknown' | 'up' | 'down', since: string }
+  access: {
+    /** Who may do everything unless a grant says less: the person the node belongs to. Absent for a tagged node, and until it has joined. */
+    owner?: string
+    /** Rights given in gatehouse.toml: right to login names and tags. */
+    settings: { view: string[], edit: string[], use: string[] }
+    /** The app capability to be granted in the tailnet's policy for the rest. */
+    capability: string
+  }
   configuration: { problem?: string }
   problems: Array<Problem & { part: Part }>
 }

@@ -140,15 +140,20 @@ function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed, wh
   origin.on('error', () => client.socket.destroy())
   // A side that breaks off without an end must not leave the other open.
   client.socket.once('close', () => { if (client.socket.readableEnded) origin.end(); else origin.destroy() })
-  origin.once('close', () => { if (!origin.readableEnded) client.socket.destroy() })
+  let closing = false
+  origin.once('close', () => { if (!origin.readableEnded && !closing) client.socket.destroy() })
   client.socket.pipe(origin)
   origin.pipe(gate).pipe(client.socket)
   return {
     ...who,
     close: (code, reason) => {
+      closing = true
+      gate.once('end', () => {
+        // The peer's answer is of no use to an origin that does not know of the end; but it must be read, or the connection never ends.
+        origin.destroy()
+        client.socket.resume()
+      })
       gate.close(code, reason)
-      // What the peer still sends is of no use to an origin that does not know of the end.
-      gate.once('end', () => origin.destroy())
       const timer = setTimeout(() => {
         client.socket.destroy()
         origin.destroy()

@@ -3,9 +3,15 @@ import { joinHostPort, splitHostPort } from './options.ts';
 import type { StreamMessage } from './protocol.ts';
 import { WINDOW } from './protocol.ts';
 
+/** A connection closed by this side alone has this long to deliver what was written, in ms: the time Linux gives one in FIN_WAIT2. */
+const LINGER = 60_000;
+
 /**
  * A TCP connection in the tailnet. Half-close and resets pass through both ways; back-pressure too: at most 512 KiB are
  * under way each way between the threads.
+ *
+ * destroy() resets, unless end() was called and all of it was taken: then, as with close(2), what was written still arrives, and what the peer sends is
+ * thrown away. (`tls.TLSSocket` destroys what it is on top of as soon as it has ended it.)
  */
 export class Conn extends Duplex {
   readonly remoteAddress: string;
@@ -17,6 +23,7 @@ export class Conn extends Duplex {
   private waiting: ((err?: Error | null) => void) | undefined;
   private remoteDone = false;
   private ended = false;
+  private linger: NodeJS.Timeout | undefined;
   private readonly id: number;
   private readonly post: (m: StreamMessage) => void;
   private readonly gone: () => void;
@@ -52,6 +59,9 @@ export class Conn extends Duplex {
   receive(m: StreamMessage): void {
     if (this.held) {
       this.held.push(m);
+    } else if (this.linger) {
+      if (m.t === 'data') this.post({ t: 'credit', s: this.id, n: m.b.length });
+      else if (m.t !== 'credit') this.leave();
     } else if (this.destroyed) {
       // It came while the other thread had not heard of the end yet.
     } else if (m.t === 'data') {
@@ -126,15 +136,30 @@ export class Conn extends Duplex {
 
   override _destroy(err: Error | null, done: (err: Error | null) => void): void {
     const clean = this.ended && this.writableFinished;
-    if (!clean && !this.remoteDone) this.post({ t: 'reset', s: this.id });
+    const lingers = !err && !clean && this.writableFinished && !this.remoteDone;
+    if (!clean && !lingers && !this.remoteDone) this.post({ t: 'reset', s: this.id });
     clearTimeout(this.idle);
     const next = this.waiting;
     this.waiting = undefined;
     this.unsent = [];
     this.held = undefined;
     next?.(err ?? Object.assign(new Error('the connection was destroyed'), { code: 'ERR_STREAM_DESTROYED' }));
-    this.gone();
+    if (lingers) {
+      if (this.owed > 0) this.post({ t: 'credit', s: this.id, n: this.owed });
+      this.linger = setTimeout(() => {
+        this.post({ t: 'reset', s: this.id });
+        this.leave();
+      }, LINGER).unref();
+    } else {
+      this.gone();
+    }
     done(err);
+  }
+
+  /** The end of a connection that lingered. */
+  private leave(): void {
+    clearTimeout(this.linger);
+    this.gone();
   }
 
   /** As net.Socket's: an event `timeout` after so many ms with nothing to read and nothing that could be written. 0: none. */

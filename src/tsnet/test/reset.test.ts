@@ -71,6 +71,26 @@ test('the accepting side may reset too', async () => {
   assert.deepEqual(await a.run(async (k) => await k.kept.closed), ['ECONNRESET']);
 });
 
+test('destroy() after end() takes nothing back: all arrives, and then the end', async () => {
+  await a.run(async (k, ip) => {
+    const c = await k.server.dial(ip, 7);
+    await new Promise<void>((done) => c.end(k.pattern(300_000), done));
+    c.destroy();
+  }, b.addresses[0]);
+  assert.deepEqual(await lastSeen('end'), { events: ['end'], bytes: 300_000 });
+  // What the other side still sends goes nowhere, and hurts nobody; its end is the end.
+  assert.deepEqual(
+    await b.run(async (k) => {
+      const closed = k.once(k.kept.last, 'close');
+      k.kept.last.end(k.pattern(700_000));
+      await closed;
+      return k.kept.seen.at(-1).events as string[];
+    }),
+    ['end', 'close'],
+  );
+  await eventually('it is gone from this side too', async () => (await a.run((k) => k.server.stats().then((s: { streams: number }) => s.streams))) === 0);
+});
+
 test('a stream that failed with an error resets, whatever was written', async () => {
   await a.run(async (k, ip) => {
     const c = await k.server.dial(ip, 7);
