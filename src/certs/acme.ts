@@ -21,7 +21,7 @@ export interface IssuerOptions {
   binding?: { keyId: string, hmacKey: string } | undefined
   /** Profile of certificates asked for; default: the authority's own choice. */
   profile?: string | undefined
-  /** Milliseconds a certificate is to be valid (RFC 8555 §7.4, notAfter); default: the authority's own choice. Let's Encrypt refuses it. */
+  /** Milliseconds a certificate is to be valid from now on (RFC 8555 §7.4, notBefore and notAfter); default: the authority's own choice. Let's Encrypt refuses it. */
   lifetime?: number
   /** Directory of the account key. */
   state: string
@@ -152,10 +152,11 @@ export async function createIssuer ({ directory, authorities, email, binding, pr
         const order = client.createOrder.bind(client)
         client.createOrder = async (data) => {
           stage = 'order'
+          const start = now().getTime()
           const asked = {
             ...data,
             ...(profile === undefined ? {} : { profile }),
-            ...(lifetime === undefined ? {} : { notAfter: new Date(now().getTime() + lifetime).toISOString() }),
+            ...(lifetime === undefined ? {} : { notBefore: new Date(start).toISOString(), notAfter: new Date(start + lifetime).toISOString() }),
           }
           if (replaces === undefined || typeof renewalInfo !== 'string') return await order(asked)
           return await order({ ...asked, replaces } as typeof asked).catch(async (err: unknown) => {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
-import { copyFile, mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { copyFile, readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
@@ -13,7 +13,8 @@ import { limits } from '../../src/certs/ledger.ts'
 import { parseCertificate } from '../../src/certs/pem.ts'
 import type { CertsRecord } from '../../src/certs/record.ts'
 import { createCertsServer } from '../../src/gateway/control.ts'
-import type { RunOptions } from './issue.ts'
+import { Box, noted as countNoted } from './box.ts'
+import type { Journey, RunOptions } from './issue.ts'
 import { Lab, type LabClient, type Result } from './lab.ts'
 
 const day = 86_400_000
@@ -30,54 +31,8 @@ before(async () => {
 })
 after(async () => await lab?.stop())
 
-/** The directories of one appliance. */
-class Box {
-  readonly tls: string
-  readonly state: string
-  readonly log: string
-
-  private constructor (dir: string) {
-    this.tls = path.join(dir, 'tls')
-    this.state = path.join(dir, 'state')
-    this.log = path.join(dir, 'challenges')
-  }
-
-  static async make (): Promise<Box> {
-    const box = new Box(await mkdtemp(path.join(lab.dir, 'box-')))
-    await mkdir(box.tls)
-    await mkdir(box.state)
-    return box
-  }
-
-  get file (): string { return path.join(this.tls, `${name}.pem`) }
-
-  argv (options: Partial<RunOptions>): string[] {
-    const { acmeDirectory, acmeDirectoryCA } = lab.ready
-    return [process.execPath, path.join(import.meta.dirname, 'issue.ts'), acmeDirectory, acmeDirectoryCA, name, path.join(node.dir, 'client.sock'), this.state,
-      JSON.stringify({ tls: this.tls, log: this.log, ...options } satisfies RunOptions)]
-  }
-
-  async run (options: Partial<RunOptions> = {}): Promise<{ record: CertsRecord, said: string }> {
-    const { code, stdout, stderr } = await lab.run(node.ns, this.argv(options))
-    assert.equal(code, 0, stderr)
-    return { record: JSON.parse(stdout), said: stderr }
-  }
-
-  /** What is in place, proven. */
-  async certificate (): Promise<X509Certificate> {
-    return new X509Certificate(parseCertificate(await readFile(this.file, 'utf8'), name).chain)
-  }
-
-  /** Challenges published so far: each is an order that got as far as validation. */
-  async challenges (): Promise<number> {
-    return (await readFile(this.log, 'utf8').catch(() => '')).split('\n').length - 1
-  }
-}
-
-/** How often the authority noted something: its own count, not ours. */
-async function noted (what: RegExp): Promise<number> {
-  return (await readFile(path.join(lab.dir, 'acme.log'), 'utf8')).split('\n').filter((line) => what.test(line)).length
-}
+const make = async (): Promise<Box> => await Box.make(lab, node, name)
+const noted = async (what: RegExp): Promise<number> => await countNoted(lab, what)
 const replacing = /is a replacement of/
 
 /**
@@ -89,13 +44,13 @@ function replacements (leaf: X509Certificate): number {
 }
 
 test('an authority that refuses every other nonce', async () => {
-  const box = await Box.make()
+  const box = await make()
   assert.equal((await box.run()).record.result, 'ok')
   assert.equal(await noted(/Configured to reject 50% of good nonces/), 1)
 })
 
 test('the authority is asked when to renew, and told what is replaced', async () => {
-  const box = await Box.make()
+  const box = await make()
   const first = await box.run()
   assert.equal(first.record.result, 'ok', first.said)
   const old = await box.certificate()
@@ -114,7 +69,7 @@ test('the authority is asked when to renew, and told what is replaced', async ()
 })
 
 test('a certificate that was replaced already is replaced all the same; one of no account of ours too', async () => {
-  const box = await Box.make()
+  const box = await make()
   await box.run()
   const pem = await readFile(box.file)
   await box.run({ ahead: 62 * day })
@@ -126,7 +81,7 @@ test('a certificate that was replaced already is replaced all the same; one of n
   const third = await box.run({ ahead: 63 * day })
   assert.equal(third.record.result, 'ok', third.said)
   assert.notEqual((await box.certificate()).serialNumber, second.serialNumber)
-  const stranger = await Box.make()
+  const stranger = await make()
   await writeFile(stranger.file, pem)
   const fourth = await stranger.run({ ahead: 62 * day })
   assert.equal(fourth.record.result, 'ok', fourth.said)
@@ -135,7 +90,7 @@ test('a certificate that was replaced already is replaced all the same; one of n
 })
 
 test('profiles: one that is offered is asked for, another is refused with those there are', async () => {
-  const box = await Box.make()
+  const box = await make()
   const wrong = await box.run({ profile: 'longlived' })
   assert.equal(wrong.record.result, 'failed')
   assert.match(wrong.record.problem!, /has no profile "longlived"\. Write one of default in gatehouse\.toml/)
@@ -146,7 +101,7 @@ test('profiles: one that is offered is asked for, another is refused with those 
 
 for (const days of [90, 45, 6]) {
   test(`${days}-day certificates: three renewals, each at the moment the authority suggested`, async () => {
-    const box = await Box.make()
+    const box = await make()
     const lifetime = days * day
     let expected = await noted(replacing)
     assert.equal((await box.run({ lifetime })).record.result, 'ok')
@@ -170,8 +125,29 @@ for (const days of [90, 45, 6]) {
   })
 }
 
+test('a year of 6-day certificates, a look each six hours, with a clock that falls back to 1970, jumps ten years ahead and lags a month', async (t) => {
+  const box = await make()
+  const before = await noted(/Issued certificate/)
+  const { code, stdout, stderr } = await lab.run(node.ns, box.argv({
+    lifetime: 6 * day, days: 365,
+    wrongClock: [{ from: 100, to: 101, clock: 0 }, { from: 200, to: 200.5, clock: { ahead: 3_650 * day } }, { from: 300, to: 301, clock: { ahead: -30 * day } }],
+  }))
+  assert.equal(code, 0, stderr)
+  const journey = JSON.parse(stdout) as Journey
+  t.diagnostic(`${journey.runs} runs, ${journey.certificates.length} certificates, ${await noted(/Issued certificate/) - before} by the authority's count, ${journey.troubles.length} runs in trouble`)
+  assert.equal(journey.runs, 1460)
+  assert.deepEqual(journey.expired, [], 'never expired in place')
+  assert.ok(journey.certificates.length >= 85 && journey.certificates.length <= 98, `${journey.certificates.length} certificates`)
+  // What a wrong clock makes it ask for is little, and is over with it.
+  assert.ok(await noted(/Issued certificate/) - before <= journey.certificates.length + 4)
+  const later = journey.troubles.filter(({ wrongClock }) => !wrongClock)
+  assert.ok(journey.troubles.length > 0 && later.every(({ day }) => day > 200 && day < 202), JSON.stringify(journey.troubles))
+  assert.ok(journey.troubles.some(({ day, code }) => day === 100 && code === 'GH_CERTS_CLOCK'), JSON.stringify(journey.troubles))
+  assert.equal(journey.last.result, 'ok')
+})
+
 test('certificates of seconds, one after the other: never expired in place', async () => {
-  const box = await Box.make()
+  const box = await make()
   const serials = new Set<string>()
   for (const end = Date.now() + 25_000; Date.now() < end; await sleep(200)) {
     const { record, said } = await box.run({ lifetime: 12_000 })
@@ -183,7 +159,7 @@ test('certificates of seconds, one after the other: never expired in place', asy
 })
 
 test('killed at a random moment, twenty times: a whole certificate afterwards, the old one or the new', async (t) => {
-  const box = await Box.make()
+  const box = await make()
   // A clock 250 s ahead: what is issued for 300 s is due and good.
   const options = { lifetime: 300_000, ahead: 250_000 }
   assert.equal((await box.run(options)).record.result, 'ok')
@@ -224,7 +200,7 @@ test('killed at a random moment, twenty times: a whole certificate afterwards, t
 })
 
 test('killed and started again without end: the authority is asked no more often than it counts', async (t) => {
-  const box = await Box.make()
+  const box = await make()
   const before = { validations: await noted(/Starting \d+ validations/), issues: await noted(/Issued certificate/) }
   for (let round = 0; round < 50; round++) {
     // Its clock moves on a minute with each start, 50 minutes in all.
@@ -246,12 +222,12 @@ test('killed and started again without end: the authority is asked no more often
 })
 
 test('validation that keeps failing, the agent started every five minutes: the old certificate stays, the authority is spared', async () => {
-  const box = await Box.make()
+  const box = await make()
   assert.equal((await box.run()).record.result, 'ok')
   const old = await readFile(box.file, 'utf8')
   const before = await noted(/Starting \d+ validations/)
   let last: CertsRecord | undefined
-  for (let minutes = 0; minutes < 120; minutes += 5) last = (await box.run({ ahead: 80 * day + minutes * 60_000, wrong: true })).record
+  for (let minutes = 0; minutes < 120; minutes += 5) last = (await box.run({ ahead: 80 * day + minutes * 60_000, publish: 'wrong' })).record
   const asked = await noted(/Starting \d+ validations/) - before
   // At 0, 15 to 19, 45 to 56 and 105 to 131 minutes.
   assert.ok(asked >= 3 && asked <= 4, `${asked} validations in two hours`)
@@ -261,7 +237,7 @@ test('validation that keeps failing, the agent started every five minutes: the o
 })
 
 test('gatehouse certs, the command: names and challenges over the gateway\'s socket, settings from gatehouse.toml, loud in the journal', async (t) => {
-  const box = await Box.make()
+  const box = await make()
   const config = path.dirname(box.tls)
   const socket = path.join(config, 'certs.sock')
   let names = [name]
@@ -328,7 +304,7 @@ async function withDisk (box: Box, directory: string, size: string, prepare: str
 }
 
 test('a full disk: the old certificate stays; where it was full before, the authority is not even asked', async () => {
-  const box = await Box.make()
+  const box = await make()
   await box.run()
   const old = await readFile(box.file, 'utf8')
   const asked = await box.challenges()
