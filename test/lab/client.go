@@ -151,6 +151,8 @@ func (c *tailnetClient) handler(life context.Context) http.Handler {
 		return nil, c.serve(life, req.Port, req.Socket)
 	})
 	answer("GET /load", c.load)
+	answer("POST /udp-echo", func(r *http.Request) (any, error) { return nil, c.echoPackets(life, r.FormValue("port")) })
+	answer("POST /udp-ask", c.askPacket)
 	answer("POST /browser", func(r *http.Request) (any, error) {
 		var req struct{ Socket, Origin, Roots string }
 		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); err != nil {
@@ -476,6 +478,55 @@ func (c *tailnetClient) serve(ctx context.Context, port uint16, socket string) e
 		}
 	}()
 	return nil
+}
+
+// echoPackets sends datagrams that come to a UDP port back until ctx ends.
+func (c *tailnetClient) echoPackets(ctx context.Context, port string) error {
+	ip4, ip6 := c.srv.TailscaleIPs()
+	for _, ip := range []netip.Addr{ip4, ip6} {
+		pc, err := c.srv.ListenPacket("udp", net.JoinHostPort(ip.String(), port))
+		if err != nil {
+			return err
+		}
+		context.AfterFunc(ctx, func() { pc.Close() })
+		go func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				pc.WriteTo(buf[:n], from)
+			}
+		}()
+	}
+	return nil
+}
+
+// askPacket sends the body as a datagram each 200 ms until there is an answer.
+func (c *tailnetClient) askPacket(r *http.Request) (any, error) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 15*time.Second)
+	defer cancel()
+	pc, err := c.srv.Dial(ctx, "udp", r.FormValue("addr"))
+	if err != nil {
+		return nil, err
+	}
+	defer pc.Close()
+	stop := context.AfterFunc(ctx, func() { pc.Close() })
+	defer stop()
+	go func() {
+		for ctx.Err() == nil {
+			pc.Write(body)
+			time.Sleep(200 * time.Millisecond)
+		}
+	}()
+	buf := make([]byte, 1<<16)
+	n, err := pc.Read(buf)
+	return buf[:n], err
 }
 
 // browse serves the reverse proxy to origin on a unix socket until ctx ends.

@@ -43,7 +43,11 @@ type controlServer struct {
 	controlConfig
 	tc *testcontrol.Server
 
+	clientSecret string // of the OAuth client that may make auth keys
+	accessToken  string // what that client gets for it
+
 	mu     sync.Mutex
+	keys   map[string]*authKey // beside the one of the configuration
 	ln     net.Listener
 	srv    *http.Server
 	conns  map[net.Conn]struct{}
@@ -65,6 +69,13 @@ type controlConfig struct {
 // nodeName is what a node asked to be called, and what it is called.
 type nodeName struct{ wanted, assigned string }
 
+// authKey is an auth key with a limit.
+type authKey struct {
+	kind string // "once", "expired"
+	tags []string
+	used bool
+}
+
 // login is a login URL somebody is to visit.
 type login struct {
 	nodeKey key.NodePublic
@@ -76,6 +87,9 @@ func newControl(cfg controlConfig) *controlServer {
 	c := &controlServer{
 		controlConfig: cfg,
 		conns:         map[net.Conn]struct{}{},
+		clientSecret:  "tskey-client-k" + rands.HexString(10) + "CNTRL-" + rands.HexString(32),
+		accessToken:   rands.HexString(32),
+		keys:          map[string]*authKey{},
 		names:         map[tailcfg.NodeID]nodeName{},
 		logins:        map[string]*login{},
 		people:        people{},
@@ -91,6 +105,7 @@ func newControl(cfg controlConfig) *controlServer {
 		DNSConfig:               &tailcfg.DNSConfig{Proxied: true, Domains: []string{cfg.suffix}},
 		AllOnline:               true,
 		AllNodesSameUser:        true,
+		TagOwners:               map[string][]string{"tag:lab": nil}, // a node that joins gets the tags it asks for
 		DefaultNodeCapabilities: &caps,
 		ExplicitBaseURL:         "http://" + controlIP,
 		HoldMapRequest:          c.beforeMap,
@@ -163,6 +178,8 @@ func (c *controlServer) serveOuter(w http.ResponseWriter, r *http.Request) {
 		c.serveNoise(w, r)
 	case r.URL.Path == "/generate_204":
 		w.WriteHeader(http.StatusNoContent)
+	case r.URL.Path == "/api/v2/oauth/token" || r.URL.Path == "/api/v2/tailnet/-/keys":
+		c.serveAPI(w, r)
 	case strings.HasPrefix(r.URL.Path, "/login/"):
 		// The person who opens the URL is the one who may say yes: there are no accounts here.
 		if err := c.completeLogin(r.URL.Path); err != nil {
@@ -298,6 +315,7 @@ func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, ma
 	}
 	known := c.tc.Node(req.NodeKey)
 	authKey := ""
+	var tags []string // of the key
 	if req.Auth != nil {
 		authKey = req.Auth.AuthKey
 	}
@@ -309,9 +327,12 @@ func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, ma
 		// Its node key is its credential now: an auth key is for joining alone.
 	case authKey == c.authKey:
 	case authKey != "":
-		c.logf("register: %q has a wrong auth key", req.Hostinfo.Hostname)
-		writeJSON(w, tailcfg.RegisterResponse{Error: "invalid key: API key does not exist"})
-		return
+		var refusal string
+		if tags, refusal = c.useKey(authKey); refusal != "" {
+			c.logf("register: %q: %s", req.Hostinfo.Hostname, refusal)
+			writeJSON(w, tailcfg.RegisterResponse{Error: refusal})
+			return
+		}
 	case req.Followup != "":
 		if !c.awaitLogin(r.Context(), req.Followup, req.NodeKey) {
 			writeJSON(w, tailcfg.RegisterResponse{Error: "the login URL is of another node, or forgotten"})
@@ -333,7 +354,75 @@ func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, ma
 	r2.ContentLength = int64(len(body))
 	c.tc.ServeHTTP(w, r2)
 	if n := c.tc.Node(req.NodeKey); n != nil {
+		if tags != nil {
+			n.Tags = tags
+		}
 		c.rename(n, n.Hostinfo.Hostname())
+	}
+}
+
+// newKey makes an auth key that works once, or has expired.
+func (c *controlServer) newKey(kind string, tags []string) (string, error) {
+	if kind != "once" && kind != "expired" {
+		return "", fmt.Errorf("kind %q is none of once, expired", kind)
+	}
+	k := newAuthKey()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keys[k] = &authKey{kind: kind, tags: tags}
+	return k, nil
+}
+
+// useKey returns the tags of an auth key, or why it is refused, in the words that users of the real server report
+// (tailscale#9715, tailscale#17047).
+func (c *controlServer) useKey(k string) (tags []string, refusal string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ak := c.keys[k]
+	switch {
+	case ak == nil || ak.kind == "expired":
+		return nil, "invalid key: API key does not exist"
+	case ak.used:
+		id, _, _ := strings.Cut(strings.TrimPrefix(k, "tskey-auth-"), "-")
+		return nil, "invalid key: API key " + id + " not valid"
+	}
+	ak.used = true
+	return ak.tags, ""
+}
+
+// serveAPI serves the two calls by which an OAuth client makes an auth key (https://tailscale.com/api).
+func (c *controlServer) serveAPI(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Path == "/api/v2/oauth/token" {
+		_, secret, _ := r.BasicAuth()
+		if secret == "" {
+			secret = r.PostFormValue("client_secret")
+		}
+		if secret != c.clientSecret {
+			w.WriteHeader(http.StatusUnauthorized)
+			io.WriteString(w, `{"error":"invalid_client","error_description":"API token invalid"}`)
+			return
+		}
+		json.NewEncoder(w).Encode(map[string]any{"access_token": c.accessToken, "token_type": "Bearer", "expires_in": 3600})
+		return
+	}
+	var req struct {
+		Capabilities struct {
+			Devices struct{ Create struct{ Tags []string } }
+		}
+	}
+	switch err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&req); {
+	case r.Header.Get("Authorization") != "Bearer "+c.accessToken:
+		http.Error(w, `{"message":"API token invalid"}`, http.StatusUnauthorized)
+	case err != nil || len(req.Capabilities.Devices.Create.Tags) == 0:
+		http.Error(w, `{"message":"requested tags [] are invalid or not permitted"}`, http.StatusBadRequest)
+	default:
+		k, err := c.newKey("once", req.Capabilities.Devices.Create.Tags)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		json.NewEncoder(w).Encode(map[string]string{"id": "k", "key": k})
 	}
 }
 
@@ -509,13 +598,71 @@ func (c *controlServer) nodes() []adminNode {
 	return list
 }
 
-// expire makes the key of the node with this name (with or without the suffix) expired as of now.
-func (c *controlServer) expire(name string) error {
-	n := c.named(name)
-	if n == nil {
-		return fmt.Errorf("no node is called %q: GET /nodes lists them", name)
+// node returns the node with this name, or an error for people.
+func (c *controlServer) node(name string) (*tailcfg.Node, error) {
+	if n := c.named(name); n != nil {
+		return n, nil
 	}
-	c.setExpiry(n, time.Now().Add(-time.Minute))
+	return nil, fmt.Errorf("no node is called %q: GET /nodes lists them", name)
+}
+
+// expire makes the key of a node expired as of a minute ago, or good for so many seconds more.
+func (c *controlServer) expire(name, seconds string) error {
+	n, err := c.node(name)
+	if err != nil {
+		return err
+	}
+	end := time.Now().Add(-time.Minute)
+	if seconds != "" {
+		d, err := time.ParseDuration(seconds + "s")
+		if err != nil {
+			return err
+		}
+		end = time.Now().Add(d)
+	}
+	c.setExpiry(n, end)
+	return nil
+}
+
+// requireApproval makes nodes that join from now on wait for approve.
+func (c *controlServer) requireApproval(on bool) { c.tc.RequireMachineAuth = on }
+
+func (c *controlServer) approve(name string) error {
+	n, err := c.node(name)
+	if err != nil {
+		return err
+	}
+	n.MachineAuthorized = true
+	c.tc.UpdateNode(n)
+	return nil
+}
+
+// hostService gives a Tailscale Service an address, at which its peers find it on node: what an admin does who defines the Service
+// and approves the node as a host.
+func (c *controlServer) hostService(name, service, ip string) error {
+	n, err := c.node(name)
+	if err != nil {
+		return err
+	}
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return err
+	}
+	svc := tailcfg.ServiceName(service)
+	if err := svc.Validate(); err != nil {
+		return err
+	}
+	mapping, err := json.Marshal(tailcfg.ServiceIPMappings{svc: {addr}})
+	if err != nil {
+		return err
+	}
+	caps := tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}}
+	for k, v := range *c.tc.DefaultNodeCapabilities {
+		caps[k] = v
+	}
+	n.AllowedIPs = append(n.AllowedIPs, netip.PrefixFrom(addr, addr.BitLen()))
+	c.tc.UpdateNode(n)
+	c.tc.SetNodeCapMap(n.Key, caps)
 	return nil
 }
 

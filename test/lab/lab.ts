@@ -33,6 +33,8 @@ export interface Ready {
   authKey: string
   /** Of the right shape, and refused. */
   wrongAuthKey: string
+  /** Of an OAuth client that may make auth keys; its API is at controlURL. */
+  clientSecret: string
   /** The tailnet's MagicDNS suffix. */
   suffix: string
   /** Address of the DNS server. */
@@ -131,6 +133,11 @@ export interface Result {
 
 let count = 0
 
+/** The IPv6 address on the segment of the host that has the IPv4 address `ip` (of the prefix for documentation, RFC 3849). */
+export function ipv6(ip: string): string {
+  return `2001:db8:77::${ip.split('.')[3]}`
+}
+
 export class Lab {
   readonly id: string
   readonly dir: string
@@ -207,6 +214,7 @@ export class Lab {
     // are there send to the old one until their ARP entries expire.
     await this.#ip(this.ns, 'link', 'add', 'br0', 'address', '02:00:0a:4d:00:01', 'type', 'bridge', 'forward_delay', '0', 'stp_state', '0', 'mcast_snooping', '0')
     for (const n of [1, 2, 3, 4]) await this.#ip(this.ns, 'addr', 'add', `10.77.0.${n}/24`, 'dev', 'br0')
+    for (const n of [1, 2, 3]) await this.#ip(this.ns, 'addr', 'add', `${ipv6(`10.77.0.${n}`)}/64`, 'dev', 'br0', 'nodad')
     await this.#ip(this.ns, 'link', 'set', 'br0', 'up')
     // A route to nowhere: without one, what the servers send outside would fail before it is counted.
     await this.#ip(this.ns, 'route', 'add', 'default', 'via', '10.77.0.254', 'dev', 'br0')
@@ -253,8 +261,11 @@ export class Lab {
     }
   }
 
-  /** Adds a host to the segment: a namespace with eth0, default route and resolver. Returns the namespace's name. */
-  async host(name: string, ip: string): Promise<string> {
+  /**
+   * Adds a host to the segment: a namespace with eth0, default route and resolver. Returns the namespace's name. `ipv6`: it has
+   * {@link ipv6} of its number too.
+   */
+  async host(name: string, ip: string, { ipv6: both = false } = {}): Promise<string> {
     if (!/^[a-z0-9-]{1,24}$/.test(name) || name === 'lab') throw new Error(`host name "${name}": use lower-case letters, digits and dashes`)
     if (!/^10\.77\.0\.\d+$/.test(ip)) throw new Error(`address ${ip} is not in 10.77.0.0/24`)
     const ns = `${this.id}-${name}`
@@ -265,6 +276,10 @@ export class Lab {
     await this.#ip(ns, 'addr', 'add', `${ip}/24`, 'dev', 'eth0')
     await this.#ip(ns, 'link', 'set', 'eth0', 'up')
     await this.#ip(ns, 'route', 'add', 'default', 'via', '10.77.0.1')
+    if (both) {
+      await this.#ip(ns, 'addr', 'add', `${ipv6(ip)}/64`, 'dev', 'eth0', 'nodad')
+      await this.#ip(ns, 'route', 'add', 'default', 'via', ipv6('10.77.0.1'))
+    }
     return ns
   }
 
@@ -378,9 +393,29 @@ export class Lab {
     await this.#admin('POST', '/control/start')
   }
 
-  /** Expires the key of a node, by its name. */
-  async expire(node: string): Promise<void> {
-    await this.#admin('POST', `/expire?node=${encodeURIComponent(node)}`)
+  /** Expires the key of a node, by its name; or, with `seconds`, lets it be good for so long. */
+  async expire(node: string, seconds?: number): Promise<void> {
+    await this.#admin('POST', `/expire?node=${encodeURIComponent(node)}${seconds === undefined ? '' : `&seconds=${seconds}`}`)
+  }
+
+  /** An auth key that works once, or has expired; nodes that join with it get its tags. */
+  async key(kind: 'once' | 'expired', tags: string[] = []): Promise<string> {
+    return (await this.#admin('POST', `/keys?${new URLSearchParams([['kind', kind], ...tags.map((t) => ['tag', t])])}`)) as string
+  }
+
+  /** Whether nodes that join from now on must be approved ({@link approve}). */
+  async requireApproval(on: boolean): Promise<void> {
+    await this.#admin('POST', `/approval?on=${on}`)
+  }
+
+  /** Approves a node, as an admin does. */
+  async approve(node: string): Promise<void> {
+    await this.#admin('POST', `/approve?node=${encodeURIComponent(node)}`)
+  }
+
+  /** Gives a Tailscale Service (`svc:name`) an address, and lets a node host it. */
+  async hostService(node: string, name: string, ip: string): Promise<void> {
+    await this.#admin('POST', `/service?${new URLSearchParams({ node, name, ip })}`)
   }
 
   /**
@@ -577,6 +612,17 @@ export class LabClient {
     await this.#json('POST', '/setdns', { body: JSON.stringify({ name, value }) })
   }
 
+  /** Echoes datagrams that come to a UDP port of its tailnet addresses. */
+  async echoPackets(port: number): Promise<void> {
+    await this.#json('POST', `/udp-echo?port=${port}`)
+  }
+
+  /** Sends one datagram after another to `addr` in the tailnet until one is answered, and gives the answer. */
+  async askPacket(addr: string, body: Uint8Array): Promise<Buffer> {
+    const answer = (await this.#json('POST', `/udp-ask?addr=${encodeURIComponent(addr)}`, { body })) as string
+    return Buffer.from(answer, 'base64')
+  }
+
   /** Forwards a TCP port of its tailnet addresses to a unix socket, so that a server of the test's own is a native peer. */
   async serve(port: number, socket: string): Promise<void> {
     await this.#json('POST', '/serve', { body: JSON.stringify({ port, socket }) })
@@ -633,7 +679,7 @@ table inet lab {
   }
   chain judge {
     ip daddr { 10.77.0.0/24, 224.0.0.0/4, 255.255.255.255 } accept
-    ip6 daddr { fe80::/10, ff00::/8 } accept
+    ip6 daddr { fe80::/10, ff00::/8, 2001:db8:77::/64 } accept
     goto stray
   }
   chain prerouting { type filter hook prerouting priority raw; policy drop; iifname "lo" accept; goto judge; }

@@ -26,6 +26,7 @@ const (
 	routerIP  = "10.77.0.1" // DNS 53, NTP 123
 	controlIP = "10.77.0.2" // http 80
 	derpIP    = "10.77.0.3" // https 443, http 80, STUN 3478/udp
+	derpIP6   = "2001:db8:77::3"
 	acmeIP    = "10.77.0.4" // https 443
 )
 
@@ -37,9 +38,11 @@ type ready struct {
 	ACMERoots       string `json:"acmeRoots"`       // PEM file: what issued certificates verify against
 	AuthKey         string `json:"authKey"`
 	WrongAuthKey    string `json:"wrongAuthKey"` // of the right shape, refused by the control server
-	Suffix          string `json:"suffix"`
-	DNS             string `json:"dns"`
-	NTP             string `json:"ntp"`
+	// OAuth client that may make auth keys; its API is at ControlURL.
+	ClientSecret string `json:"clientSecret"`
+	Suffix       string `json:"suffix"`
+	DNS          string `json:"dns"`
+	NTP          string `json:"ntp"`
 }
 
 var suffixPattern = regexp.MustCompile(`^[a-z0-9-]+(\.[a-z0-9-]+)+$`)
@@ -122,6 +125,7 @@ func serve(ctx context.Context, args []string) error {
 		ACMERoots:       filepath.Join(*dir, "acme-roots.pem"),
 		AuthKey:         control.authKey,
 		WrongAuthKey:    newAuthKey(),
+		ClientSecret:    control.clientSecret,
 		Suffix:          *suffix,
 		DNS:             routerIP,
 		NTP:             routerIP,
@@ -180,7 +184,20 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 	}
 	do("POST /control/stop", func(*http.Request) error { return c.stop() })
 	do("POST /control/start", func(*http.Request) error { return c.start() })
-	do("POST /expire", func(r *http.Request) error { return c.expire(r.FormValue("node")) })
+	do("POST /expire", func(r *http.Request) error { return c.expire(r.FormValue("node"), r.FormValue("seconds")) })
+	do("POST /approval", func(r *http.Request) error { c.requireApproval(r.FormValue("on") == "true"); return nil })
+	do("POST /approve", func(r *http.Request) error { return c.approve(r.FormValue("node")) })
+	do("POST /service", func(r *http.Request) error {
+		return c.hostService(r.FormValue("node"), r.FormValue("name"), r.FormValue("ip"))
+	})
+	mux.HandleFunc("POST /keys", func(w http.ResponseWriter, r *http.Request) {
+		k, err := c.newKey(r.FormValue("kind"), r.Form["tag"])
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		writeJSON(w, k)
+	})
 	do("POST /login", func(r *http.Request) error { return c.completeLogin(r.FormValue("url")) })
 	do("PUT /grants", func(r *http.Request) error {
 		var grants []grant

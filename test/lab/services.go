@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log"
 	"math/big"
@@ -109,7 +110,7 @@ func (d *derpServers) Close() { d.close() }
 // startDERP serves DERP over TLS and plain http, and STUN. Nodes know the certificate by its hash in the DERP map, which is
 // how Tailscale verifies one that no public authority has signed.
 func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
-	cert, err := ca.issue([]string{"derp.lab.test"}, derpIP)
+	cert, err := ca.issue([]string{"derp.lab.test"}, derpIP, derpIP6)
 	if err != nil {
 		return nil, err
 	}
@@ -129,21 +130,31 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln80, err := net.Listen("tcp", net.JoinHostPort(derpIP, "80"))
+	ln6, err := net.Listen("tcp", net.JoinHostPort(derpIP6, "443"))
 	if err != nil {
 		ln443.Close()
 		return nil, err
 	}
+	ln80, err := net.Listen("tcp", net.JoinHostPort(derpIP, "80"))
+	if err != nil {
+		ln443.Close()
+		ln6.Close()
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	stun := stunserver.New(ctx)
-	if err := stun.Listen(net.JoinHostPort(derpIP, "3478")); err != nil {
+	stun6 := stunserver.New(ctx)
+	if err := errors.Join(stun.Listen(net.JoinHostPort(derpIP, "3478")), stun6.Listen(net.JoinHostPort(derpIP6, "3478"))); err != nil {
 		cancel()
 		ln443.Close()
+		ln6.Close()
 		ln80.Close()
 		return nil, err
 	}
 	go stun.Serve()
+	go stun6.Serve()
 	go secure.ServeTLS(ln443, "", "")
+	go secure.ServeTLS(ln6, "", "")
 	go plain.Serve(ln80)
 	hash := sha256.Sum256(cert.Certificate[0])
 	return &derpServers{
@@ -154,7 +165,7 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 				Nodes: []*tailcfg.DERPNode{{
 					Name: "1a", RegionID: 1,
 					HostName: "derp.lab.test", CertName: "sha256-raw:" + hex.EncodeToString(hash[:]),
-					IPv4: derpIP, IPv6: "none", STUNPort: 3478, DERPPort: 443, CanPort80: true,
+					IPv4: derpIP, IPv6: derpIP6, STUNPort: 3478, DERPPort: 443, CanPort80: true,
 				}},
 			}},
 		},

@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
@@ -79,7 +80,9 @@ type node struct {
 	srv *tsnet.Server
 	lc  *local.Client
 
+	params       startParams
 	stopWatching context.CancelFunc
+	loggingOut   atomic.Bool
 	advertising  sync.Mutex // held while the Services are told to the control server
 
 	mu           sync.Mutex
@@ -211,7 +214,7 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 	case "up":
 		return n.up(ctx)
 	case "logout":
-		return nil, n.lc.Logout(ctx)
+		return nil, n.logout(ctx)
 	case "status":
 		return n.status(ctx)
 	case "listen":
@@ -289,7 +292,7 @@ func (n *node) start(p startParams) error {
 	if err != nil {
 		return err
 	}
-	n.srv, n.lc = srv, lc
+	n.srv, n.lc, n.params = srv, lc, p
 	var watching context.Context
 	watching, n.stopWatching = context.WithCancel(context.Background())
 	go n.watch(watching)
@@ -321,11 +324,31 @@ func (n *node) up(ctx context.Context) (any, error) {
 	if _, err := n.srv.Up(ctx); err != nil {
 		// tsnet gives no error value for "the control server refused": its own words carry this mark.
 		if _, words, ok := strings.Cut(err.Error(), "backend: "); ok {
+			if strings.HasPrefix(words, "invalid key: ") {
+				words += ": an auth key is wrong, expired, or used up already; make a new one"
+			}
 			return nil, &rpcError{"TSNET_AUTH", words}
 		}
 		return nil, err
 	}
 	return n.status(ctx)
+}
+
+// logout gives the node key up, and asks for a new login as the start does. Logging out makes Tailscale forget its
+// preferences, the control server among them: left at that it would call on Tailscale's own.
+func (n *node) logout(ctx context.Context) error {
+	n.loggingOut.Store(true)
+	defer n.loggingOut.Store(false)
+	if err := n.lc.Logout(ctx); err != nil {
+		return err
+	}
+	prefs := ipn.NewPrefs()
+	prefs.Hostname, prefs.ControlURL, prefs.AdvertiseTags = n.params.Hostname, n.params.ControlURL, n.params.AdvertiseTags
+	prefs.WantRunning = true
+	if err := n.lc.Start(ctx, ipn.Options{UpdatePrefs: prefs}); err != nil {
+		return err
+	}
+	return n.lc.StartLoginInteractive(ctx)
 }
 
 // awaitRunning waits until the node is in the tailnet, as up does.

@@ -60,7 +60,8 @@ func (n *node) watch(ctx context.Context) {
 	defer w.Close()
 	var state ipn.State
 	var expiry *keyExpiry
-	var joined bool // has been in the tailnet since the start
+	var joined bool  // has been in the tailnet since the start
+	var keyless bool // the auth key has been found to be of no more use
 	for {
 		m, err := w.Next()
 		if err != nil {
@@ -70,9 +71,9 @@ func (n *node) watch(ctx context.Context) {
 			state = *m.State
 			emit(event{Event: "state", Value: state.String()})
 			joined = joined || state == ipn.Running
-			// tsnet asks for a login URL at its start alone. A key that expires later, or a node that is logged out at the
-			// control server, would be stranded with nothing to tell a person.
-			if state == ipn.NeedsLogin && joined {
+			// tsnet logs in at its start alone. A key that expires later, or a node that is logged out at the control server,
+			// would be stranded with nothing to tell a person. An auth key that is still good renews the login by itself.
+			if state == ipn.NeedsLogin && joined && !n.loggingOut.Load() {
 				if err := n.lc.StartLoginInteractive(ctx); err != nil {
 					log.Printf("tsnet: asking for a login URL: %v", err)
 				}
@@ -97,6 +98,17 @@ func (n *node) watch(ctx context.Context) {
 		}
 		if m.ErrMessage != nil && *m.ErrMessage != "" {
 			emit(event{Event: "message", Value: *m.ErrMessage})
+			// The backend would offer the auth key again and again: without it there is a URL.
+			if state == ipn.NeedsLogin && joined && !keyless {
+				keyless = true
+				err := n.lc.Start(ctx, ipn.Options{})
+				if err == nil {
+					err = n.lc.StartLoginInteractive(ctx)
+				}
+				if err != nil {
+					log.Printf("tsnet: asking for a login URL: %v", err)
+				}
+			}
 		}
 	}
 }
