@@ -9,6 +9,8 @@ import { splitHostPort } from './options.ts';
 const HEADER = 20;
 /** The most that UDP carries. */
 const MAX_DATAGRAM = 65535 - 8;
+/** The most that fits into one packet of IPv6: Tailscale's packet filter lets no IPv6 fragments through. */
+const MAX_IPV6 = 1280 - 40 - 8;
 /** Bytes on the way to the module beyond which datagrams are dropped, as a full socket buffer would. */
 const SEND_BUFFER = 1 << 20;
 
@@ -28,7 +30,8 @@ interface Events {
 
 /**
  * A UDP socket in the tailnet, shaped as a bound (or connected) node:dgram.Socket. Events: `message` (Buffer, RemoteInfo), `close`,
- * `error`. Datagrams may be lost, as UDP's always may; those above the tailnet's MTU (1,280 with headers) go in fragments.
+ * `error`. Datagrams may be lost, as UDP's always may. Those above the tailnet's MTU (1,280 with headers) go in fragments over IPv4; over IPv6, where
+ * Tailscale carries none, they are EMSGSIZE.
  */
 export class PacketSocket extends EventEmitter<Events> {
   private readonly conn: Conn;
@@ -70,7 +73,7 @@ export class PacketSocket extends EventEmitter<Events> {
 
   /**
    * Sends one datagram, from a socket made by listenPacket to an IP address of the tailnet. `done` is called when it is on its way
-   * to the network, or with the error that kept it from there: TSNET_OPTIONS, TSNET_CLOSED, or ENOBUFS when too many wait.
+   * to the network, or with the error that kept it from there: TSNET_OPTIONS, TSNET_CLOSED, EMSGSIZE, or ENOBUFS when too many wait.
    */
   send(message: string | Uint8Array, done?: (err: Error | null) => void): void;
   send(message: string | Uint8Array, port: number, address: string, done?: (err: Error | null) => void): void;
@@ -94,6 +97,7 @@ export class PacketSocket extends EventEmitter<Events> {
     if (this.conn.destroyed || this.conn.writableEnded) return new TsnetError('TSNET_CLOSED', 'the UDP socket is closed');
     if (bytes.length > MAX_DATAGRAM) return new TsnetError('TSNET_OPTIONS', `a datagram of ${bytes.length} bytes: ${MAX_DATAGRAM} at most`);
     if (!isIP(address)) return new TsnetError('TSNET_OPTIONS', `"${address}" is no IP address`);
+    if (isIPv6(address) && bytes.length > MAX_IPV6) return Object.assign(new Error(`send EMSGSIZE: ${bytes.length} bytes; ${MAX_IPV6} at most over IPv6`), { code: 'EMSGSIZE', syscall: 'send' });
     if (!Number.isInteger(port) || port < 1 || port > 65535) return new TsnetError('TSNET_OPTIONS', `port ${port}: use 1 to 65535`);
     if (this.conn.writableLength > SEND_BUFFER) return Object.assign(new Error('send ENOBUFS'), { code: 'ENOBUFS', syscall: 'send' });
     return undefined;

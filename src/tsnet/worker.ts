@@ -14,8 +14,12 @@ import type { ToUser, ToWorker, WorkerData } from './protocol.ts';
 
 const data = workerData as WorkerData;
 const port = parentPort!;
-const exit = (code: number, reason: string, error?: TsnetErrorCode): void =>
+/** The last message: the other thread ends this one when it comes. */
+function exit(code: number, reason: string, error?: TsnetErrorCode): void {
+  unlock();
+  if (data.dir === undefined) rmSync(dir, { recursive: true, force: true });
   port.postMessage([{ t: 'exit', code, reason, ...(error && { error }) }] satisfies ToUser[]);
+}
 
 // With a store of the caller's, a directory is for Tailscale's odds and ends alone.
 const dir = data.dir ?? mkdtempSync(path.join(os.tmpdir(), 'tsnet-'));
@@ -69,6 +73,4 @@ async function run(state: StateFile): Promise<void> {
 
 const state = stateFile();
 if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))); // EX_OSERR: it could not be started
-unlock();
-if (data.dir === undefined) rmSync(dir, { recursive: true, force: true });
 port.close();

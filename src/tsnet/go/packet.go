@@ -6,12 +6,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -122,7 +122,9 @@ func (n *node) dialPacket(ctx context.Context, id uint64, addr string) (any, err
 
 // handOverPackets joins UDP sockets of the tailnet to a new stream of the host's, which ends them.
 func (n *node) handOverPackets(socks []udpSock, write func([]byte, netip.AddrPort) error, meta streamMeta) error {
+	var closing atomic.Bool
 	closeAll := sync.OnceFunc(func() {
+		closing.Store(true)
 		for _, s := range socks {
 			s.close()
 		}
@@ -140,7 +142,7 @@ func (n *node) handOverPackets(socks []udpSock, write func([]byte, netip.AddrPor
 			for {
 				size, from, err := sock.read(buf[packetHeader:])
 				if err != nil {
-					if !errors.Is(err, net.ErrClosed) {
+					if !closing.Load() {
 						hostStreamReset(s.fd)
 					}
 					return
@@ -177,6 +179,7 @@ func (n *node) handOverPackets(socks []udpSock, write func([]byte, netip.AddrPor
 	})
 	go func() {
 		done.Wait()
+		s.CloseWrite()
 		s.Close()
 	}()
 	return nil

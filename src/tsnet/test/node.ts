@@ -6,7 +6,10 @@ import assert from 'node:assert/strict';
 import crypto from 'node:crypto';
 import { once } from 'node:events';
 import fs from 'node:fs';
+import http from 'node:http';
+import https from 'node:https';
 import net from 'node:net';
+import os from 'node:os';
 import readline from 'node:readline';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
@@ -31,7 +34,10 @@ const kit = {
   crypto,
   once,
   fs,
+  http,
+  https,
   net,
+  os,
   Readable,
   buffer,
   pipeline,
