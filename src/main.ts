@@ -10,6 +10,7 @@ const usage = `Usage: gatehouse COMMAND
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
+  reload           put a changed gatehouse.toml in force; no connection is dropped (as root)
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
   firewall apply   put Node-RED's list in force (gatehouse-firewall.service)
@@ -32,6 +33,7 @@ async function main (args: string[]): Promise<number> {
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
+    case 'reload': return await (await import('./cli/reload.ts')).runReload(paths())
     case 'metrics': return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'firewall':
       return rest.includes('apply')

@@ -1,6 +1,7 @@
 import { createServer } from 'node:http'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import { GatehouseError, reason } from '../config/errors.ts'
+import type { Reloaded } from '../cli/reload.ts'
 import type { Registry } from 'prom-client'
 import type { Logger } from './log.ts'
 import type { Problem } from './problems.ts'
@@ -22,17 +23,29 @@ export interface AdminTarget {
   registry: Registry
   /** Empties the cache of answers. */
   purge: () => { entries: number, bytes: number }
+  /** Takes the provisioned configuration over. Rejects with GatehouseError when it is wrong. */
+  reload: () => Promise<Reloaded>
 }
 
 /**
- * The admin socket: `GET /v1/status`; `POST /v1/cache/purge`; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
+ * The admin socket: `GET /v1/status`; `POST /v1/cache/purge`; `POST /v1/reload`, 422 for a configuration that is wrong; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
  * all; `/readyz`, 200 when a peer's request would reach Node-RED, else 503 with the reason. Who may connect is decided by the
  * socket's owner and mode.
  */
-export function createAdminServer ({ status, notReady, registry, purge }: AdminTarget, log: Logger): Server {
+export function createAdminServer ({ status, notReady, registry, purge, reload }: AdminTarget, log: Logger): Server {
   return serve(log, {
     '/v1/status': { GET: async () => ({ status: 200, body: await status() }) },
     '/v1/cache/purge': { POST: async () => ({ status: 200, body: purge() }) },
+    '/v1/reload': {
+      POST: async () => {
+        try {
+          return { status: 200, body: await reload() }
+        } catch (err) {
+          if (err instanceof GatehouseError) throw new HTTPError(422, err)
+          throw err
+        }
+      },
+    },
     '/metrics': { GET: async () => ({ status: 200, text: await registry.metrics(), type: registry.contentType }) },
     '/healthz': { GET: async () => ({ status: 200, text: 'ok\n' }) },
     '/readyz': {

@@ -28,6 +28,7 @@ import type { NodeOptions } from './node.ts'
 import { Problems } from './problems.ts'
 import type { Problem } from './problems.ts'
 import { createRedirectServer } from './redirect.ts'
+import { Reloader } from './reload.ts'
 import { listenOn } from './sockets.ts'
 import type { Where } from './sockets.ts'
 import type { GatewayStatus } from './status.ts'
@@ -54,6 +55,8 @@ export interface GatewayOptions {
   /** The process must end: the tailnet server died. */
   onFatal?: (err: Error) => void
   /** Reads what provisioning complains about; undefined when it does not. */
+  /** Reads the provisioned configuration, for a reload. Default: that of an empty file. */
+  load?: () => Promise<Config>
   configurationProblem?: () => Promise<string | undefined>
   /** See ProxyOptions. */
   headersTimeout?: number
@@ -71,6 +74,7 @@ export class Gateway {
   readonly delivery: Delivery
   readonly metrics: Metrics
   readonly guard: Guard
+  readonly reloader: Reloader
   #options: GatewayOptions
   #startedAt = new Date()
   #app: FastifyInstance | undefined
@@ -96,6 +100,12 @@ export class Gateway {
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
     this.upstream = new Upstream(options.nodeRed)
+    this.reloader = new Reloader({
+      log,
+      problems: this.problems,
+      load: options.load ?? (async () => defaults()),
+      apply: (config) => { this.configure(config) },
+    })
     this.guard = new Guard({
       log,
       tailnet: () => this.#node?.tailnet,
@@ -121,7 +131,7 @@ export class Gateway {
     const limited = new Counter({ name: 'gatehouse_limited_total', help: 'Connections and requests refused or ended by a limit.', labelNames: ['limit'], registers: [this.metrics.registry] })
     this.delivery.measure(this.metrics.registry)
     this.limits.onLimit = (limit) => { limited.inc({ limit }) }
-    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge() }, log)
+    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge(), reload: async () => await this.reloader.reload() }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
       problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
@@ -168,8 +178,15 @@ export class Gateway {
     this.#say()
   }
 
+  /** True unless the node has started and does not answer any more. For the watchdog. */
+  async alive (): Promise<boolean> {
+    await this.#node?.tailnet?.status()
+    return true
+  }
+
   /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits' | 'cache'>): void {
+  configure (config: Pick<Config, 'limits' | 'cache' | 'access'>): void {
+    this.guard.settings = config.access
     this.limits.settings = config.limits
     this.delivery.settings = config.cache
     if (this.#app !== undefined) applyTo(this.#app.server as Server, config.limits)

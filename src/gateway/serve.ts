@@ -46,6 +46,7 @@ export async function runServe (paths: Paths): Promise<number> {
       log.fatal({ code: 'GH_TAILNET_DIED' }, `the tailnet node died: ${reason(err)}. The gateway starts anew`)
       end(1)
     },
+    load: async () => await loadConfig(paths.config),
     configurationProblem: async () => {
       const text = await readFile(paths.problem, 'utf8').catch(() => '')
       return text.trim() === '' ? undefined : text.trim()
@@ -67,6 +68,12 @@ export async function runServe (paths: Paths): Promise<number> {
     return 1
   }
   notifier.ready()
+  notifier.watch(async () => await gateway.alive())
+  process.on('SIGHUP', () => {
+    notifier.reloading()
+    // A configuration that is refused is in status and log; the service goes on, so it is ready again either way.
+    gateway.reloader.reload().catch(() => {}).finally(() => { notifier.ready() })
+  })
   log.info({ version, node: process.version }, 'gatehouse is up')
   void join(gateway, paths).catch((err: unknown) => {
     log.fatal({ code: 'GH_INTERNAL', err }, `the gateway failed: ${reason(err)}`)
@@ -75,6 +82,7 @@ export async function runServe (paths: Paths): Promise<number> {
 
   const code = await ended
   notifier.status('closing')
+  await notifier.stopping()
   // What does not close by then is cut: systemd would only kill it later.
   const late = setTimeout(() => {
     log.warn('not closed within 10 s')
@@ -89,11 +97,10 @@ export async function runServe (paths: Paths): Promise<number> {
 async function join (gateway: Gateway, paths: Paths): Promise<void> {
   for (;;) {
     try {
-      const config = await loadConfig(paths.config)
       const authKey = await readAuthKey(paths.credentials)
-      gateway.guard.settings = config.access
-      gateway.problems.clear('configuration', 'the configuration is read')
-      gateway.configure(config)
+      // Puts it in force, and is the measure of what a later reload changes.
+      await gateway.reloader.reload()
+      const config = await loadConfig(paths.config)
       // Loaded here: the module is large, and sockets and status must not wait for it.
       const { Server } = await import('@gatehouse/tsnet')
       const { hostname, controlURL } = config.tailnet
