@@ -1,6 +1,6 @@
 /** The package as it is published, used by the README's example, word for word. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
@@ -34,6 +34,18 @@ test('the example of the README runs', async () => {
   });
   assert.match((await drain(stream)).toString(), new RegExp(`^Hello \\S+@\\S+, this is hello\\.${lab.ready.suffix}\n$`));
   assert.equal(stderr, '');
+});
+
+test('a Node.js without JSPI gets one clear error at import', async (t) => {
+  const older = execFileSync('which', ['-a', 'node'], { encoding: 'utf8', env: { ...process.env, PATH: `${process.env.PATH}:/usr/bin` } })
+    .split('\n')
+    .filter(Boolean)
+    .find((node) => Number(/^v(\d+)/.exec(execFileSync(node, ['--version'], { encoding: 'utf8' }))?.[1]) < 25);
+  if (!older) return t.skip('there is no Node.js below 25 on the PATH');
+  await writeFile(path.join(dir, 'import.mjs'), "await import('@gatehouse/tsnet').then(() => console.log('imported'), (e) => console.log(e.name, e.code, e.message));\n");
+  const { stdout, stderr } = spawnSync(older, ['import.mjs'], { cwd: dir, encoding: 'utf8' });
+  assert.match(stdout, /^TsnetError TSNET_NODE_VERSION .*JSPI, which Node\.js v\d+\.\d+\.\d+ lacks: use Node\.js 26\.1 or later\n$/, stderr);
+  t.diagnostic(stdout.trim());
 });
 
 test('its types are complete', async () => {
