@@ -163,7 +163,7 @@ export class Ledger {
     const most = Math.min(longest.most, Math.max(longest.least, lifetime * longest.part))
     const full = Math.min(most, first[failures[code]] * 2 ** Math.min(count - 1, 20))
     // Up to a quarter later: a fleet that failed together must not come back together.
-    return full * (1 + Math.random() / 4)
+    return Math.ceil(full * (1 + Math.random() / 4))
   }
 
   #entry (name: string): Entry | undefined {

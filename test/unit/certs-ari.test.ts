@@ -215,6 +215,26 @@ for (const [lifetime, step, said] of [[90 * day, 12 * hour, true], [90 * day, 12
   })
 }
 
+test('a certificate that lives for hours is not waited for as long as one of months', async () => {
+  const longest = async (lifetime: number): Promise<number> => {
+    const agent = new Agent()
+    agent.lifetime = lifetime
+    await agent.run()
+    agent.now += lifetime
+    agent.during = async () => { throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait') }
+    let wait = 0
+    for (let round = 0; round < 8; round++) {
+      const { next } = await agent.run()
+      wait = Math.max(wait, Date.parse(next!) - agent.now)
+      agent.now = Date.parse(next!)
+    }
+    return wait
+  }
+  const [short, long] = [await longest(4 * hour), await longest(90 * day)]
+  assert.ok(short >= 20 * minute && short <= 25 * minute, `${short / minute} minutes`)
+  assert.ok(long >= 12 * hour && long <= 15 * hour, `${long / hour} hours`)
+})
+
 test('validations: never more than the authority counts in an hour, however often it is started or cut short', async () => {
   const agent = new Agent()
   // A power cut the moment validation was asked for: nothing after that is written down.
