@@ -10,6 +10,8 @@ const usage = `Usage: gatehouse COMMAND
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
+  doctor [--json]  check every link from the clock to Node-RED, name cause and cure (as root);
+                   exit code 0: nothing is broken, 1: something is, 2: the gateway does not answer
   reload           put a changed gatehouse.toml in force; no connection is dropped (as root)
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
@@ -23,7 +25,7 @@ Reference: docs/architecture.md
 /** Commands load only what they need: start-up time counts on an SD card. */
 async function main (args: string[]): Promise<number> {
   const [command, ...rest] = args
-  const extra = rest.filter((arg) => !(command === 'status' && arg === '--json') && !(command === 'cache' && arg === 'purge') && !(command === 'firewall' && arg === 'apply'))
+  const extra = rest.filter((arg) => !((command === 'status' || command === 'doctor') && arg === '--json') && !(command === 'cache' && arg === 'purge') && !(command === 'firewall' && arg === 'apply'))
   if (extra.length > 0) {
     process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
     return 64
@@ -33,6 +35,7 @@ async function main (args: string[]): Promise<number> {
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
+    case 'doctor': return await (await import('./cli/doctor.ts')).runDoctor(paths(), { json: rest.includes('--json') })
     case 'reload': return await (await import('./cli/reload.ts')).runReload(paths())
     case 'metrics': return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'firewall':

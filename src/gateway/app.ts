@@ -17,6 +17,8 @@ import { measure } from './metrics.ts'
 import type { Metrics } from './metrics.ts'
 import { sendError } from './pages.ts'
 import { proxy } from './proxy.ts'
+import type { GatewayStatus } from './status.ts'
+import { statusPage } from './status-page.ts'
 import type { Upstream } from './upstream.ts'
 import { websocket } from './websocket.ts'
 
@@ -29,6 +31,8 @@ export interface AppOptions {
   delivery: Delivery
   names: Names
   guard: Guard
+  /** For the status page. */
+  status: () => Promise<GatewayStatus>
   /** See ProxyOptions. */
   headersTimeout?: number
 }
@@ -37,7 +41,7 @@ export interface AppOptions {
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, limits, delivery, names, guard, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, upstream, limits, delivery, names, guard, status, headersTimeout }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -76,6 +80,7 @@ export async function createApp ({ log, metrics, upstream, limits, delivery, nam
   await app.register(hygiene, { names })
   await app.register(limitRequests, { limits })
   await app.register(authorize, { guard })
+  await app.register(statusPage, { status })
   await app.register(websocket, { upstream, metrics })
   await app.register(deliver, { delivery })
   await app.register(proxy, { upstream, delivery, ...(headersTimeout === undefined ? {} : { headersTimeout }) })

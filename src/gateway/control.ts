@@ -3,6 +3,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import { GatehouseError, reason } from '../config/errors.ts'
 import type { Reloaded } from '../cli/reload.ts'
 import type { Registry } from 'prom-client'
+import type { Check } from './doctor.ts'
 import type { Logger } from './log.ts'
 import type { Problem } from './problems.ts'
 import type { GatewayStatus } from './status.ts'
@@ -23,19 +24,21 @@ export interface AdminTarget {
   registry: Registry
   /** Empties the cache of answers. */
   purge: () => { entries: number, bytes: number }
+  doctor: () => Promise<Check[]>
   /** Takes the provisioned configuration over. Rejects with GatehouseError when it is wrong. */
   reload: () => Promise<Reloaded>
 }
 
 /**
- * The admin socket: `GET /v1/status`; `POST /v1/cache/purge`; `POST /v1/reload`, 422 for a configuration that is wrong; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
+ * The admin socket: `GET /v1/status`; `GET /v1/doctor`; `POST /v1/cache/purge`; `POST /v1/reload`, 422 for a configuration that is wrong; `/metrics` in Prometheus's text format; `/healthz`, 200 as long as the process answers at
  * all; `/readyz`, 200 when a peer's request would reach Node-RED, else 503 with the reason. Who may connect is decided by the
  * socket's owner and mode.
  */
-export function createAdminServer ({ status, notReady, registry, purge, reload }: AdminTarget, log: Logger): Server {
+export function createAdminServer ({ status, notReady, registry, purge, doctor, reload }: AdminTarget, log: Logger): Server {
   return serve(log, {
     '/v1/status': { GET: async () => ({ status: 200, body: await status() }) },
     '/v1/cache/purge': { POST: async () => ({ status: 200, body: purge() }) },
+    '/v1/doctor': { GET: async () => ({ status: 200, body: await doctor() }) },
     '/v1/reload': {
       POST: async () => {
         try {

@@ -18,6 +18,8 @@ import { Cache } from './cache.ts'
 import { Certificates } from './certificates.ts'
 import { createAdminServer, createCertsServer } from './control.ts'
 import { Delivery } from './deliver.ts'
+import { examine } from './doctor.ts'
+import type { Check } from './doctor.ts'
 import { acceptTLS } from './front.ts'
 import { Guard } from './guard.ts'
 import { Limits, applyTo } from './limits.ts'
@@ -79,6 +81,7 @@ export class Gateway {
   #startedAt = new Date()
   #app: FastifyInstance | undefined
   #node: Node | undefined
+  #controlURL: string | undefined
   #redirect: Server
   #admin: Server
   #certs: Server
@@ -131,7 +134,7 @@ export class Gateway {
     const limited = new Counter({ name: 'gatehouse_limited_total', help: 'Connections and requests refused or ended by a limit.', labelNames: ['limit'], registers: [this.metrics.registry] })
     this.delivery.measure(this.metrics.registry)
     this.limits.onLimit = (limit) => { limited.inc({ limit }) }
-    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge(), reload: async () => await this.reloader.reload() }, log)
+    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge(), doctor: async () => await this.examine(), reload: async () => await this.reloader.reload() }, log)
     this.#certs = createCertsServer({
       names: () => this.#node?.names ?? [],
       problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
@@ -164,6 +167,7 @@ export class Gateway {
       metrics: this.metrics,
       upstream,
       guard: this.guard,
+      status: async () => await this.status(),
       limits: this.limits,
       delivery: this.delivery,
       names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
@@ -176,6 +180,21 @@ export class Gateway {
     this.#timer = setInterval(() => { void this.#judgeCertificates() }, 60_000)
     this.#timer.unref()
     this.#say()
+  }
+
+  /** For `gatehouse doctor`: what only the gateway can check. */
+  async examine (): Promise<Check[]> {
+    await this.#node?.look()
+    return await examine({
+      node: this.#node,
+      controlURL: this.#controlURL,
+      certificates: this.certificates,
+      upstream: this.upstream,
+      guard: this.guard,
+      problems: this.problems,
+      channelKey: this.#options.channelKey,
+      serving: this.#https !== undefined,
+    })
   }
 
   /** True unless the node has started and does not answer any more. For the watchdog. */
@@ -196,6 +215,7 @@ export class Gateway {
   async join (options: Omit<NodeOptions, 'problems' | 'log'>): Promise<void> {
     const node = new Node({ ...options, problems: this.problems, log: this.#options.log })
     this.#node = node
+    this.#controlURL = options.controlURL
     node.on('fatal', (err: Error) => { this.#options.onFatal?.(err) })
     node.on('status', () => {
       this.certificates.want(node.names)

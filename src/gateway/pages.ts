@@ -7,6 +7,14 @@ import { GatehouseError } from '../config/errors.ts'
  * @param lines something to copy, shown as it is
  */
 export function errorPage (status: number, title: string, message: string, cure: string, lines?: string): string {
+  return page(title, `<h1>${escape(title)}</h1>
+<p>${escape(message)}.</p>
+<p>${escape(cure)}.</p>
+${lines === undefined ? '' : `<pre>${escape(lines)}</pre>\n`}<p><small>${status} · gatehouse</small></p>`)
+}
+
+/** A whole page around HTML of ours. */
+export function page (title: string, body: string): string {
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -14,16 +22,13 @@ export function errorPage (status: number, title: string, message: string, cure:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>${escape(title)}</title>
 <style>
-body{font:17px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1.5rem;color:#222;background:#fafafa}
+body{font:17px/1.5 system-ui,sans-serif;max-width:44rem;margin:12vh auto;padding:0 1.5rem;color:#222;background:#fafafa}
 h1{font-size:1.5rem;margin-bottom:.5rem}p{margin:.5rem 0}pre{overflow:auto;padding:1rem;background:#8881;font:14px/1.4 monospace}small{color:#777}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}small{color:#999}}
 </style>
 </head>
 <body>
-<h1>${escape(title)}</h1>
-<p>${escape(message)}.</p>
-<p>${escape(cure)}.</p>
-${lines === undefined ? '' : `<pre>${escape(lines)}</pre>\n`}<p><small>${status} · gatehouse</small></p>
+${body}
 </body>
 </html>
 `
@@ -49,6 +54,7 @@ export async function sendError (request: FastifyRequest, reply: FastifyReply, s
   return await reply.type('text/html; charset=utf-8').send(errorPage(status, title, error.message, error.cure, lines))
 }
 
-function escape (text: string): string {
+/** Text as HTML. */
+export function escape (text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
 }

@@ -1,0 +1,112 @@
+import { execFile } from 'node:child_process'
+import { readFile, statfs } from 'node:fs/promises'
+import { promisify } from 'node:util'
+import { reason } from '../config/errors.ts'
+import type { Paths } from '../config/paths.ts'
+import { builtAt } from '../config/version.ts'
+import type { Check } from '../gateway/doctor.ts'
+import { call, unreachable } from './client.ts'
+
+const run = promisify(execFile)
+
+/** Less than this is too little for an update, a journal and Node-RED's flows. Bytes. */
+const lowSpace = 100 * 2 ** 20
+
+/**
+ * `gatehouse doctor`: looks at every link of the chain from clock to Node-RED, and says of each that is broken what it is and what
+ * to do.
+ *
+ * @returns 0 nothing is broken, 1 something is, 2 the gateway cannot be reached (the rest is looked at all the same)
+ */
+export async function runDoctor (paths: Paths, { json }: { json: boolean }): Promise<number> {
+  const checks = [await configuration(paths), await clock(), await disk(paths), await firewall(), ...await units()]
+  let reached = true
+  try {
+    const { status, body } = await call(paths.admin, 'GET', '/v1/doctor', undefined, 60_000)
+    if (status !== 200) throw new Error(`it answers ${status}`)
+    checks.push(...body as Check[])
+  } catch (err) {
+    const { message, cure } = unreachable(err, paths.admin)
+    checks.push({ name: 'gateway', result: 'fail', found: `it cannot be asked: ${message}`, cure })
+    reached = false
+  }
+  process.stdout.write(json ? `${JSON.stringify(checks, undefined, 2)}\n` : report(checks))
+  return !reached ? 2 : checks.some(({ result }) => result === 'fail') ? 1 : 0
+}
+
+/** The findings for a person. */
+export function report (checks: Check[]): string {
+  const marks = { ok: 'ok  ', warn: 'WARN', fail: 'FAIL', skip: '-   ' }
+  const width = Math.max(...checks.map(({ name }) => name.length))
+  const lines = checks.flatMap(({ name, result, found, cure }) => [
+    `${marks[result]} ${name.padEnd(width)}  ${found}`,
+    ...cure === undefined ? [] : cure.split('\n').map((line, index) => `     ${' '.repeat(width)}  ${index === 0 ? '→ ' : '  '}${line}`),
+  ])
+  const bad = checks.filter(({ result }) => result === 'fail' || result === 'warn').length
+  return `${lines.join('\n')}\n\n${bad === 0 ? 'Nothing is wrong.' : `${bad} of ${checks.length} need attention.`}\n`
+}
+
+async function configuration (paths: Paths): Promise<Check> {
+  const problem = (await readFile(paths.problem, 'utf8').catch(() => '')).trim()
+  return problem === ''
+    ? { name: 'configuration', result: 'ok', found: 'gatehouse.toml was taken over' }
+    : { name: 'configuration', result: 'fail', found: problem, cure: 'Change gatehouse.toml on the card\'s first partition, then run gatehouse reload or restart the device' }
+}
+
+async function clock (): Promise<Check> {
+  const now = new Date()
+  const cure = 'Check the network and that it lets NTP (UDP port 123) out: timedatectl timesync-status'
+  if (now < builtAt) return { name: 'clock', result: 'fail', found: `it says ${now.toISOString()}, which is before this program was built`, cure }
+  try {
+    const { stdout } = await run('timedatectl', ['show', '--property=NTPSynchronized', '--value'], { timeout: 10_000 })
+    if (stdout.trim() === 'yes') return { name: 'clock', result: 'ok', found: `set from the network, ${now.toISOString()}` }
+    return { name: 'clock', result: 'warn', found: `not set from the network yet; it says ${now.toISOString()}`, cure }
+  } catch (err) {
+    return { name: 'clock', result: 'skip', found: `it says ${now.toISOString()}; whether it is set from the network cannot be asked: ${firstLine(err)}` }
+  }
+}
+
+async function disk (paths: Paths): Promise<Check> {
+  const places = [paths.tls, '/var']
+  for (const place of places) {
+    try {
+      const { bsize, bavail, blocks, ffree, files } = await statfs(place)
+      const free = bsize * bavail
+      const found = `${(free / 2 ** 20).toFixed(0)} MiB free of ${(bsize * blocks / 2 ** 20).toFixed(0)}`
+      const cure = 'Look at what is large: du -xsh /var/lib/* /var/log/*. Flows that write files are the usual cause'
+      if (files > 0 && ffree < 1000) return { name: 'disk', result: 'fail', found: `${found}, but room for only ${ffree} more files`, cure }
+      return free < lowSpace ? { name: 'disk', result: free < lowSpace / 10 ? 'fail' : 'warn', found, cure } : { name: 'disk', result: 'ok', found }
+    } catch {
+      continue
+    }
+  }
+  return { name: 'disk', result: 'skip', found: '/var cannot be looked at' }
+}
+
+async function firewall (): Promise<Check> {
+  try {
+    const { stdout } = await run('nft', ['-j', 'list', 'ruleset'], { timeout: 10_000, maxBuffer: 16 * 2 ** 20 })
+    const chains = (JSON.parse(stdout) as { nftables: Array<{ chain?: { hook?: string, policy?: string, table: string } }> }).nftables.flatMap(({ chain }) => chain?.hook === undefined ? [] : [chain])
+    const open = (['input', 'forward', 'output'] as const).filter((hook) => !chains.some((chain) => chain.hook === hook && chain.policy === 'drop'))
+    if (open.length === 0) return { name: 'firewall', result: 'ok', found: 'input, forward and output drop what is not allowed' }
+    return { name: 'firewall', result: 'fail', found: `no chain drops by default for ${open.join(', ')}`, cure: 'Run systemctl restart nftables, and look at journalctl -u nftables' }
+  } catch (err) {
+    return { name: 'firewall', result: 'skip', found: `it cannot be looked at: ${firstLine(err)}`, cure: 'Run it with sudo' }
+  }
+}
+
+async function units (): Promise<Check[]> {
+  try {
+    const { stdout } = await run('systemctl', ['list-units', '--failed', '--plain', '--no-legend', '--no-pager'], { timeout: 10_000 })
+    const failed = stdout.split('\n').map((line) => line.trim().split(/\s+/, 1)[0]!).filter((name) => name !== '')
+    if (failed.length === 0) return [{ name: 'services', result: 'ok', found: 'none has failed' }]
+    return [{ name: 'services', result: 'fail', found: `failed: ${failed.join(', ')}`, cure: `Look at journalctl -u ${failed[0]}` }]
+  } catch (err) {
+    return [{ name: 'services', result: 'skip', found: `systemd cannot be asked: ${firstLine(err)}` }]
+  }
+}
+
+function firstLine (err: unknown): string {
+  const { code, stderr } = err as { code?: unknown, stderr?: string }
+  return code === 'ENOENT' ? 'the program for it is not there' : (stderr?.trim() || reason(err)).split('\n', 1)[0]!
+}
