@@ -26,6 +26,7 @@ image-amd64 image-arm64: image-%: app
 
 test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
+	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm
 

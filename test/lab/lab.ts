@@ -638,10 +638,14 @@ export class LabClient {
    * The client verifies the origin against `roots` (default: the lab's ACME authority). Port 0 picks one. Returns the URL.
    */
   async browse(origin: string, options: { port?: number; roots?: string } = {}): Promise<string> {
+    return `http://127.0.0.1:${await this.#lab.forward(await this.proxy(origin, options.roots), options.port)}/`
+  }
+
+  /** The same on a unix socket: what {@link browse} puts a port in front of. */
+  async proxy(origin: string, roots = this.#lab.ready.acmeRoots): Promise<string> {
     const socket = path.join(this.dir, `browser-${++this.#browsers}.sock`)
-    const roots = options.roots ?? this.#lab.ready.acmeRoots
     await this.#json('POST', '/browser', { body: JSON.stringify({ socket, origin, roots }) })
-    return `http://127.0.0.1:${await this.#lab.forward(socket, options.port)}/`
+    return socket
   }
 
   /** Loads a node of bench/tsnet.ts: see load.go for the kinds. `ms` is how long, of down, up and rtt. */
