@@ -118,6 +118,42 @@ test('a module without memory left is TSNET_DIED too', async () => {
   assert.equal(await node.end(), 0);
 });
 
+test('a Go panic is TSNET_DIED with its cause, and the directory is free for a new Server', async () => {
+  const node = await WasmNode.process(lab, { hostname: 'panicking' });
+  await node.make({ env: { TS_DEBUG_PANIC_MACHINE_KEY: 'true' } });
+  const err = await node.fails((k) => k.server.up());
+  assert.equal(err.code, 'TSNET_DIED');
+  assert.match(err.message, /panic: machine key generated/);
+  assert.deepEqual(await node.run((k) => k.events.filter(([n]) => n === 'close')), [['close', '']]);
+  assert.equal((await node.up()).backendState, 'Running');
+  await node.run((k) => k.server.close());
+  assert.equal(await node.end(), 0);
+});
+
+test('out of memory under load: connections reset, one TSNET_DIED, and a new Server is the same node', async () => {
+  // 64 KiB a page: room to join, not for thousands of connections with unread bytes.
+  const node = await WasmNode.process(lab, { hostname: 'hungry', flags: ['--wasm-max-mem-pages=1300'] });
+  await node.up();
+  const got = await node.run(async (k, ip) => {
+    const ended = new Promise((resolve) => k.server.on('close', () => resolve(0))); // once() would reject with the error
+    const codes = new Set<string>();
+    void (async () => {
+      for (let i = 0; i < 4000 && k.events.every(([n]) => n !== 'close'); i++) {
+        const c = await k.server.dial(ip, 7).catch((e) => void codes.add(e.code));
+        c?.on('error', (e) => codes.add((e as NodeJS.ErrnoException).code!)).pause().write(Buffer.alloc(512 << 10));
+      }
+    })();
+    await ended;
+    await k.sleep(50);
+    return { codes: [...codes], errors: k.events.filter(([n]) => n === 'error') };
+  }, peerIP);
+  assert.equal(got.errors.length <= 1, true);
+  assert.ok(got.codes.includes('ECONNRESET') || got.codes.includes('TSNET_DIED'), got.codes.join());
+  assert.equal((await node.up({ authKey: '' })).self?.id, node.status.self?.id);
+  await node.run((k) => k.server.close());
+  assert.equal(await node.end(), 0);
+});
+
 test('nothing left the lab', async () => {
   assert.equal(await lab.leaked(), 0, JSON.stringify(await lab.leaks()));
 });
