@@ -132,17 +132,18 @@ test('a Go panic is TSNET_DIED with its cause, and the directory is free for a n
 
 test('out of memory under load: connections reset, one TSNET_DIED, and a new Server is the same node', async () => {
   // 64 KiB a page: room to join, not for thousands of connections with unread bytes.
-  const node = await WasmNode.process(lab, { hostname: 'hungry', flags: ['--wasm-max-mem-pages=1300'] });
+  const node = await WasmNode.process(lab, { hostname: 'hungry', flags: ['--wasm-max-mem-pages=1200'] });
   await node.up();
   const got = await node.run(async (k, ip) => {
     const ended = new Promise((resolve) => k.server.on('close', () => resolve(0))); // once() would reject with the error
     const codes = new Set<string>();
-    void (async () => {
-      for (let i = 0; i < 4000 && k.events.every(([n]) => n !== 'close'); i++) {
+    const more = async (): Promise<void> => {
+      while (k.events.every(([n]) => n !== 'close')) {
         const c = await k.server.dial(ip, 7).catch((e) => void codes.add(e.code));
-        c?.on('error', (e) => codes.add((e as NodeJS.ErrnoException).code!)).pause().write(Buffer.alloc(512 << 10));
+        c?.on('error', (e) => codes.add((e as NodeJS.ErrnoException).code!)).pause().write(Buffer.alloc(256 << 10));
       }
-    })();
+    };
+    for (let i = 0; i < 30; i++) void more();
     await ended;
     await k.sleep(50);
     return { codes: [...codes], errors: k.events.filter(([n]) => n === 'error') };

@@ -194,11 +194,11 @@ test('a listener closed takes no more; what is open stays', async () => {
 test('resets at random leave nothing open', async () => {
   await a.run(async (k, ip) => {
     await Promise.all(
-      Array.from({ length: 100 }, async (_, i) => {
+      Array.from({ length: 200 }, async (_, i) => {
         const c = await k.server.dial(ip, 7);
         c.on('error', () => {});
         c.write(k.pattern(1 + i * 1000));
-        await k.sleep(i % 7);
+        await k.sleep(Math.random() * 20);
         c.destroy();
       }),
     );
