@@ -1,12 +1,9 @@
 #!/bin/sh
-# Builds build/tsnet.wasm: the pinned Tailscale module, the patch series over it, our shim, compiled to wasip1.
+# Builds build/tsnet.wasm: the pinned modules of Tailscale, the patch series over them, our shim, compiled to wasip1.
 # Needs: go (any version that can fetch the one go.mod names), patch. TSNET_NAMES=1 keeps Go's names, for profiles.
 set -eu
 cd "$(dirname "$0")"
 export GOTOOLCHAIN="${GATEHOUSE_GOTOOLCHAIN:-$(sed -n 's/^toolchain //p' go/go.mod)}" GOFLAGS="" GOWORK=off CGO_ENABLED=0
-version=$(sed -n 's/^\ttailscale.com //p' go/go.mod)
-sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
-
 # What a tailnet service does not need; each tag takes its code out (tailscale.com/feature/featuretags).
 omit="ace appconnectors aws advertiseexitnode bakedroots bird captiveportal capture cli colorable cliconndiag
 clientmetrics clientupdate cloud completion completion_scripts conn25 dbus debug debugeventbus debugportmapper
@@ -16,22 +13,30 @@ remoteconfig resolved routecheck runtimemetrics sdnotify ssh synology syslog sys
 tundevstats useexitnode usermetrics useproxy wakeonlan webbrowser webclient"
 tags=$(for t in $omit; do printf 'ts_omit_%s,' "$t"; done)
 
-key=$(cat build.sh patches/*.patch | sha256sum | cut -c1-16)
-if [ "$(cat build/tailscale.com/.gatehouse-key 2>/dev/null)" != "$key" ]; then
-  rm -rf build/tailscale.com build/tmp
+# Makes build/NAME: the pinned module PATH, whose checksum is SUM, with the series in PATCHES over it. go/go.mod replaces the module by it.
+unpack() { # NAME PATH SUM PATCHES
+  key=$(cat build.sh "$4"/*.patch | sha256sum | cut -c1-16)
+  [ "$(cat "build/$1/.gatehouse-key" 2>/dev/null)" != "$key" ] || return 0
+  version=$(sed -n "s|^\t$2 \(v[^ ]*\).*|\1|p" go/go.mod)
+  rm -rf "build/$1" build/tmp
   mkdir -p build/tmp
   # Outside our module: there the module is replaced by the copy that this makes.
-  (cd build/tmp && echo 'module tmp' > go.mod && go mod download -json "tailscale.com@$version" > module.json)
+  (cd build/tmp && echo 'module tmp' > go.mod && go mod download -json "$2@$version" > module.json)
   got=$(sed -n 's/.*"Sum": "\(.*\)".*/\1/p' build/tmp/module.json)
-  [ "$got" = "$sum" ] || { echo "tsnet: tailscale.com@$version has the sum '$got', not '$sum' as pinned in build.sh" >&2; exit 1; }
-  cp -r "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' build/tmp/module.json)" build/tailscale.com
-  chmod -R u+w build/tailscale.com
-  for p in patches/*.patch; do
-    patch -s -p1 -d build/tailscale.com < "$p" || { echo "tsnet: $p does not apply to tailscale.com@$version" >&2; exit 1; }
+  [ "$got" = "$3" ] || { echo "tsnet: $2@$version has the sum '$got', not '$3' as pinned in build.sh" >&2; exit 1; }
+  cp -r "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' build/tmp/module.json)" "build/$1"
+  chmod -R u+w "build/$1"
+  for p in "$4"/*.patch; do
+    patch -s -p1 -d "build/$1" < "$p" || { echo "tsnet: $p does not apply to $2@$version" >&2; exit 1; }
   done
   rm -rf build/tmp
-  echo "$key" > build/tailscale.com/.gatehouse-key
-fi
+  echo "$key" > "build/$1/.gatehouse-key"
+}
+# ./bump sets the first of these; a new Tailscale may want another wireguard-go, whose sum this script then asks for.
+sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
+wireguard_sum="h1:CnIEL2n7Xql6Ux1k+Vu5S5ubDHCT/kxFgkKCY8FjefU="
+unpack tailscale.com tailscale.com "$sum" patches
+unpack wireguard-go github.com/tailscale/wireguard-go "$wireguard_sum" patches-wireguard
 strip=' -s'; [ -z "${TSNET_NAMES:-}" ] || strip=''
 (cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags="-w$strip" -o ../build/tsnet.wasm.new .)
 mv build/tsnet.wasm.new build/tsnet.wasm

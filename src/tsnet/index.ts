@@ -9,5 +9,5 @@ export { TsnetError, type TsnetErrorCode } from './errors.ts';
 export { Listener } from './listener.ts';
 export { PacketSocket, type RemoteInfo } from './packet.ts';
 export { Server, type WaitOptions } from './server.ts';
-export type { HealthWarning, KeyExpiry, NodeStatus, ServerOptions, StateStore, Stats, Status, WhoIs } from './types.ts';
+export type { HealthWarning, KeyExpiry, Network, NodeStatus, ServerOptions, StateStore, Stats, Status, WhoIs } from './types.ts';
 export type { Notice } from './watch.ts';

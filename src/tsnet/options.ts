@@ -1,7 +1,8 @@
 /** From the options and the environment to what the shim is started with. Precedence is tsnet's (tailscale.com/tsnet, "Authentication"). */
+import { isBuiltin } from 'node:module';
 import { TsnetError } from './errors.ts';
 import type { StartParams } from './protocol.ts';
-import type { ServerOptions } from './types.ts';
+import type { Network, ServerOptions } from './types.ts';
 
 /** What the options say, completed by the environment. As with tsnet an empty string is as good as none. */
 export function startParams(options: ServerOptions, env: NodeJS.ProcessEnv): Omit<StartParams, 'rootsPEM' | 'ownStore' | 'state' | 'stateFile'> {
@@ -29,6 +30,16 @@ export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Recor
   };
 }
 
+/** How packets are to leave the process. Throws TSNET_OPTIONS for what is no way. */
+export function network(options: ServerOptions, env: NodeJS.ProcessEnv): Network {
+  const asked = options.network || env.TSNET_NETWORK || 'auto';
+  if (asked !== 'auto' && asked !== 'ffi' && asked !== 'node') throw new TsnetError('TSNET_OPTIONS', `network "${asked}" is none of auto, ffi, node`);
+  // The worker thread has flags of its own: --no-experimental-ffi of this process is for all of it.
+  if (asked === 'node' || isBuiltin('node:ffi')) return asked;
+  if (asked === 'ffi') throw new TsnetError('TSNET_OPTIONS', 'network "ffi" needs a Node.js with node:ffi; "auto" takes what there is');
+  return 'node';
+}
+
 /** Throws TSNET_OPTIONS for what cannot work, before anything is started. */
 export function checkOptions(options: ServerOptions): void {
   const refuse = (message: string): never => {
@@ -40,6 +51,7 @@ export function checkOptions(options: ServerOptions): void {
   for (const tag of options.advertiseTags ?? []) {
     if (!/^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(tag)) refuse(`advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes that begins with a letter`);
   }
+  network(options, process.env);
   if (options.controlURL) {
     const url = URL.parse(options.controlURL);
     if (!url || !/^https?:$/.test(url.protocol)) refuse(`controlURL "${options.controlURL}": use an http or https URL`);

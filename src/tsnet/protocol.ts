@@ -1,6 +1,6 @@
 /** What the worker thread and the thread that uses the bindings say to one another. */
 import type { TsnetErrorCode } from './errors.ts';
-import type { CommonOptions, Stats } from './types.ts';
+import type { CommonOptions, Network, Stats } from './types.ts';
 
 /** Given to the worker when it is made. */
 export interface WorkerData {
@@ -9,11 +9,12 @@ export interface WorkerData {
   dir: string | undefined;
   /** The state is the caller's to keep, not in the directory. */
   ownStore: boolean;
+  network: Network;
   env: Record<string, string>;
 }
 
 /** Parameters of the shim's `start` (../go/main.go, startParams). */
-export type StartParams = Required<Omit<CommonOptions, 'env' | 'caFile'>> & {
+export type StartParams = Required<Omit<CommonOptions, 'env' | 'caFile' | 'network'>> & {
   rootsPEM: string;
   stateFile: string;
   ownStore: boolean;

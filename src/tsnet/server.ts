@@ -10,7 +10,7 @@ import { Conn } from './conn.ts';
 import { TsnetError, type TsnetErrorCode } from './errors.ts';
 import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent } from './http.ts';
 import { Listener } from './listener.ts';
-import { checkOptions, checkPort, joinHostPort, moduleEnv, splitHostPort, startParams } from './options.ts';
+import { checkOptions, checkPort, joinHostPort, moduleEnv, network, splitHostPort, startParams } from './options.ts';
 import { PacketSocket } from './packet.ts';
 import type { StartParams, StreamMessage, StreamMeta, ToUser, ToWorker, WorkerData } from './protocol.ts';
 import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts';
@@ -115,7 +115,9 @@ export class Server extends EventEmitter<Events> {
       }
     }
     if (this.closeAsked) throw closedError();
-    const workerData: WorkerData = { wasm: wasmPath, dir: options.dir, ownStore: options.store !== undefined, env: moduleEnv(options, process.env) };
+    const workerData: WorkerData = {
+      wasm: wasmPath, dir: options.dir, ownStore: options.store !== undefined, network: network(options, process.env), env: moduleEnv(options, process.env),
+    };
     const worker = new Worker(workerURL, { workerData, name: 'tsnet', env: {}, execArgv: ['--disable-warning=ExperimentalWarning'] });
     this.worker = worker;
     worker.on('message', (messages: ToUser[]) => {

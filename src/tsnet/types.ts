@@ -5,6 +5,12 @@
  */
 
 /**
+ * How packets leave the process: `ffi` by system calls (node:ffi; Linux on x86-64 and arm64), several times as fast; `node` by node:dgram,
+ * everywhere; `auto` is `ffi` where there is that.
+ */
+export type Network = 'auto' | 'ffi' | 'node';
+
+/**
  * Where the caller keeps the identity of the node instead of a directory: a database, a secret of an orchestrator. The state is a
  * few kilobytes of text, given whole each time. It holds the node's private keys.
  */
@@ -39,6 +45,8 @@ export interface CommonOptions {
   port?: number;
   /** Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on, but for TSNET_FORCE_LOGIN. */
   env?: Record<string, string>;
+  /** Default: TSNET_NETWORK, then `auto`. */
+  network?: Network;
   /** Tailscale's backend log as `log` events. Default: false. */
   verbose?: boolean;
   /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
@@ -123,6 +131,8 @@ export interface Stats {
   streams: number;
   /** Sockets to the network outside: UDP, control, DERP, DNS. */
   sockets: number;
+  /** How packets leave the process: see {@link Network}. */
+  network: 'ffi' | 'node';
   /** Bytes of the module's memory. It grows and never shrinks. */
   memory: number;
 }

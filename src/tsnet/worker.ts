@@ -47,6 +47,12 @@ async function run(state: StateFile): Promise<void> {
   });
   // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
   const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': dir } });
+  try {
+    await host.choose(data.network);
+  } catch (err) {
+    exit(64, (err as Error).message, 'TSNET_OPTIONS'); // EX_USAGE
+    return;
+  }
   const module = await WebAssembly.compile(await readFile(data.wasm));
   const instance = await WebAssembly.instantiate(module, host.imports(wasi));
   host.memory.attach(instance.exports.memory as WebAssembly.Memory);

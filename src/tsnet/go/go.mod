@@ -44,7 +44,7 @@ require (
 	go4.org/netipx v0.0.0-20231129151722-fdeea329fbba // indirect
 	golang.org/x/crypto v0.54.0 // indirect
 	golang.org/x/exp v0.0.0-20260410095643-746e56fc9e2f // indirect
-	golang.org/x/net v0.56.0 // indirect
+	golang.org/x/net v0.56.0
 	golang.org/x/oauth2 v0.36.0 // indirect
 	golang.org/x/sync v0.22.0 // indirect
 	golang.org/x/sys v0.47.0 // indirect
@@ -55,5 +55,7 @@ require (
 	golang.zx2c4.com/wireguard/windows v0.5.3 // indirect
 )
 
-// The build script unpacks the module there and applies ../patches.
+// The build script unpacks the modules there and applies ../patches.
 replace tailscale.com => ../build/tailscale.com
+
+replace github.com/tailscale/wireguard-go => ../build/wireguard-go

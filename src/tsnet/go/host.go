@@ -17,10 +17,13 @@ import (
 //go:wasmimport tsnet_host udp_open
 func hostUDPOpen(addr unsafe.Pointer, family, port int32) int32
 
+// hostUDPSend sends buf as datagrams of segment bytes each, the last of which may be shorter; segment 0: all as one.
+//
 //go:wasmimport tsnet_host udp_send
-func hostUDPSend(fd int32, buf unsafe.Pointer, n int32, addr unsafe.Pointer, port int32) int32
+func hostUDPSend(fd int32, buf unsafe.Pointer, n int32, addr unsafe.Pointer, port, segment int32) int32
 
-// hostUDPRecv fills buf with one datagram and src with its sender: 16 bytes of address, then the port (little-endian uint16).
+// hostUDPRecv fills buf with a datagram, or with some of one sender and one size, the last of which may be shorter, and src
+// with the sender: 16 bytes of address, the port and the size of each (0: it is one), little-endian uint16.
 //
 //go:wasmimport tsnet_host udp_recv
 func hostUDPRecv(fd int32, buf unsafe.Pointer, n int32, src unsafe.Pointer) int32

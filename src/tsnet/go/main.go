@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
@@ -190,7 +191,17 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		if n.srv != nil {
 			n.abortAll()
 			n.stopWatching()
-			n.srv.Close()
+			// The LocalAPI's server waits 5 s for a connection on which no request has come (the watcher's, when close
+			// meets its start); all else is done by then.
+			done := make(chan struct{})
+			go func() {
+				n.srv.Close()
+				close(done)
+			}()
+			select {
+			case <-done:
+			case <-time.After(2 * time.Second):
+			}
 		}
 		emit(event{ID: req.ID, Result: struct{}{}})
 		os.Exit(0)

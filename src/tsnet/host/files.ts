@@ -2,6 +2,7 @@
 import dgram from 'node:dgram';
 import net from 'node:net';
 import { errno, errnoOf } from './errno.ts';
+import type { Memory } from './memory.ts';
 
 /** A descriptor. Results below zero are negated WASI error numbers. */
 export interface HostFile {
@@ -83,18 +84,33 @@ export class ByteQueue {
   }
 }
 
+/** A UDP socket. Offsets are of the module's memory; addresses there are 16 bytes. */
+export interface UDPSocket extends HostFile {
+  readonly udp: true;
+  /** The socket's own address to `out`, as putSockName writes it. */
+  name(out: Uint8Array): number;
+  /** Sends datagrams of `segment` bytes each, the last of which may be shorter; 0: all as one. */
+  send(ptr: number, length: number, ip: number, port: number, segment: number): number;
+  /** One datagram, or some of one sender and one size (but for the last): 20 bytes at `from` say of whom, and of what size (0: it is one). */
+  receive(ptr: number, length: number, from: number): number;
+}
+
 /** Datagrams kept for Go while it is busy; more are dropped, as a full socket buffer would. */
 const UDP_QUEUE = 4096;
 
-export class UDPFile implements HostFile {
+/** UDP by node:dgram, for all platforms. */
+export class DgramSocket implements UDPSocket {
+  readonly udp = true;
   readonly writable = true;
+  private readonly memory: Memory;
   private readonly socket: dgram.Socket;
   private readonly queue: { data: Uint8Array; from: dgram.RemoteInfo }[] = [];
   private readonly family: number;
   private failed: unknown;
 
   /** Binds at once. Throws what bind gives. */
-  constructor(address: string, family: 4 | 6, port: number, wake: () => void) {
+  constructor(memory: Memory, address: string, family: 4 | 6, port: number, wake: () => void) {
+    this.memory = memory;
     this.family = family;
     this.socket = dgram.createSocket({
       type: family === 4 ? 'udp4' : 'udp6',
@@ -127,26 +143,35 @@ export class UDPFile implements HostFile {
     return this.queue.length > 0;
   }
 
-  address(): { address: string; port: number } {
-    return this.socket.address();
+  name(out: Uint8Array): number {
+    const { address, port } = this.socket.address();
+    putSockName(out, address, port);
+    return 0;
   }
 
-  send(data: Uint8Array, address: string, port: number): number {
+  send(ptr: number, length: number, ip: number, port: number, segment: number): number {
+    const { bytes } = this.memory;
+    const address = ipText(bytes.subarray(ip, ip + 16));
     if ((this.family === 4) !== net.isIPv4(address)) return -errno.EAFNOSUPPORT;
     // Port 0 comes by disco from a peer's endpoints; Node would throw at it, and a throw here ends the module.
     if (port === 0) return -errno.EINVAL;
+    const data = bytes.slice(ptr, ptr + length);
+    const step = segment || length;
+    let at = 0;
     // Errors of sending are for the network to show (as a lost packet): the callback keeps them from being thrown.
-    this.socket.send(data, port, address, () => {});
-    return data.length;
+    do this.socket.send(data, at, Math.min(step, length - at), port, address, ignore);
+    while ((at += step) < length);
+    return length;
   }
 
-  /** One datagram, and its sender as putSockName writes it. */
-  receive(into: Uint8Array, from: Uint8Array): number {
+  receive(ptr: number, length: number, from: number): number {
     const m = this.queue.shift();
     if (!m) return -errno.EAGAIN;
-    const n = Math.min(into.length, m.data.length);
-    into.set(n === m.data.length ? m.data : m.data.subarray(0, n));
-    putSockName(from, m.from.address, m.from.port);
+    const { bytes } = this.memory;
+    const n = Math.min(length, m.data.length);
+    bytes.set(n === m.data.length ? m.data : m.data.subarray(0, n), ptr);
+    putSockName(bytes.subarray(from, from + 18), m.from.address, m.from.port);
+    bytes[from + 18] = bytes[from + 19] = 0;
     return n;
   }
 
@@ -164,10 +189,13 @@ export class UDPFile implements HostFile {
   }
 }
 
+const ignore = (): void => {};
+
 /** Bytes taken from the network before Go has read them: the socket is paused beyond. */
 const TCP_WINDOW = 512 << 10;
 
 export class TCPFile implements HostFile {
+  private readonly touch: () => void;
   private readonly socket: net.Socket;
   private readonly queue = new ByteQueue();
   private state: 'connecting' | 'open' | 'failed' = 'connecting';
@@ -176,7 +204,10 @@ export class TCPFile implements HostFile {
   private gone = false;
   private closed = false;
 
-  constructor(address: string, port: number, wake: () => void) {
+  /** `touch` is called whenever this file has given Node's event loop something to do. */
+  constructor(address: string, port: number, wake: () => void, touch: () => void) {
+    this.touch = touch;
+    touch();
     this.socket = net.connect({ host: address, port, noDelay: true, keepAlive: true, allowHalfOpen: true, autoSelectFamily: false });
     this.socket.on('connect', () => {
       this.state = 'open';
@@ -224,7 +255,10 @@ export class TCPFile implements HostFile {
   read(into: Uint8Array[]): number {
     const n = this.queue.take(into);
     if (n > 0) {
-      if (this.queue.length < TCP_WINDOW / 2 && this.socket.isPaused()) this.socket.resume();
+      if (this.queue.length < TCP_WINDOW / 2 && this.socket.isPaused()) {
+        this.socket.resume();
+        this.touch();
+      }
       return n;
     }
     if (this.state === 'failed') return -this.error;
@@ -238,10 +272,12 @@ export class TCPFile implements HostFile {
     if (!this.socket.writable) return -errno.EPIPE;
     const data = Buffer.concat(from); // a copy: the module's memory changes before the kernel has it all
     this.socket.write(data);
+    this.touch();
     return data.length;
   }
 
   shutdownWrite(): number {
+    this.touch();
     this.socket.end();
     return 0;
   }
@@ -249,6 +285,7 @@ export class TCPFile implements HostFile {
   close(): void {
     if (this.closed) return;
     this.closed = true;
+    this.touch();
     if (this.state !== 'open') {
       this.socket.destroy();
       return;

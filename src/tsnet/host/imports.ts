@@ -4,14 +4,16 @@
  */
 import type { WASI } from 'node:wasi';
 import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
-import type { Stats } from '../types.ts';
+import type { Network, Stats } from '../types.ts';
 import { errno, errnoOf } from './errno.ts';
-import { ByteQueue, type HostFile, ipText, putSockName, TCPFile, UDPFile } from './files.ts';
+import { ByteQueue, DgramSocket, type HostFile, ipText, putSockName, TCPFile, type UDPSocket } from './files.ts';
 import { Memory } from './memory.ts';
-import { Poller } from './poll.ts';
+import { Native } from './native.ts';
+import { LoopSleeper, type Sleeper } from './poll.ts';
 import type { StateFile } from './state.ts';
 import { StreamFile } from './stream.ts';
 import { interfaces, nameservers } from './system.ts';
+import { NativeSleeper } from './udp.ts';
 
 const FIRST_FD = 4096;
 /** WASI `filetype` socket_stream, `fdflags` nonblock. */
@@ -55,8 +57,10 @@ class ControlFile implements HostFile {
 
 export class Host {
   readonly memory = new Memory();
+  /** How UDP goes and the module sleeps: by system calls, or by Node's own modules. */
+  network: 'ffi' | 'node' = 'node';
   private readonly files = new Map<number, HostFile>();
-  private readonly poller: Poller;
+  private sleeper: Sleeper;
   private readonly controlFile = new ControlFile();
   private nextFd = FIRST_FD;
   private outbox: ToUser[] = [];
@@ -70,7 +74,19 @@ export class Host {
   constructor(state: StateFile, send: (messages: ToUser[], transfers: ArrayBuffer[]) => void) {
     this.state = state;
     this.send = send;
-    this.poller = new Poller(this.memory, this.files, this.flush);
+    this.sleeper = new LoopSleeper(this.memory, this.files, this.flush);
+  }
+
+  /** Takes the fast way where there is one. To be called before {@link imports}. Rejects when `ffi` is asked for and there is none. */
+  async choose(network: Network): Promise<void> {
+    if (network === 'node') return;
+    const native = await Native.open(this.memory);
+    if (native) {
+      this.sleeper = new NativeSleeper(native, this.memory, this.files, this.flush);
+      this.network = 'ffi';
+    } else if (network === 'ffi') {
+      throw new Error('network "ffi" needs Linux on x86-64 or arm64 and a Node.js whose node:ffi may be used; "auto" takes what there is');
+    }
   }
 
   /** Sends what is waiting. Called whenever the module has nothing to do. */
@@ -89,7 +105,7 @@ export class Host {
   /** A request for the module, as JSON. */
   request(body: string): void {
     this.controlFile.push(body);
-    this.poller.wake();
+    this.sleeper.wake();
   }
 
   /** Something from the user's side of a stream. */
@@ -114,9 +130,9 @@ export class Host {
     }
   }
 
-  private socket(fd: number): UDPFile | TCPFile | undefined {
+  private udp(fd: number): UDPSocket | undefined {
     const file = this.files.get(fd);
-    return file instanceof UDPFile || file instanceof TCPFile ? file : undefined;
+    return file && 'udp' in file ? (file as UDPSocket) : undefined;
   }
 
   private bytes(ptr: number, length: number): Uint8Array {
@@ -155,9 +171,9 @@ export class Host {
     let sockets = 0;
     for (const file of this.files.values()) {
       if (file instanceof StreamFile) streams++;
-      else if (file instanceof UDPFile || file instanceof TCPFile) sockets++;
+      else if (file instanceof TCPFile || 'udp' in file) sockets++;
     }
-    return { streams, sockets, memory: this.memory.data.byteLength };
+    return { streams, sockets, memory: this.memory.data.byteLength, network: this.network };
   }
 
   /** The import object for WebAssembly.instantiate. */
@@ -204,28 +220,28 @@ export class Host {
       proc_exit: (code: number): never => {
         throw new ModuleExit(code);
       },
-      poll_oneoff: new WebAssembly.Suspending(this.poller.oneoff),
+      poll_oneoff: new WebAssembly.Suspending(this.sleeper.oneoff),
     };
-    const wake = this.poller.wake;
+    const { wake, touch } = this.sleeper;
     const named = (fd: number, peer: number, out: number): number => {
-      const file = this.socket(fd);
-      if (!file) return -errno.EBADF;
-      const { address, port } = file instanceof UDPFile ? file.address() : file.name(peer === 1);
-      putSockName(this.bytes(out, 18), address, port);
-      return 0;
+      const file = this.files.get(fd);
+      if (file instanceof TCPFile) {
+        const { address, port } = file.name(peer === 1);
+        putSockName(this.bytes(out, 18), address, port);
+        return 0;
+      }
+      return this.udp(fd)?.name(this.bytes(out, 18)) ?? -errno.EBADF;
     };
     const host = {
-      udp_open: (addr: number, family: 4 | 6, port: number) => this.add(() => new UDPFile(ipText(this.bytes(addr, 16)), family, port, wake)),
-      udp_send: (fd: number, buf: number, n: number, addr: number, port: number) => {
-        const file = this.files.get(fd);
-        if (!(file instanceof UDPFile)) return -errno.EBADF;
-        return file.send(this.memory.bytes.slice(buf, buf + n), ipText(this.bytes(addr, 16)), port);
+      udp_open: (addr: number, family: 4 | 6, port: number) => {
+        if (!(this.sleeper instanceof NativeSleeper)) return this.add(() => new DgramSocket(this.memory, ipText(this.bytes(addr, 16)), family, port, wake));
+        const socket = this.sleeper.open(family, addr, port);
+        return typeof socket === 'number' ? socket : this.add(() => socket);
       },
-      udp_recv: (fd: number, buf: number, n: number, src: number) => {
-        const file = this.files.get(fd);
-        return file instanceof UDPFile ? file.receive(this.bytes(buf, n), this.bytes(src, 18)) : -errno.EBADF;
-      },
-      tcp_open: (addr: number, port: number) => this.add(() => new TCPFile(ipText(this.bytes(addr, 16)), port, wake)),
+      udp_send: (fd: number, buf: number, n: number, addr: number, port: number, segment: number) =>
+        this.udp(fd)?.send(buf, n, addr, port, segment) ?? -errno.EBADF,
+      udp_recv: (fd: number, buf: number, n: number, from: number) => this.udp(fd)?.receive(buf, n, from) ?? -errno.EBADF,
+      tcp_open: (addr: number, port: number) => this.add(() => new TCPFile(ipText(this.bytes(addr, 16)), port, wake, touch)),
       sock_error: (fd: number) => {
         const file = this.files.get(fd);
         return file instanceof TCPFile ? file.connectError() : -errno.EBADF;

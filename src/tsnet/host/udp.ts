@@ -1,0 +1,192 @@
+/** UDP and sleeping by system calls (native.ts): the fast way of Linux. */
+import { errno } from './errno.ts';
+import type { HostFile, UDPSocket } from './files.ts';
+import type { Memory } from './memory.ts';
+import type { Native } from './native.ts';
+import { type Sleeper, Subscriptions } from './poll.ts';
+
+/** magicsock's figure, in bytes; the kernel gives what it allows. */
+const SOCKET_BUFFER = 7 << 20;
+
+/** A UDP socket of the kernel's that cuts what it sends and joins what it receives (UDP_SEGMENT, UDP_GRO). */
+export class NativeSocket implements UDPSocket {
+  readonly udp = true;
+  readonly fd: number;
+  /** As the last poll or call found it. */
+  readable = false;
+  writable = true;
+  private segments = true;
+  private readonly native: Native;
+  private readonly memory: Memory;
+  private readonly family: 4 | 6;
+  private readonly gone: (socket: NativeSocket) => void;
+
+  /** `fd` as Native.openUDP gave it. */
+  constructor(native: Native, memory: Memory, fd: number, family: 4 | 6, gone: (socket: NativeSocket) => void) {
+    this.native = native;
+    this.memory = memory;
+    this.fd = fd;
+    this.family = family;
+    this.gone = gone;
+  }
+
+  name(out: Uint8Array): number {
+    return this.native.name(this.fd, out);
+  }
+
+  send(ptr: number, length: number, ip: number, port: number, segment: number): number {
+    const address = this.memory.bytes.subarray(ip, ip + 16);
+    const mapped = address[10] === 0xff && address[11] === 0xff && address.subarray(0, 10).every((b) => b === 0);
+    if ((this.family === 4) !== mapped) return -errno.EAFNOSUPPORT;
+    if (port === 0) return -errno.EINVAL;
+    if (segment > 0 && segment < length) {
+      if (this.segments) {
+        const n = this.native.send(this.fd, this.family, ptr, length, address, port, segment);
+        if (n >= 0) return n;
+        if (n === -errno.EAGAIN) return this.full(n);
+        if (n === -errno.EIO) this.segments = false; // the device cannot do it, as udp(7) says
+        else if (n !== -errno.EINVAL && n !== -errno.EMSGSIZE) return n;
+      }
+      for (let at = 0; at < length; at += segment) {
+        const n = this.native.send(this.fd, this.family, ptr + at, Math.min(segment, length - at), address, port, 0);
+        // What has gone is not sent again: the rest is lost, as on a full queue of a network device.
+        if (n < 0) return at > 0 ? length : this.full(n);
+      }
+      return length;
+    }
+    return this.full(this.native.send(this.fd, this.family, ptr, length, address, port, 0));
+  }
+
+  private full(n: number): number {
+    if (n === -errno.EAGAIN) this.writable = false;
+    return n;
+  }
+
+  receive(ptr: number, length: number, from: number): number {
+    const n = this.native.receive(this.fd, ptr, length, this.memory.bytes.subarray(from, from + 20));
+    if (n === -errno.EAGAIN) this.readable = false;
+    return n;
+  }
+
+  read(): number {
+    return -errno.EINVAL;
+  }
+  write(): number {
+    return -errno.EINVAL;
+  }
+  shutdownWrite(): number {
+    return -errno.EINVAL;
+  }
+  close(): void {
+    this.gone(this);
+    this.native.close(this.fd);
+  }
+}
+
+/** The longest that the thread sleeps without a turn of the event loop, in ms: timers of Node's may be that late. */
+const MAX_SLEEP_MS = 200;
+
+/**
+ * Sleeps in poll(2) on the UDP sockets and on what the event loop itself sleeps on. While nothing but packets comes, neither the event
+ * loop nor the suspension of the module has part in it. The event loop gets a turn when it has something to do, and one more before every
+ * sleep after it had something to do: what callbacks asked for is registered with the kernel at the start of its next turn.
+ */
+export class NativeSleeper implements Sleeper {
+  private readonly native: Native;
+  private readonly memory: Memory;
+  private readonly files: Map<number, HostFile>;
+  private readonly beforeSleep: () => void;
+  private readonly loopFd: number;
+  private sockets: NativeSocket[] = [];
+  private fds: number[];
+  /** The event loop has something to do. */
+  private loopReady = false;
+  /** Nothing was given to the event loop, nor done by it, since its last turn began. */
+  private quiet = false;
+
+  constructor(native: Native, memory: Memory, files: Map<number, HostFile>, beforeSleep: () => void) {
+    this.native = native;
+    this.memory = memory;
+    this.files = files;
+    this.beforeSleep = beforeSleep;
+    this.loopFd = native.loopFd();
+    this.fds = [this.loopFd];
+  }
+
+  wake = (): void => {};
+
+  touch = (): void => {
+    this.quiet = false;
+  };
+
+  /** A socket for the module. Below zero: a negated WASI error number. */
+  open(family: 4 | 6, ip: number, port: number): NativeSocket | number {
+    const fd = this.native.openUDP(family, this.memory.bytes.subarray(ip, ip + 16), port, SOCKET_BUFFER);
+    if (fd < 0) return fd;
+    const socket = new NativeSocket(this.native, this.memory, fd, family, this.remove);
+    this.watch([...this.sockets, socket]);
+    return socket;
+  }
+
+  private remove = (socket: NativeSocket): void => this.watch(this.sockets.filter((s) => s !== socket));
+
+  private watch(sockets: NativeSocket[]): void {
+    this.sockets = sockets;
+    this.fds = [this.loopFd, ...sockets.map((s) => s.fd)];
+  }
+
+  private isFull = (i: number): boolean => i > 0 && !this.sockets[i - 1]!.writable;
+
+  private isReady = (i: number, readable: boolean, writable: boolean): void => {
+    if (i === 0) {
+      this.loopReady = true;
+      return;
+    }
+    const socket = this.sockets[i - 1]!;
+    if (readable) socket.readable = true;
+    if (writable) socket.writable = true;
+  };
+
+  private poll(timeout: number): void {
+    this.loopReady = false;
+    this.native.poll(this.fds, this.isFull, timeout, this.isReady);
+  }
+
+  oneoff = (inPtr: number, outPtr: number, count: number, countPtr: number): number | Promise<number> => {
+    this.beforeSleep();
+    const subs = new Subscriptions(this.memory, this.files, inPtr, outPtr, count, countPtr);
+    const deadline = subs.delay === undefined ? Infinity : performance.now() + subs.delay;
+    this.poll(0);
+    if (!this.loopReady) {
+      const now = this.tryNow(subs, deadline);
+      if (now !== undefined) return now;
+    }
+    return new Promise<number>((resolve) => this.turn(subs, deadline, resolve));
+  };
+
+  /** What to tell Go now, having slept if need be; undefined when the event loop is to have its turn first. */
+  private tryNow(subs: Subscriptions, deadline: number): number | undefined {
+    if (subs.anyReady()) return subs.report(performance.now() >= deadline);
+    let left = deadline - performance.now();
+    if (left > 0) {
+      if (!this.quiet) return undefined;
+      this.poll(Math.min(Math.ceil(left), MAX_SLEEP_MS));
+      if (subs.anyReady()) return subs.report(false);
+      left = deadline - performance.now();
+      if (left > 0) return undefined;
+    }
+    return subs.report(true);
+  }
+
+  /** One turn of the event loop, then on. */
+  private turn(subs: Subscriptions, deadline: number, resolve: (result: number) => void): void {
+    this.quiet = !this.loopReady;
+    setImmediate(() => {
+      this.poll(0);
+      // Whatever the turn brought, Go hears of it now; the loop's next turn comes when Go has nothing to do.
+      const result = this.tryNow(subs, deadline);
+      if (result === undefined) this.turn(subs, deadline, resolve);
+      else resolve(result);
+    });
+  }
+}
