@@ -7,6 +7,7 @@ import { after, before, test } from 'node:test'
 import { connect } from 'node:tls'
 import { WebSocket } from 'ws'
 import { capability } from '../../src/gateway/access.ts'
+import type { Check } from '../../src/gateway/doctor.ts'
 import { Appliance, eventually } from './appliance.ts'
 import { Lab, type LabClient } from './lab.ts'
 
@@ -142,9 +143,40 @@ test('an appliance that is tagged belongs to nobody: its former owner sees the l
   await becomes(laptop, 'GET', '/settings', 200)
 })
 
+test('doctor finds the whole chain well, Node-RED\'s belief in the gateway too', async () => {
+  const { stdout } = await appliance.gatehouse(['doctor', '--json'])
+  const checks = new Map((JSON.parse(stdout) as Check[]).map((check) => [check.name, check]))
+  for (const link of ['configuration', 'control server', 'tailnet', 'node key', 'path', 'certificate', 'Node-RED', 'login', 'access']) assert.equal(checks.get(link)?.result, 'ok', `${link}: ${checks.get(link)?.found}`)
+})
+
+test('reload by signal and by command: in force for a real peer, whose WebSocket stays open; stopping says so to it', async () => {
+  await lab.setGrants([])
+  await becomes(laptop, 'GET', '/settings', 403)
+  const login = 'user-123@fake-control.example.net'
+  await lab.setOwner('laptop', { user: login })
+  await appliance.configure(`[access]\nview = ["${login}"]\n`)
+  process.kill(appliance.pid, 'SIGHUP')
+  assert.equal((await becomes(laptop, 'GET', '/settings', 200)).body.user.permissions, 'read')
+  const ws = await comms(laptop)
+  await once(ws, 'open')
+  await appliance.configure(`[access]\nedit = ["${login}"]\n`)
+  assert.equal((await appliance.gatehouse(['reload'])).stdout, 'In force: access.view, access.edit.\n')
+  await eventually('the viewer is an editor', 20, async () => (await ask(laptop, 'GET', '/settings')).body.user.permissions === '*')
+  await appliance.configure('[access]\nedit = "everybody"\n')
+  const refused = await appliance.gatehouse(['reload'])
+  assert.equal(refused.code, 1)
+  assert.match(refused.stderr, /^Refused: .*edit must be a list in square brackets/)
+  assert.equal((await ask(laptop, 'GET', '/settings')).body.user.permissions, '*')
+  assert.equal(ws.readyState, WebSocket.OPEN)
+  const closed = once(ws, 'close') as Promise<[number]>
+  assert.equal(await appliance.stopGateway(), 0)
+  assert.equal((await closed)[0], 1001)
+})
+
 test('nothing left the lab', async () => {
   assert.deepEqual(await lab.leaks(), [])
   assert.equal(await lab.leaked(), 0)
-  assert.doesNotMatch(appliance.log, /"level":(?:50|60)/)
+  // The configuration that was refused, and nothing else.
+  assert.deepEqual(appliance.log.match(/.*"level":(?:50|60).*/g)?.map((line) => JSON.parse(line).code), ['GH_CONFIG_TYPE'])
 })
 
