@@ -1,7 +1,7 @@
 import { parse, stringify } from 'smol-toml'
 import { GatehouseError, oneLine } from './errors.ts'
 import { locate } from './locate.ts'
-import { schema as tables, tomlName } from './schema.ts'
+import { entryChecks, schema as tables, tomlName } from './schema.ts'
 import type { Config, Key, Keys } from './schema.ts'
 import { suggest } from './suggest.ts'
 
@@ -73,7 +73,14 @@ export function parseConfig (data: string | Uint8Array, file: string): Config {
       issues.push({ code: 'GH_CONFIG_UNKNOWN_KEY', line: lineOf(table), ...unknownTable(table, content) })
     } else if (Array.isArray(keys)) {
       if (Array.isArray(content) && content.every(isTable)) {
-        config[table] = content.map((entry, index) => readTable(table, keys[0], entry, (name) => lineOf(table, String(index), name), issues))
+        const before = issues.length
+        const entries = content.map((entry, index) => readTable(table, keys[0], entry, (name) => lineOf(table, String(index), name), issues))
+        config[table] = entries
+        // What is wrong by itself would be wrong among others too.
+        for (const [index, entry] of issues.length > before ? [] : entries.entries()) {
+          const wrong = entryChecks[table as keyof Config]?.(entry, entries.slice(0, index))
+          if (wrong !== undefined) issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table, String(index)), ...wrong })
+        }
       } else {
         issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a list of tables`, cure: `Write [[${table}]], in double brackets, on a line of its own and its keys below, once for each` })
       }

@@ -19,7 +19,7 @@ export interface Key<T, D extends T | undefined = T | undefined> {
 /** Keys of one table by their name in TypeScript; in the file a name is written in snake case ({@link tomlName}). */
 export type Keys = Record<string, Key<any, any>>
 
-function key<T> (kind: Kind<T>, options: { default: T, example: string }): Key<T, T>
+function key<T> (kind: Kind<T>, options: { default: NoInfer<T>, example: string }): Key<T, T>
 function key<T> (kind: Kind<T>, options: { example: string, secret?: boolean }): Key<T, undefined>
 function key<T> (kind: Kind<T>, options: { default?: T, example: string, secret?: boolean }): Key<T, any> {
   return { kind, default: options.default, example: options.example, secret: options.secret ?? false }
@@ -93,6 +93,22 @@ export const schema = {
       : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
     { example: '"node-red.js"' }),
   },
+  forward: [{
+    /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
+    port: key(integer(1, 65_535), { default: 443, example: '22' }),
+    /** Names that are passed through on port 443, by what TLS clients ask for (SNI), without being decrypted. Default: none. */
+    sni: key(listOf(text((value) => /^[a-z0-9-]+(?:\.[a-z0-9-]+)+$/.test(value)
+      ? undefined
+      : { message: `sni, ${quote(value)}, is not a full name in lower case`, cure: 'Write sni = ["git.example.org"]' })), { default: [], example: '["git.example.org"]' }),
+    /** Where to: `host:port`, `[address]:port` or `unix:/path`. Needed. */
+    target: key(text((value) => /^unix:\/[^\0]{1,106}$/.test(value) || (/^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$/.test(value) && Number(/\d+$/.exec(value)![0]) <= 65_535)
+      ? undefined
+      : { message: `target ${quote(value)} is neither host:port nor unix:/path`, cure: 'Write target = "127.0.0.1:22"' }), { default: '', example: '"127.0.0.1:22"' }),
+    /** PROXY protocol to the target, so that it learns who is behind a connection. Default: off. */
+    proxyProtocol: key(oneOf('off', 'v1', 'v2'), { default: 'off', example: '"v2"' }),
+    /** The right a peer needs. Default: edit. */
+    right: key(oneOf('view', 'edit', 'use'), { default: 'edit', example: '"edit"' }),
+  }],
   cache: {
     /** Memory for answers that may be used again (RFC 9111), in MiB; 0 keeps none. Default: 32. */
     memoryMib: key(integer(0, 100_000), { default: 32, example: '32' }),
@@ -129,6 +145,17 @@ export const schema = {
     login: key(flag(), { default: false, example: 'true' }),
   },
 } satisfies Record<string, Keys | [Keys]>
+
+/** What must hold among the keys of one entry of a list of tables, and among the entries. */
+export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined } = {
+  forward: (entry: Config['forward'][number], others: Config['forward']) => {
+    if (entry.target === '') return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
+    if (entry.sni.length > 0 && entry.port !== 443) return { message: `a [[forward]] by name is on port ${entry.port}`, cure: 'Leave port out: names are told apart on 443 alone' }
+    if (entry.sni.length === 0 && (entry.port === 443 || entry.port === 80)) return { message: 'a [[forward]] has neither a port of its own nor names', cure: 'Write port = 22, or another that is not 80 or 443; or sni = ["git.example.org"]' }
+    if (entry.sni.length === 0 && others.some((other) => other.sni.length === 0 && other.port === entry.port)) return { message: `two [[forward]] have port ${entry.port}`, cure: 'Remove one' }
+    return undefined
+  },
+}
 
 /** The values of a table's keys: a key without a default may be undefined. */
 export type Values<K> = { [N in keyof K]: K[N] extends Key<infer T, infer D> ? T | D : never }

@@ -20,6 +20,7 @@ import { createAdminServer, createCertsServer } from './control.ts'
 import { Delivery } from './deliver.ts'
 import { examine } from './doctor.ts'
 import type { Check } from './doctor.ts'
+import { Forwards } from './forward.ts'
 import { acceptTLS } from './front.ts'
 import { Guard } from './guard.ts'
 import { Limits, applyTo } from './limits.ts'
@@ -74,6 +75,7 @@ export class Gateway {
   readonly upstream: Upstream
   readonly limits: Limits
   readonly delivery: Delivery
+  readonly forwards: Forwards
   readonly metrics: Metrics
   readonly guard: Guard
   readonly reloader: Reloader
@@ -116,6 +118,14 @@ export class Gateway {
       channelKey: options.channelKey,
     })
     this.limits = new Limits(defaults().limits, log)
+    this.forwards = new Forwards({
+      log,
+      guard: this.guard,
+      limits: this.limits,
+      tailnet: () => this.#node?.tailnet,
+      addresses: () => this.#node?.status?.tailscaleIPs ?? [],
+      listen: async (port, accept) => await this.#node?.listen(port, accept),
+    })
     this.delivery = new Delivery(new Cache(log), defaults().cache)
     this.limits.onShort = () => { this.delivery.cache.purge() }
     this.metrics = new Metrics(options.version, {
@@ -204,7 +214,8 @@ export class Gateway {
   }
 
   /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits' | 'cache' | 'access'>): void {
+  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward'>): void {
+    this.forwards.configure(config.forward)
     this.guard.settings = config.access
     this.limits.settings = config.limits
     this.delivery.settings = config.cache
@@ -230,6 +241,7 @@ export class Gateway {
       conn.once('close', () => this.#plain.delete(conn))
       this.#redirect.emit('connection', conn)
     })
+    this.forwards.start()
     await this.#judgeCertificates()
   }
 
@@ -300,6 +312,7 @@ export class Gateway {
     await this.#app?.drain(this.#open, grace)
     await this.#app?.close()
     for (const conn of this.#plain) conn.destroy()
+    await this.forwards.close()
     await listeners
     this.certificates.close()
     this.upstream.close()
@@ -338,7 +351,8 @@ export class Gateway {
     this.#open = open
     this.#https = await node.listen(443, (conn) => {
       this.metrics.connections.inc()
-      accept(conn)
+      if (this.forwards.byName) this.forwards.passThrough(conn, accept)
+      else accept(conn)
     })
     this.#opening = false
     if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)

@@ -38,6 +38,7 @@ export class Limits {
   onShort: () => void = () => {}
   #log: Logger
   #peers = new Map<string, PeerUse>()
+  #connections = 0
   #watched = new Map<Duplex, Watched>()
   #opened = new Bucket(Infinity)
   #requests = new Bucket(Infinity)
@@ -61,7 +62,7 @@ export class Limits {
     const peer = this.#peer(address)
     let refused: Limit | undefined
     if (this.#short) refused = 'memory'
-    else if (connections > 0 && this.#watched.size >= connections) refused = 'connections'
+    else if (connections > 0 && this.#connections >= connections) refused = 'connections'
     else if (connectionsPerPeer > 0 && peer.connections >= connectionsPerPeer) refused = 'connections_per_peer'
     else if (peer.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0) refused = 'new_connections_per_peer'
     else if (this.#opened.take(newConnections, newConnections * burst) > 0) refused = 'new_connections'
@@ -70,15 +71,22 @@ export class Limits {
     return false
   }
 
-  /** Counts an admitted connection, and ends it when it stalls, until `socket` closes. `conn` is what lies under its TLS. */
-  track (address: string, conn: Duplex, socket: Duplex): void {
+  /** Counts an admitted connection until it closes. */
+  count (address: string, socket: Duplex): void {
     const peer = this.#peer(address)
     peer.connections++
-    this.#watched.set(socket, { address, conn, request: undefined, read: 0, written: 0, at: performance.now() })
+    this.#connections++
     socket.once('close', () => {
       peer.connections--
-      this.#watched.delete(socket)
+      this.#connections--
     })
+  }
+
+  /** Counts an admitted connection to the HTTP server, and ends it when it stalls. `conn` is what lies under its TLS. */
+  track (address: string, conn: Duplex, socket: Duplex): void {
+    this.count(address, socket)
+    this.#watched.set(socket, { address, conn, request: undefined, read: 0, written: 0, at: performance.now() })
+    socket.once('close', () => this.#watched.delete(socket))
   }
 
   /** Seconds until a request from an address may come; 0 when it may now. */
