@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../../../test/lab/lab.ts';
-import { WasmNode } from './support.ts';
+import { eventually, WasmNode } from './support.ts';
 
 let lab: Lab;
 let peer: LabClient;
@@ -36,6 +36,20 @@ test('whoIs names node and user behind a connection', async () => {
   assert.ok(who.user!.id > 0);
   // The address alone will do, of either kind.
   for (const ip of ips) assert.equal((await node.run((k, a) => k.server.whoIs(a), ip)).node.id, who.node.id);
+});
+
+test("whoIs has the peer's app capabilities as the policy grants them, and its tags in place of a user", async () => {
+  const { ips } = await peer.status();
+  const who = (): Promise<import('../index.ts').WhoIs> => node.run((k, a) => k.server.whoIs(a), ips[0]!);
+  const name = 'example.com/cap/web';
+  assert.equal((await who()).capMap[name], undefined);
+  const grant = { [name]: [{ role: 'admin', paths: ['/a'] }, { role: 'viewer' }] };
+  await lab.setGrants([{ src: ['peer'], dst: ['wasm'], app: grant }]);
+  await eventually('the capabilities', async () => (await who()).capMap[name] !== undefined);
+  assert.deepEqual((await who()).capMap[name], grant[name]);
+  const tagged = await lab.client('tagged', { authKey: await lab.key('once', ['tag:lab']) });
+  const other = await node.run((k, a) => k.server.whoIs(a), (await tagged.status()).ips[0]!);
+  assert.deepEqual([other.node.tags, other.user, other.capMap[name]], [['tag:lab'], undefined, undefined]);
 });
 
 test('an address of nobody is TSNET_NO_PEER', async () => {
