@@ -32,7 +32,7 @@ unpack() { # NAME PATH SUM PATCHES
   rm -rf build/tmp
   echo "$key" > "build/$1/.gatehouse-key"
 }
-# ./bump sets the first of these; a new Tailscale may want another wireguard-go, whose sum this script then asks for.
+# ./bump sets both.
 sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
 wireguard_sum="h1:CnIEL2n7Xql6Ux1k+Vu5S5ubDHCT/kxFgkKCY8FjefU="
 unpack tailscale.com tailscale.com "$sum" patches

@@ -9,15 +9,15 @@ import { test } from 'node:test';
 const here = path.resolve(import.meta.dirname, '..');
 const goMod = fs.readFileSync(path.join(here, 'go/go.mod'), 'utf8');
 const version = /^\ttailscale.com (\S+)/m.exec(goMod)![1]!;
-const patches = fs.readdirSync(path.join(here, 'patches')).sort();
+const patches = ['patches', 'patches-wireguard'].flatMap((series) => fs.readdirSync(path.join(here, series)).sort().map((name) => `${series}/${name}`));
 
 /** A copy of what the script reads and changes. */
 function copy(t: { after(f: () => void): void }): string {
   const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'));
   t.after(() => fs.rmSync(dir, { recursive: true }));
-  for (const name of ['bump', 'build.sh', 'patches']) fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true });
+  for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard']) fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true });
   fs.mkdirSync(path.join(dir, 'go'));
-  fs.writeFileSync(path.join(dir, 'go/go.mod'), goMod.replace(version, 'v1.0.0'));
+  fs.writeFileSync(path.join(dir, 'go/go.mod'), goMod.replace(version, 'v1.0.0').replace(/(wireguard-go) v\S+/, '$1 v0.0.0'));
   return dir;
 }
 
@@ -27,12 +27,12 @@ function bump(dir: string, ...args: string[]): { code: number | null; out: strin
 }
 
 test('every patch has its reason and what would make it needless', () => {
-  for (const name of patches) assert.match(fs.readFileSync(path.join(here, 'patches', name), 'utf8'), /^No longer needed when .+/m, name);
+  for (const name of patches) assert.match(fs.readFileSync(path.join(here, name), 'utf8'), /^No longer needed when .+/m, name);
 });
 
 test('all patches apply: version and checksum are pinned', (t) => {
   const dir = copy(t);
-  fs.writeFileSync(path.join(dir, 'build.sh'), fs.readFileSync(path.join(dir, 'build.sh'), 'utf8').replace(/^sum=.*$/m, 'sum="h1:old"'));
+  fs.writeFileSync(path.join(dir, 'build.sh'), fs.readFileSync(path.join(dir, 'build.sh'), 'utf8').replace(/^(\w*sum)="h1.*$/gm, '$1="h1:old"'));
   const { code, out, err } = bump(dir, version);
   assert.equal(code, 0, err);
   for (const name of patches) assert.match(out, new RegExp(`^applies +${name}$`, 'm'));
@@ -51,9 +51,9 @@ test('a patch that no longer applies, and one that upstream has, are named, and 
   const before = fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8');
   const { code, out, err } = bump(dir, version);
   assert.equal(code, 1);
-  assert.match(out, /^upstream has it +0001/m);
-  assert.match(out, /^applies +0002/m);
-  assert.match(out, /^no longer applies +0003.*needed until upstream has such a hook/m);
+  assert.match(out, /^upstream has it +patches\/0001/m);
+  assert.match(out, /^applies +patches\/0002/m);
+  assert.match(out, /^no longer applies +patches\/0003.*needed until upstream has such a hook/m);
   assert.match(err, /nothing is changed/);
   assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), before);
 });
