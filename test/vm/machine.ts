@@ -189,6 +189,7 @@ export class Machine {
   #ownDirectory: boolean;
   #sockets = '';
   #tap: string;
+  #clock = 'utc';
   #qemu: ChildProcess | undefined;
   #exited: Promise<void> = Promise.resolve();
   #stderr = '';
@@ -256,7 +257,8 @@ export class Machine {
   }
 
   #arguments(): string[] {
-    const { arch, memory = 1024, cpus = 2, clock = 'utc' } = this.options;
+    const { arch, memory = 1024, cpus = 2 } = this.options;
+    const clock = this.#clock;
     const accelerator = this.options.accelerator ?? process.env['GATEHOUSE_VM_ACCEL'] ?? 'tcg';
     const credential = (name: string, content: string): string[] => [
       '-smbios', `type=11,value=io.systemd.credential.binary:${name}=${Buffer.from(content).toString('base64')}`,
@@ -288,7 +290,8 @@ export class Machine {
   }
 
   /** Starts QEMU on the disk as it is: after powerOff() or kill(), the same machine once more. */
-  async start(): Promise<void> {
+  async start({ clock = this.options.clock ?? 'utc' }: Pick<MachineOptions, 'clock'> = {}): Promise<void> {
+    this.#clock = clock;
     if (this.#qemu) throw new Error('machine: start: it is running already');
     const { namespace, bridge } = this.options;
     // A path in sun_path has 107 bytes at most: not under `directory`.
