@@ -53,7 +53,9 @@ async function run(state: StateFile): Promise<void> {
     exit(64, (err as Error).message, 'TSNET_OPTIONS'); // EX_USAGE
     return;
   }
-  const module = await WebAssembly.compile(await readFile(data.wasm));
+  const bytes = await readFile(data.wasm);
+  const module = await WebAssembly.compile(bytes);
+  bytes.buffer.transfer(0); // 33 MB that V8 has copied: gone now, not whenever they are collected
   const instance = await WebAssembly.instantiate(module, host.imports(wasi));
   host.memory.attach(instance.exports.memory as WebAssembly.Memory);
   wasi.finalizeBindings(instance);

@@ -20,6 +20,9 @@ const FIRST_FD = 4096;
 const SOCKET_STREAM = 6;
 const NONBLOCK = 4;
 
+/** When the module has been compiled and has joined, as a rule, in ms. */
+const TRIM_MS = 3000;
+
 /** Thrown out of the module by proc_exit. */
 export class ModuleExit extends Error {
   readonly code: number;
@@ -83,6 +86,8 @@ export class Host {
     const native = await Native.open(this.memory);
     if (native) {
       this.sleeper = new NativeSleeper(native, this.memory, this.files, this.flush);
+      // What compiling the module left behind, in the allocator's arenas of a handful of threads.
+      setTimeout(() => native.trim(), TRIM_MS).unref();
       this.network = 'ffi';
     } else if (network === 'ffi') {
       throw new Error('network "ffi" needs Linux on x86-64 or arm64 and a Node.js whose node:ffi may be used; "auto" takes what there is');

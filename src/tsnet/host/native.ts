@@ -71,6 +71,7 @@ class Block {
 /** The system calls, for one module's memory. Results below zero are negated WASI error numbers. */
 export class Native {
   private readonly ffi: typeof FFI;
+  private readonly lib: FFI.DynamicLibrary;
   private readonly c: Functions;
   private readonly memory: Memory;
   private readonly errnoAt: bigint;
@@ -82,7 +83,9 @@ export class Native {
   private constructor(ffi: typeof FFI, memory: Memory) {
     this.ffi = ffi;
     this.memory = memory;
-    this.c = ffi.dlopen(null, signatures).functions as unknown as Functions;
+    const { lib, functions } = ffi.dlopen(null, signatures);
+    this.lib = lib;
+    this.c = functions as unknown as Functions;
     this.errnoAt = this.c.__errno_location() as unknown as bigint; // one for each thread, at the same place all its life
     this.scratch = new Block(ffi, SCRATCH);
     const { view, address } = this.scratch;
@@ -254,6 +257,15 @@ export class Native {
       if (events) ready(i, (events & ~POLLOUT) !== 0, (events & ~POLLIN) !== 0);
     }
     return n;
+  }
+
+  /** Gives memory that the process has freed back to the system: malloc_trim(3), which glibc alone has. Takes some ms. */
+  trim(): void {
+    try {
+      this.lib.getFunction('malloc_trim', { return: 'int32', arguments: ['uint64'] })(0n);
+    } catch {
+      // Another C library: it keeps what it keeps.
+    }
   }
 
   /** The descriptor that can be read when the event loop of this thread has something to do (uv_backend_fd). */
