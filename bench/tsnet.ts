@@ -9,7 +9,7 @@
  * Ratios are wasm / native of one round, so more is better for the first four (1: as fast as native), less for rtt. RESULT has the
  * median over the rounds; rss_mb is what the process that holds the bindings has resident (10^6 bytes) when it has joined and idles.
  *
- * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench] [--only wasm|native] [--profile DIR]
+ * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench] [--only wasm|native]
  * Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
  */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -30,7 +30,6 @@ const { values: options } = parseArgs({
     network: { type: 'string', default: 'auto' },
     out: { type: 'string', default: 'out/bench' },
     only: { type: 'string' },
-    profile: { type: 'string' },
   },
 })
 const rounds = Number(options.rounds)
@@ -61,8 +60,7 @@ class Program {
     await writeFile(keyFile, lab.ready.authKey, { mode: 0o600 })
     const native = [lab.bin, 'load-node', '--dir', dir, '--control', lab.ready.controlURL, '--hostname', kind, '--authkey-file', keyFile]
     const serverOptions = { dir, hostname: kind, controlURL: lab.ready.controlURL, authKey: lab.ready.authKey, network: options.network }
-    const flags = options.profile ? ['--cpu-prof', `--cpu-prof-dir=${path.resolve(options.profile)}`] : []
-    const wasm = [process.execPath, ...flags, path.join(import.meta.dirname, 'node.ts'), JSON.stringify(serverOptions)]
+    const wasm = [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'node.ts'), JSON.stringify(serverOptions)]
     const begun = performance.now()
     const child = lab.exec(ns, kind === 'wasm' ? wasm : native, { stdio: ['pipe', 'pipe', 'inherit'] })
     const first = new Promise<string>((resolve, reject) => {
