@@ -6,11 +6,15 @@ RUN_ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
 # Where tools/setup put npm and Go, on a machine whose own are missing or too old.
 export PATH := $(CURDIR)/out/cache/npm/bin:$(CURDIR)/out/cache/go/bin:$(PATH)
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)")
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)" "SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)" "BUILD_BEGAN=$(BUILD_BEGAN)" \
+	$(foreach v,GATEHOUSE_IMAGE_VERSION GATEHOUSE_KEYS GATEHOUSE_DOWNLOAD_URL GATEHOUSE_DEBIAN_MIRROR,$(if $($(v)),"$(v)=$($(v))")))
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
-.PHONY: run test check bench-tsnet image app wasm lab setup clean help
+# For the RESULT line of an image build: from the command to the image, the program included.
+export BUILD_BEGAN := $(shell date +%s)
+
+.PHONY: run flash test check bench-tsnet image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -18,11 +22,14 @@ help: ## what there is to make
 run: lab image-$(RUN_ARCH) ## build the image, boot it in QEMU in an offline tailnet, prove that it serves (RUN_ARCH=arm64: the Pi's own)
 	@$(SUDO) $(NODE) test/showcase.ts $(RUN_ARCH) $(RUN_FLAGS)
 
-image: app ## the flashable image: out/gatehouse-$(ARCH).img (ARCH=arm64 or amd64)
+image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64)
 	@$(SUDO) image/build $(ARCH)
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
+
+flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies
+	@$(SUDO) $(NODE) src/build/flash.ts "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
 test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
