@@ -8,6 +8,7 @@ const usage = `Usage: gatehouse COMMAND
   serve            run the gateway (gatehouse.service)
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
+  report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
   doctor [--json]  check every link from the clock to Node-RED, name cause and cure (as root);
@@ -34,6 +35,7 @@ async function main (args: string[]): Promise<number> {
     case 'serve': return await (await import('./gateway/serve.ts')).runServe(paths())
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
+    case 'report': return await (await import('./cli/report.ts')).runReport(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
     case 'doctor': return await (await import('./cli/doctor.ts')).runDoctor(paths(), { json: rest.includes('--json') })
     case 'reload': return await (await import('./cli/reload.ts')).runReload(paths())

@@ -11,6 +11,8 @@ export interface Paths {
   problem: string
   /** GATEHOUSE_CHANNEL_KEY, default /run/gatehouse-provision/channel: the key the gateway and Node-RED share. */
   channel: string
+  /** GATEHOUSE_REPORT_DIR, default /run/gatehouse-report: what was last shown on the consoles. */
+  reported: string
   /** GATEHOUSE_TLS_DIR, default /var/lib/gatehouse-tls: `<name>.pem` and status.json. */
   tls: string
   /** GATEHOUSE_NODE_RED_SOCKET, default /run/node-red/http.sock. */
@@ -39,6 +41,7 @@ export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
     config: env.GATEHOUSE_CONFIG_DIR ?? '/var/lib/gatehouse-config',
     problem: env.GATEHOUSE_PROBLEM_FILE ?? '/run/gatehouse-provision/problem',
     channel: env.GATEHOUSE_CHANNEL_KEY ?? '/run/gatehouse-provision/channel',
+    reported: env.GATEHOUSE_REPORT_DIR ?? '/run/gatehouse-report',
     tls: env.GATEHOUSE_TLS_DIR ?? '/var/lib/gatehouse-tls',
     nodeRed: env.GATEHOUSE_NODE_RED_SOCKET ?? '/run/node-red/http.sock',
     admin: env.GATEHOUSE_ADMIN_SOCKET ?? '/run/gatehouse-admin.sock',

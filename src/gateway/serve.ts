@@ -1,4 +1,5 @@
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig, readAuthKey, readChannelKey } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
@@ -32,6 +33,7 @@ export async function runServe (paths: Paths): Promise<number> {
     log.error({ code: 'GH_CHANNEL_KEY' }, reason(err))
   }
   const { promise: ended, resolve: end } = Promise.withResolvers<number>()
+  let told = Promise.resolve()
   const gateway = new Gateway({
     version,
     log,
@@ -41,7 +43,11 @@ export async function runServe (paths: Paths): Promise<number> {
     channelKey,
     admin: where('admin', paths.admin),
     certs: where('certs', paths.certs),
-    onState: (line) => { notifier.status(line) },
+    onState: (line) => {
+      notifier.status(line)
+      // gatehouse-report.path watches it. One after the other, the last one stays.
+      told = told.then(async () => { await writeFile(join(paths.runtime, 'state'), `${line}\n`) }).catch((err: unknown) => { log.debug(`state: ${reason(err)}`) })
+    },
     onFatal: (err) => {
       log.fatal({ code: 'GH_TAILNET_DIED' }, `the tailnet node died: ${reason(err)}. The gateway starts anew`)
       end(1)
@@ -75,7 +81,7 @@ export async function runServe (paths: Paths): Promise<number> {
     gateway.reloader.reload().catch(() => {}).finally(() => { notifier.ready() })
   })
   log.info({ version, node: process.version }, 'gatehouse is up')
-  void join(gateway, paths).catch((err: unknown) => {
+  void joinTailnet(gateway, paths).catch((err: unknown) => {
     log.fatal({ code: 'GH_INTERNAL', err }, `the gateway failed: ${reason(err)}`)
     end(1)
   })
@@ -94,7 +100,7 @@ export async function runServe (paths: Paths): Promise<number> {
 }
 
 /** Waits for a configuration that is right, then joins. */
-async function join (gateway: Gateway, paths: Paths): Promise<void> {
+async function joinTailnet (gateway: Gateway, paths: Paths): Promise<void> {
   for (;;) {
     try {
       const authKey = await readAuthKey(paths.credentials)

@@ -32,7 +32,8 @@ before(async () => {
   lab = await Lab.start({ name: 'chain' });
   client = await lab.client('laptop');
   lan = { ns: await lab.host('stranger', '10.77.0.60'), address: '' };
-  machine = await bootAppliance(lab, 'amd64');
+  // As little memory as the smallest board has.
+  machine = await bootAppliance(lab, 'amd64', { memory: 512 });
   // A stranger on the LAN knocks from the first DHCP lease on, that is, from the moment the machine can be talked to.
   const knocking = new AbortController();
   const knocker = (async () => {
@@ -92,6 +93,13 @@ test('the editor\'s WebSocket works through the gateway', async () => {
 test('no unit has failed, each component is its own user', async () => {
   const { stdout } = await machine.run('systemctl --failed --no-legend --plain; for u in gatehouse node-red; do stat -c %U "/proc/$(systemctl show -P MainPID $u)"; done');
   assert.deepEqual(stdout.trim().split(/\s+/), ['gatehouse', 'node-red']);
+});
+
+test('the auth key has left the card, and the card and the console say what to open', async () => {
+  await eventually('the key is gone from card and configuration', 120, async () =>
+    (await machine.run('! grep -s tskey /efi/gatehouse.toml /var/lib/gatehouse-config/authkey && findmnt -no OPTIONS /efi')).stdout.startsWith('ro,') || undefined);
+  await eventually('the card says what to open', 60, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(`https://${name}/`) || undefined);
+  await machine.waitFor(new RegExp(`https://${name}/`));
 });
 
 test('nobody can read another\'s secrets', async () => {
@@ -269,6 +277,18 @@ test('a wrong auth key: the control server\'s words, and what to do; a right one
   assert.ok(!message.includes(lab.ready.wrongAuthKey));
   await withSettings(settings(lab));
   const node = await eventually('the appliance joins anew', 300, async () => (await lab.nodes()).find((n) => n.hostname === 'gatehouse' && n.name !== name));
+  await editor(client, node.name);
+});
+
+test('no auth key: the login URL is on the console with its QR code, in the file on the card, and logging in there is enough', async () => {
+  await withSettings(settings(lab, { authKey: null }), true);
+  const url = (await eventually('a login URL', 240, async () => (await statusOf(machine))['tailnet'].loginURL)) as string;
+  await eventually('it is on the card', 120, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(url) || undefined);
+  const at = await machine.waitFor(new RegExp(url.replaceAll(/[.?/]/g, '\\$&')));
+  assert.match(at.input.slice(at.index, at.index + 2000), /[▀▄█]{10}/);
+  const before = new Set((await lab.nodes()).map((n) => n.name));
+  await lab.completeLogin(url);
+  const node = await eventually('it joins', 300, async () => (await lab.nodes()).find((n) => n.hostname === 'gatehouse' && !before.has(n.name)));
   await editor(client, node.name);
 });
 

@@ -1,0 +1,45 @@
+import { execFile } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
+import { promisify } from 'node:util'
+import { writeFileAtomic } from '../config/files.ts'
+
+const run = promisify(execFile)
+
+/**
+ * Does something with the card's FAT partition writable, which it is for no longer than that: read-only, a power cut cannot harm what
+ * boots. Outside the appliance (`boot` is no mount point) it is just done.
+ */
+export async function withCard<T> (boot: string, work: () => Promise<T>): Promise<T> {
+  const mounted = (await readFile('/proc/self/mounts', 'utf8')).split('\n').some((line) => line.split(' ')[1] === boot)
+  if (!mounted) return await work()
+  await run('mount', ['-o', 'remount,rw', boot])
+  try {
+    return await work()
+  } finally {
+    await run('sync', ['-f', boot])
+    await run('mount', ['-o', 'remount,ro', boot])
+  }
+}
+
+/** Replaces a file on the card unless it has this content already. FAT has no modes: root alone can see the partition. */
+export async function writeCard (boot: string, path: string, content: string): Promise<void> {
+  if (await readFile(path, 'utf8').catch(() => '') === content) return
+  await withCard(boot, async () => { await writeFileAtomic(path, content, 0o700) })
+}
+
+/**
+ * gatehouse.toml without its auth key: the line stays as a comment that says what became of it. All else, comments and line ends
+ * included, is left as the person wrote it.
+ *
+ * @returns undefined when there is no such line
+ */
+export function withoutAuthKey (text: string): string | undefined {
+  // A string of any of TOML's one-line forms; the key may be quoted too. Multi-line strings are no auth keys (see checkAuthKey).
+  const line = /^([ \t]*)("auth_key"|'auth_key'|auth_key|(?:tailnet\s*\.\s*)auth_key)\s*=\s*("[^"\r\n]*"|'[^'\r\n]*')([^\r\n]*)$/gm
+  let found = false
+  const changed = text.replace(line, (_all, indent: string) => {
+    found = true
+    return `${indent}# auth_key: used to join the tailnet, and taken off the card. The device keeps its own identity.`
+  })
+  return found ? changed : undefined
+}

@@ -1,0 +1,88 @@
+import { open, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { renderUnicodeCompact } from 'uqr'
+import { writeFileAtomic } from '../config/files.ts'
+import type { Paths } from '../config/paths.ts'
+import type { GatewayStatus } from '../gateway/status.ts'
+import { withCard, withoutAuthKey, writeCard } from './card.ts'
+import { call, unreachable } from './client.ts'
+
+/** Lines on a card for Windows' Notepad too. */
+const crlf = (text: string): string => text.replaceAll('\n', '\r\n')
+
+/**
+ * How things are, for someone who has no shell on the device: what to open, what is wrong, what to do. No times: a text that changes
+ * only when something happens is written to the card only then.
+ */
+export function report (status: GatewayStatus): string {
+  const lines: string[] = []
+  if (status.tailnet.loginURL !== undefined) {
+    lines.push('Gatehouse waits to be added to your tailnet. Open this address in a browser, on any device, and log in:', '', `  ${status.tailnet.loginURL}`, '', renderUnicodeCompact(status.tailnet.loginURL))
+  } else if (status.url !== undefined && status.tailnet.state === 'Running') {
+    lines.push('Gatehouse is on your tailnet. From a device that is too, open:', '', `  ${status.url}`, '')
+  } else {
+    lines.push('Gatehouse is not on your tailnet yet.', '')
+  }
+  for (const problem of status.problems) {
+    if (problem.code === 'GH_LOGIN_NEEDED') continue
+    lines.push(`! ${problem.part}: ${problem.message}.`, `  What to do: ${problem.cure}. (${problem.code})`, '')
+  }
+  return `${lines.join('\n').trimEnd()}\n`
+}
+
+/** When the gateway does not answer: what provisioning said, and where to look. */
+function silent (problem: string, message: string): string {
+  return `Gatehouse is starting, or cannot: ${message}.\n${problem === '' ? '' : `\n! configuration: ${problem}\n`}`
+}
+
+/** Writes to every console there is: serial, and the screen where there is one. Nobody need be there to read it. */
+async function show (text: string): Promise<void> {
+  const active = (await readFile('/sys/class/tty/console/active', 'utf8').catch(() => '')).trim().split(/\s+/).filter(Boolean)
+  for (const name of new Set([...active, 'tty1'])) {
+    try {
+      const terminal = await open(`/dev/${name}`, 'w')
+      await terminal.writeFile(`\r\n${crlf(text)}\r\n`).finally(async () => { await terminal.close() })
+    } catch { /* no such console */ }
+  }
+}
+
+/**
+ * `gatehouse report`, run as root whenever the gateway's state changes: puts how things are on the consoles and into
+ * gatehouse-status.txt on the card; and once the device has joined, takes the auth key off the card and out of the configuration.
+ */
+export async function runReport (paths: Paths): Promise<number> {
+  let text: string
+  let joined = false
+  try {
+    const answer = await call(paths.admin, 'GET', '/v1/status')
+    if (answer.status !== 200) throw new Error(`the gateway answers ${answer.status}`)
+    const status = answer.body as GatewayStatus
+    text = report(status)
+    joined = status.tailnet.state === 'Running' && status.tailnet.name !== undefined
+  } catch (err) {
+    text = silent((await readFile(paths.problem, 'utf8').catch(() => '')).trim(), unreachable(err, paths.admin).message)
+  }
+  const shown = join(paths.reported, 'shown')
+  if (await readFile(shown, 'utf8').catch(() => '') !== text) {
+    await show(text)
+    await writeFile(shown, text)
+  }
+  await writeCard(paths.boot, join(paths.boot, 'gatehouse-status.txt'), crlf(text))
+  if (joined) await forgetAuthKey(paths)
+  return 0
+}
+
+/**
+ * The order matters for a power cut: the identity is on disk since before the node was "Running", then the card, whose file the next
+ * boot would take the key from again, then the configuration.
+ */
+async function forgetAuthKey ({ boot, config }: Pick<Paths, 'boot' | 'config'>): Promise<void> {
+  const file = join(boot, 'gatehouse.toml')
+  const without = withoutAuthKey(await readFile(file, 'utf8').catch(() => ''))
+  if (without !== undefined) {
+    await withCard(boot, async () => { await writeFileAtomic(file, without, 0o700) })
+    process.stdout.write('the auth key has been used and is taken off the card\n')
+  }
+  const kept = join(config, 'authkey')
+  if ((await readFile(kept, 'utf8').catch(() => '')) !== '') await writeFileAtomic(kept, '', 0o600)
+}
