@@ -28,6 +28,10 @@ image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belong
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
 
+# What test/vm/update.test.ts updates to: the same system with a higher version, and so another root.
+update-amd64 update-arm64: update-%: app
+	@$(SUDO) env GATEHOUSE_IMAGE_VERSION=9.1 GATEHOUSE_UPDATE_ONLY=out/next-$* image/build $*
+
 flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies
 	@$(SUDO) $(NODE) src/build/flash.ts "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
@@ -35,6 +39,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
+	@$(MAKE) --no-print-directory update-amd64
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm
 
 check: setup ## types, lint, unit tests: under a minute

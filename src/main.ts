@@ -9,6 +9,10 @@ const usage = `Usage: gatehouse COMMAND
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
+  update [--force] [FOLDER]
+                   install what updates.url offers, or the update in FOLDER, and start it; as root
+  update-fetch, update-install, trial, trial-good
+                   the steps of an update (units gatehouse-update*, gatehouse-trial)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
   doctor [--json]  check every link from the clock to Node-RED, name cause and cure (as root);
@@ -23,10 +27,19 @@ const usage = `Usage: gatehouse COMMAND
 Reference: docs/architecture.md
 `
 
+/** Arguments of the commands that have any. */
+const taken: Record<string, RegExp> = {
+  status: /^--json$/,
+  doctor: /^--json$/,
+  cache: /^purge$/,
+  firewall: /^apply$/,
+  update: /^(?:--force|[^-].*)$/,
+}
+
 /** Commands load only what they need: start-up time counts on an SD card. */
 async function main (args: string[]): Promise<number> {
   const [command, ...rest] = args
-  const extra = rest.filter((arg) => !((command === 'status' || command === 'doctor') && arg === '--json') && !(command === 'cache' && arg === 'purge') && !(command === 'firewall' && arg === 'apply'))
+  const extra = rest.filter((arg) => !(taken[command ?? '']?.test(arg) ?? false))
   if (extra.length > 0) {
     process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
     return 64
@@ -36,6 +49,11 @@ async function main (args: string[]): Promise<number> {
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'report': return await (await import('./cli/report.ts')).runReport(paths())
+    case 'update': return await (await import('./cli/update.ts')).runUpdate(paths(), { folder: rest.find((arg) => arg !== '--force'), force: rest.includes('--force') })
+    case 'update-fetch': return await (await import('./update/fetch.ts')).runFetch(paths())
+    case 'update-install': return await (await import('./update/install.ts')).runInstall(paths())
+    case 'trial': return await (await import('./update/trial.ts')).runTrial(paths())
+    case 'trial-good': return await (await import('./update/trial.ts')).runTrialGood(paths())
     case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
     case 'doctor': return await (await import('./cli/doctor.ts')).runDoctor(paths(), { json: rest.includes('--json') })
     case 'reload': return await (await import('./cli/reload.ts')).runReload(paths())

@@ -10,11 +10,11 @@
  *
  * Usage: node src/build/release.ts ARCH VERSION BUILD_SECONDS     prints the RESULT line last
  *        node src/build/release.ts key                            prints the public key's file; makes the pair if there is none
- * Environment: SOURCE_DATE_EPOCH; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL, where the files will lie (default: a file: URL).
+ * Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder: only the update is written, there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL, where the files will lie (default: a file: URL).
  */
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
-import { cp, mkdir, rm, stat, writeFile } from 'node:fs/promises'
+import { cp, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { pathToFileURL } from 'node:url'
@@ -41,7 +41,7 @@ async function signSums (sums: string, files: string[]): Promise<void> {
   await writeFile(`${sums}.sig`, signature(key.privateKey, Buffer.from(text)))
 }
 
-async function release (arch: 'amd64' | 'arm64', version: string, seconds: number): Promise<void> {
+async function release (arch: Arch, version: string, seconds: number): Promise<void> {
   const name = `gatehouse-${arch}`
   const file = (extension: string): string => join(out, `${name}.${extension}`)
   const image = file('img')
@@ -77,22 +77,37 @@ async function release (arch: 'amd64' | 'arm64', version: string, seconds: numbe
   }, undefined, 2)}\n`)
   await signSums(file('SHA256SUMS'), [image, zst, file('packages.txt'), file('spdx.json'), file('imager.json')])
 
-  const update = join(out, `update-${arch}`)
+  await publishUpdate(arch, version, join(out, `update-${arch}`))
+  console.log(`RESULT image_mb=${((await stat(zst)).size / 1e6).toFixed(1)} build_s=${seconds} packages=${all.length}`)
+}
+
+/** The folder for a web server or a USB stick. */
+async function publishUpdate (arch: Arch, version: string, update: string): Promise<void> {
+  const name = `gatehouse-${arch}`
   await rm(update, { recursive: true, force: true })
   await mkdir(update)
   const pieces: string[] = []
-  for (const [from, extension] of [['efi', 'efi'], ['verity.raw', 'verity'], ['root.raw', 'root']] as const) {
-    const piece = join(update, `gatehouse_${version}_${arch}.${extension}`)
+  // The two partitions' UUIDs are the root hash's halves, by which the kernel image finds them (systemd-veritysetup-generator(8)).
+  const kernel = (await readFile(join(out, 'mkosi', `${name}.efi`))).toString('latin1')
+  const hash = /\broothash=([0-9a-f]{64})\b/.exec(kernel)?.[1]
+  if (hash === undefined) throw new Error(`release: out/mkosi/${name}.efi names no root hash`)
+  const uuid = (half: string): string => half.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5')
+  for (const [from, extension, id] of [['efi', 'efi', ''], ['verity.raw', 'verity', `${uuid(hash.slice(32))}_`], ['root.raw', 'root', `${uuid(hash.slice(0, 32))}_`]] as const) {
+    const piece = join(update, `gatehouse_${version}_${id}${arch}.${extension}`)
     await cp(join(out, 'mkosi', `${name}.${from}`), piece)
     pieces.push(piece)
   }
   await signSums(join(update, 'SHA256SUMS'), pieces)
-  console.log(`RESULT image_mb=${((await stat(zst)).size / 1e6).toFixed(1)} build_s=${seconds} packages=${all.length}`)
 }
 
 const [what, version, seconds] = process.argv.slice(2)
+const only = process.env.GATEHOUSE_UPDATE_ONLY
+type Arch = 'amd64' | 'arm64'
 if (what === 'key') console.log(key.publicKey)
-else if ((what === 'amd64' || what === 'arm64') && version !== undefined && seconds !== undefined) await release(what, version, Number(seconds))
+else if ((what === 'amd64' || what === 'arm64') && version !== undefined && seconds !== undefined) {
+  if (only === undefined || only === '') await release(what, version, Number(seconds))
+  else await publishUpdate(what, version, join(root, only))
+}
 else {
   console.error('usage: release.ts amd64|arm64 VERSION BUILD_SECONDS | key')
   process.exitCode = 2

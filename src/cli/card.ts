@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
-import { readFile } from 'node:fs/promises'
+import { readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { writeFileAtomic } from '../config/files.ts'
 
@@ -12,12 +13,29 @@ const run = promisify(execFile)
 export async function withCard<T> (boot: string, work: () => Promise<T>): Promise<T> {
   const mounted = (await readFile('/proc/self/mounts', 'utf8')).split('\n').some((line) => line.split(' ')[1] === boot)
   if (!mounted) return await work()
+  // One at a time: who is done makes it read-only again.
+  await using _lock = await lock('/run/gatehouse-card.lock')
   await run('mount', ['-o', 'remount,rw', boot])
   try {
     return await work()
   } finally {
     await run('sync', ['-f', boot])
     await run('mount', ['-o', 'remount,ro', boot])
+  }
+}
+
+/** A lock by a file with the holder's process ID, which frees itself when that process is gone. Waits for up to five minutes. */
+async function lock (path: string): Promise<AsyncDisposable> {
+  for (let tries = 0; ; tries++) {
+    try {
+      await writeFile(path, String(process.pid), { flag: 'wx' })
+      return { [Symbol.asyncDispose]: async () => { await rm(path, { force: true }) } }
+    } catch (err) {
+      if ((err as NodeJS.ErrnoException).code !== 'EEXIST' || tries > 1500) throw err
+    }
+    const holder = Number(await readFile(path, 'utf8').catch(() => ''))
+    if (holder > 0 && !await stat(`/proc/${holder}`).then(() => true, () => false)) await rm(path, { force: true })
+    await sleep(200)
   }
 }
 

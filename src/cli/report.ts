@@ -4,6 +4,7 @@ import { renderUnicodeCompact } from 'uqr'
 import { writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
+import { updateLine } from '../update/record.ts'
 import { withCard, withoutAuthKey, writeCard } from './card.ts'
 import { call, unreachable } from './client.ts'
 
@@ -58,6 +59,8 @@ export async function runReport (paths: Paths): Promise<number> {
     if (answer.status !== 200) throw new Error(`the gateway answers ${answer.status}`)
     const status = answer.body as GatewayStatus
     text = report(status)
+    const update = await updateLine()
+    if (update?.failed === true) text += `\n! update: ${update.text}.\n`
     joined = status.tailnet.state === 'Running' && status.tailnet.name !== undefined
   } catch (err) {
     text = silent((await readFile(paths.problem, 'utf8').catch(() => '')).trim(), unreachable(err, paths.admin).message)

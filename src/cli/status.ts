@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
+import { updateLine } from '../update/record.ts'
 import { call, unreachable } from './client.ts'
 
 /**
@@ -24,7 +25,8 @@ export async function runStatus (paths: Paths, { json }: { json: boolean }): Pro
     }
     return 2
   }
-  process.stdout.write(json ? `${JSON.stringify(status, undefined, 2)}\n` : table(status))
+  const update = await updateLine()
+  process.stdout.write(json ? `${JSON.stringify({ ...status, update }, undefined, 2)}\n` : `${table(status)}${update === undefined ? '' : `${update.failed ? '! ' : ''}${'Update'.padEnd(13)} ${update.text}\n`}`)
   return status.ok ? 0 : 1
 }
 

@@ -144,6 +144,12 @@ export const schema = {
     /** A root shell on the console, for whoever has the card in hand and a keyboard at the device. Default: no. */
     login: key(flag(), { default: false, example: 'true' }),
   },
+  updates: {
+    /** Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or http, the signature is what counts. Default: none, no updates. */
+    url: key(text(url('https:', 'http:')), { example: '"https://updates.example.org/gatehouse"' }),
+    /** Stay on this version. Default: false. */
+    hold: key(flag(), { default: false, example: 'true' }),
+  },
 } satisfies Record<string, Keys | [Keys]>
 
 /** What must hold among the keys of one entry of a list of tables, and among the entries. */

@@ -1,0 +1,62 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { writeFileAtomic } from '../config/files.ts'
+import { imageVersion } from './bundle.ts'
+
+/** What the last update came to, kept over updates and fall-backs. */
+export interface UpdateRecord {
+  from: string
+  to: string
+  /** RFC 3339; when it was written to the other slot. */
+  installedAt: string
+  /** Why the new one was given up; absent when it was never heard from. */
+  failure?: string
+  /** True once the new one has served. */
+  good?: boolean
+}
+
+/** Where updates are kept: GATEHOUSE_UPDATE_DIR (downloads, default /var/lib/gatehouse-update), GATEHOUSE_SLOTS_DIR (root's, default /var/lib/gatehouse-slots). */
+export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
+  downloads: env.GATEHOUSE_UPDATE_DIR ?? '/var/lib/gatehouse-update',
+  slots: env.GATEHOUSE_SLOTS_DIR ?? '/var/lib/gatehouse-slots',
+  key: env.GATEHOUSE_UPDATE_KEY ?? '/usr/lib/gatehouse/update.pub',
+  /** There while `gatehouse update --force` runs. */
+  forceFlag: env.GATEHOUSE_UPDATE_FORCE ?? '/run/gatehouse-update.force',
+  osRelease: env.GATEHOUSE_OS_RELEASE ?? '/usr/lib/os-release',
+})
+export type UpdatePaths = ReturnType<typeof updatePaths>
+
+export async function readUpdateRecord ({ slots }: UpdatePaths): Promise<UpdateRecord | undefined> {
+  try {
+    return JSON.parse(await readFile(join(slots, 'record.json'), 'utf8')) as UpdateRecord
+  } catch {
+    return undefined
+  }
+}
+
+export async function writeUpdateRecord ({ slots }: UpdatePaths, record: UpdateRecord): Promise<void> {
+  await writeFileAtomic(join(slots, 'record.json'), `${JSON.stringify(record)}\n`, 0o644)
+}
+
+/** The running version. @throws when this is no image */
+export async function runningVersion ({ osRelease }: UpdatePaths): Promise<string> {
+  const version = imageVersion(await readFile(osRelease, 'utf8'))
+  if (version === undefined) throw new Error(`${osRelease} names no IMAGE_VERSION: updates are for the image`)
+  return version
+}
+
+/** One line on the last update, for `gatehouse status` and the card; undefined where there was none. */
+export async function updateLine (paths: UpdatePaths = updatePaths()): Promise<{ text: string, failed: boolean } | undefined> {
+  const record = await readUpdateRecord(paths)
+  if (record === undefined) return undefined
+  const running = await runningVersion(paths).catch(() => undefined)
+  const day = record.installedAt.slice(0, 10)
+  if (running === record.to) return { failed: false, text: record.good === true ? `${record.to}, since ${day}; before ${record.from}` : `${record.to} is on trial: it stays once it has served` }
+  if (record.good === true || running !== record.from) return undefined
+  return {
+    failed: record.failure !== undefined || Date.parse(record.installedAt) < Date.now() - 3_600_000,
+    text: record.failure !== undefined
+      ? `${record.to} of ${day} was given up, and ${record.from} is back: ${record.failure}`
+      : `${record.to} of ${day} has not reported yet; ${record.from} runs`,
+  }
+}
