@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { renderUnicodeCompact } from 'uqr'
@@ -76,16 +77,14 @@ export async function runReport (paths: Paths): Promise<number> {
 }
 
 /**
- * The order matters for a power cut: the identity is on disk since before the node was "Running", then the card, whose file the next
- * boot would take the key from again, then the configuration.
+ * The identity is on disk since before the node was "Running". The card comes first, since the next boot would take the key from it
+ * again; provisioning then replaces the sealed copy by an empty one, and a power cut between the two is put right by that boot.
  */
-async function forgetAuthKey ({ boot, config }: Pick<Paths, 'boot' | 'config'>): Promise<void> {
+async function forgetAuthKey ({ boot }: Pick<Paths, 'boot'>): Promise<void> {
   const file = join(boot, 'gatehouse.toml')
   const without = withoutAuthKey(await readFile(file, 'utf8').catch(() => ''))
-  if (without !== undefined) {
-    await withCard(boot, async () => { await writeFileAtomic(file, without, 0o700) })
-    process.stdout.write('the auth key has been used and is taken off the card\n')
-  }
-  const kept = join(config, 'authkey')
-  if ((await readFile(kept, 'utf8').catch(() => '')) !== '') await writeFileAtomic(kept, '', 0o600)
+  if (without === undefined) return
+  await withCard(boot, async () => { await writeFileAtomic(file, without, 0o700) })
+  process.stdout.write('the auth key has been used and is taken off the card\n')
+  spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], { stdio: 'ignore' })
 }
