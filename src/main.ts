@@ -9,6 +9,9 @@ const usage = `Usage: gatehouse COMMAND
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
+  backup FILE      one encrypted file of flows, identity, certificates and settings (as root)
+  restore FILE     put it in place of what is there (as root)
+  reset --yes      forget everything, as if new: flows, identity, certificates, settings (as root)
   update [--force] [FOLDER]
                    install what updates.url offers, or the update in FOLDER, and start it; as root
   update-fetch, update-install, trial, trial-good
@@ -33,6 +36,9 @@ const taken: Record<string, RegExp> = {
   doctor: /^--json$/,
   cache: /^purge$/,
   firewall: /^apply$/,
+  backup: /^[^-]/,
+  restore: /^[^-]/,
+  reset: /^--yes$/,
   update: /^(?:--force|[^-].*)$/,
 }
 
@@ -49,6 +55,9 @@ async function main (args: string[]): Promise<number> {
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'report': return await (await import('./cli/report.ts')).runReport(paths())
+    case 'backup':
+    case 'restore': return await (await import('./cli/backup.ts')).runBackup(command, rest[0])
+    case 'reset': return await (await import('./cli/reset.ts')).runReset({ yes: rest.includes('--yes') })
     case 'update': return await (await import('./cli/update.ts')).runUpdate(paths(), { folder: rest.find((arg) => arg !== '--force'), force: rest.includes('--force') })
     case 'update-fetch': return await (await import('./update/fetch.ts')).runFetch(paths())
     case 'update-install': return await (await import('./update/install.ts')).runInstall(paths())
