@@ -8,6 +8,7 @@ import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
+import { readImager } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, nodeRedDropIn } from './node-red-unit.ts'
@@ -23,6 +24,8 @@ export interface ProvisionResult {
   outcome: 'new' | 'kept' | 'defaults'
   /** One line for the person, absent when all is well. */
   problem?: string
+  /** What Raspberry Pi Imager was asked for and this device does not do; absent when nothing was. */
+  ignored?: string[]
 }
 
 /**
@@ -53,8 +56,18 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   let config: Config
   /** Content of the files that the configuration names. */
   const files = new Map<string, string>()
+  let ignored: string[] = []
   try {
-    config = await readBoot(paths.boot)
+    const imager = await readImager(paths.boot)
+    config = await readBoot(paths.boot).catch((err: unknown) => {
+      // A card that Imager wrote needs no second file.
+      if (imager !== undefined && err instanceof GatehouseError && err.code === 'GH_CONFIG_MISSING') return defaults()
+      throw err
+    })
+    if (imager?.hostname !== undefined && config.tailnet.hostname === defaults().tailnet.hostname) {
+      config.tailnet.hostname = parseConfig(`[tailnet]\nhostname = ${JSON.stringify(imager.hostname)}\n`, 'user-data').tailnet.hostname
+    }
+    ignored = imager?.ignored ?? []
     const { certificates: { caFile, eabKeyId, eabHmacKey }, node_red: { settingsFile } } = config
     if ((eabKeyId === undefined) !== (eabHmacKey === undefined)) {
       const [there, missing] = eabKeyId === undefined ? ['eab_hmac_key', 'eab_key_id'] : ['eab_key_id', 'eab_hmac_key']
@@ -68,7 +81,7 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   }
   await write(paths.config, config, files, seal)
   await rm(paths.problem, { force: true })
-  return { outcome: 'new' }
+  return { outcome: 'new', ...(ignored.length === 0 ? {} : { ignored }) }
 }
 
 async function write (directory: string, config: Config, files: ReadonlyMap<string, string>, seal: Seal): Promise<void> {
@@ -161,9 +174,10 @@ async function exists (path: string): Promise<boolean> {
 export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey): Promise<number> {
   try {
     await makeChannelKey(paths.channel)
-    const { problem } = await provision(paths, seal)
+    const { problem, ignored = [] } = await provision(paths, seal)
     await makeCredentialSecret(paths.config, seal)
     await consoleLogin(paths)
+    for (const what of ignored) process.stderr.write(`gatehouse provision: asked for in Raspberry Pi Imager, and ignored: ${what}\n`)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
   } catch (err) {
     const message = err instanceof ConfigError ? err.line : reason(err)

@@ -1,0 +1,46 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { GatehouseError, reason } from '../config/errors.ts'
+
+/** What Raspberry Pi Imager's settings dialog leaves on the FAT partition, as far as it is used here. */
+export interface ImagerSettings {
+  /** The device's name: the one asked of the tailnet, unless gatehouse.toml names another. */
+  hostname?: string
+  /** What was asked for and is not done, in words for the person. */
+  ignored: string[]
+}
+
+/**
+ * Reads cloud-init's user-data and network-config, which Imager writes for `init_format` cloudinit
+ * (https://cloudinit.readthedocs.io/en/latest/reference/examples.html).
+ *
+ * @returns undefined when there is no user-data: the card was not written by Imager
+ * @throws GatehouseError GH_IMAGER when it cannot be understood
+ */
+export async function readImager (boot: string): Promise<ImagerSettings | undefined> {
+  const userData = await document(boot, 'user-data')
+  const network = await document(boot, 'network-config')
+  if (userData === undefined) return undefined
+  const ignored: string[] = []
+  if (userData.users !== undefined || userData.ssh_pwauth === true || userData.ssh_authorized_keys !== undefined || userData.enable_ssh === true) ignored.push('user and SSH: nobody logs in over the network')
+  const wifis = (network?.network as Record<string, unknown> | undefined)?.wifis ?? network?.wifis
+  if (wifis !== undefined) ignored.push('WiFi: not supported yet, use Ethernet')
+  return { ...(typeof userData.hostname === 'string' ? { hostname: userData.hostname } : {}), ignored }
+}
+
+async function document (boot: string, name: string): Promise<Record<string, unknown> | undefined> {
+  const text = await readFile(join(boot, name), 'utf8').catch((err: NodeJS.ErrnoException) => {
+    if (err.code === 'ENOENT') return undefined
+    throw err
+  })
+  // Imager leaves them empty, or a comment alone, where nothing was asked for.
+  if (text === undefined || text.replaceAll(/^\s*#.*$/gm, '').trim() === '') return undefined
+  try {
+    // Only read where there is one: YAML is large, and this is on the way of every boot.
+    const value: unknown = (await import('yaml')).parse(text)
+    if (typeof value !== 'object' || value === null) throw new Error('it is no list of settings')
+    return value as Record<string, unknown>
+  } catch (err) {
+    throw new GatehouseError('GH_IMAGER', `${name}, written by Raspberry Pi Imager, cannot be read: ${reason(err)}`, `Delete ${name} from the card's first partition, and write what you need into gatehouse.toml`)
+  }
+}
