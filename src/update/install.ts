@@ -41,8 +41,9 @@ export async function install (folder: string, paths: UpdatePaths, boot: string,
     for (const { name, sha256 } of bundle.files) {
       // As overlays/usr/lib/sysupdate.d names them.
       const target = join(source, name.replace(`_${arch}.`, '.'))
-      if (folder === paths.downloads) await rename(join(folder, name), target)
-      else await copyFile(join(folder, name), target)
+      // Moved where that can be done: 200 MB that need not be written twice.
+      if (folder !== paths.downloads) await copyFile(join(folder, name), target)
+      else await rename(join(folder, name), target)
       await chown(target, 0, 0)
       await chmod(target, 0o400)
       const hash = createHash('sha256')

@@ -32,8 +32,7 @@ before(async () => {
   lab = await Lab.start({ name: 'chain' });
   client = await lab.client('laptop');
   lan = { ns: await lab.host('stranger', '10.77.0.60'), address: '' };
-  // As little memory as the smallest board has.
-  machine = await bootAppliance(lab, 'amd64', { memory: 512 });
+  machine = await bootAppliance(lab, 'amd64');
   // A stranger on the LAN knocks from the first DHCP lease on, that is, from the moment the machine can be talked to.
   const knocking = new AbortController();
   const knocker = (async () => {
@@ -213,9 +212,10 @@ test('the certificate and its key are one file, for root and the gateway alone',
 async function withSettings(toml: string | null, forget = false): Promise<void> {
   const file = Buffer.from(toml ?? '').toString('base64');
   const { code, stderr } = await machine.run(
-    `mount -o remount,rw /efi
+    `until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/cli/card.ts has it
+    mount -o remount,rw /efi
     ${toml === null ? 'rm -f /efi/gatehouse.toml' : `echo ${file} | base64 -d > /efi/gatehouse.toml`}
-    mount -o remount,ro /efi
+    mount -o remount,ro /efi; rm /run/gatehouse-card.lock
     systemctl stop gatehouse
     ${forget ? 'rm -rf /var/lib/gatehouse/*' : ''}
     systemctl restart gatehouse-provision && systemctl restart gatehouse`,
