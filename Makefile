@@ -39,7 +39,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
-	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm
+	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit

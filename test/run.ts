@@ -1,5 +1,5 @@
 /**
- * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`), in that order, and ends with one line
+ * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`), in that order, and ends with one line
  * `N passed, N failed` (`, N skipped` where any were). Exit code 1 when a test failed or none ran.
  *
  * Usage: node test/run.ts [--save FILE | --add FILE] unit lab
@@ -17,6 +17,7 @@ const folders: Record<string, string> = {
   tsnet: 'src/tsnet/test/*.test.ts',
   lab: 'test/lab/*.test.ts',
   vm: 'test/vm/*.test.ts',
+  scenarios: 'test/scenarios/**/*.test.ts',
 };
 
 const { values, positionals: asked } = parseArgs({ options: { save: { type: 'string' }, add: { type: 'string' } }, allowPositionals: true });

@@ -280,6 +280,8 @@ export class Machine {
       '-netdev', `tap,id=lan,ifname=${this.#tap},script=no,downscript=no`,
       '-device', `virtio-net-pci,netdev=lan,mac=${this.mac},romfile=`,
       '-device', 'virtio-rng-pci',
+      // The PC's firmware has a network stack, which answers before the system is there; a Pi's has none.
+      '-fw_cfg', 'name=opt/org.tianocore/IPv4Support,string=no', '-fw_cfg', 'name=opt/org.tianocore/IPv6Support,string=no',
       '-chardev', `file,id=console,path=${this.consoleLog},append=on`, '-serial', 'chardev:console',
       '-chardev', `socket,id=shell,path=${join(this.#sockets, 'shell')},server=on,wait=off`,
       '-device', 'virtio-serial-pci', '-device', 'virtserialport,chardev=shell,name=gatehouse.test',

@@ -1,0 +1,134 @@
+/**
+ * What a hostile machine on the local network sends: runs in its namespace, as root, and prints how many packets went out.
+ *
+ * Usage: node flood.ts syn|udp|malformed|ports ADDRESS COUNT
+ * - syn: TCP SYNs from forged addresses of the segment to random ports
+ * - udp: datagrams to the WireGuard port, each from a port of its own, so that each is a new flow
+ * - malformed: IP packets that no sender makes: wrong lengths and checksums, impossible flags and options, fragments that overlap
+ * - ports: one datagram to every UDP port (COUNT of them, from 1 on); IPv6 too
+ *
+ * Raw sockets by way of node:ffi: Node.js has none of its own.
+ */
+import dgram from 'node:dgram';
+import { randomBytes, randomInt } from 'node:crypto';
+import { dlopen } from 'node:ffi';
+import { isIPv6 } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+const [kind, address, number] = process.argv.slice(2);
+const count = Number(number);
+if (!kind || !address || !(count > 0)) {
+  console.error('usage: flood.ts syn|udp|malformed|ports ADDRESS COUNT');
+  process.exit(2);
+}
+
+/** RFC 1071. */
+function checksum(...parts: Buffer[]): number {
+  const all = Buffer.concat(parts);
+  const data = all.length % 2 === 0 ? all : Buffer.concat([all, Buffer.alloc(1)]);
+  let sum = 0;
+  for (let i = 0; i < data.length; i += 2) sum += data.readUInt16BE(i);
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return ~sum & 0xffff;
+}
+
+const octets = (text: string): Buffer => Buffer.from(text.split('.').map(Number));
+
+/** An IPv4 packet (RFC 791) around a payload. The kernel fills in the header's checksum. */
+function ip(from: Buffer, to: Buffer, protocol: number, payload: Buffer, change: (header: Buffer) => void = () => {}): Buffer {
+  const header = Buffer.alloc(20);
+  header[0] = 0x45;
+  header.writeUInt16BE(20 + payload.length, 2);
+  header.writeUInt16BE(randomInt(65536), 4);
+  header[8] = 64;
+  header[9] = protocol;
+  from.copy(header, 12);
+  to.copy(header, 16);
+  change(header);
+  return Buffer.concat([header, payload]);
+}
+
+/** A TCP header without data (RFC 9293). */
+function tcp(from: Buffer, to: Buffer, flags: number, port = randomInt(1, 65536)): Buffer {
+  const segment = Buffer.alloc(20);
+  segment.writeUInt16BE(randomInt(1024, 65536), 0);
+  segment.writeUInt16BE(port, 2);
+  segment.writeUInt32BE(randomInt(2 ** 32), 4);
+  segment[12] = 5 << 4;
+  segment[13] = flags;
+  segment.writeUInt16BE(64240, 14);
+  const pseudo = Buffer.concat([from, to, Buffer.from([0, 6, 0, 20])]);
+  segment.writeUInt16BE(checksum(pseudo, segment), 16);
+  return segment;
+}
+
+async function raw(make: () => Buffer): Promise<number> {
+  const { functions: libc } = dlopen('libc.so.6', {
+    socket: { arguments: ['i32', 'i32', 'i32'], return: 'i32' },
+    sendto: { arguments: ['i32', 'buffer', 'u64', 'i32', 'buffer', 'u32'], return: 'i64' },
+  });
+  // AF_INET, SOCK_RAW, IPPROTO_RAW: the header is ours.
+  const fd = libc['socket']!(2, 3, 255) as number;
+  if (fd < 0) throw new Error('no raw socket: run as root');
+  const to = Buffer.alloc(16);
+  to.writeUInt16LE(2, 0);
+  octets(address!).copy(to, 4);
+  let sent = 0;
+  for (let i = 0; i < count; i++) {
+    const packet = make();
+    if ((libc['sendto']!(fd, packet, BigInt(packet.length), 0, to, 16) as bigint) >= 0n) sent++;
+    if (i % 200 === 199) await sleep(20);
+  }
+  return sent;
+}
+
+async function datagrams(port: (i: number) => number, ownSocket: boolean): Promise<number> {
+  const type = isIPv6(address!.replace(/%.*/, '')) ? 'udp6' : 'udp4';
+  const one = dgram.createSocket(type).on('error', () => {});
+  let sent = 0;
+  for (let i = 0; i < count; i++) {
+    const socket = ownSocket ? dgram.createSocket(type).on('error', () => {}) : one;
+    socket.send(randomBytes(48), port(i), address!, (error) => {
+      if (!error) sent++;
+      if (ownSocket) socket.close();
+    });
+    if (i % 100 === 99) await sleep(10);
+  }
+  await sleep(500);
+  one.close();
+  return sent;
+}
+
+const to = isIPv6(address.replace(/%.*/, '')) ? Buffer.alloc(4) : octets(address);
+const forged = (): Buffer => Buffer.from([10, 77, 0, randomInt(151, 250)]);
+const malformed: (() => Buffer)[] = [
+  // TCP with impossible flags: none, all, SYN with FIN, SYN with RST; and to port 0.
+  ...[0, 0xff, 0x03, 0x06].map((flags) => () => { const from = forged(); return ip(from, to, 6, tcp(from, to, flags)); }),
+  () => { const from = forged(); return ip(from, to, 6, tcp(from, to, 2, 0)); },
+  // A header cut short, for each protocol that has one.
+  () => ip(forged(), to, randomInt(256), randomBytes(randomInt(8))),
+  // Random protocols and payloads.
+  () => ip(forged(), to, randomInt(256), randomBytes(randomInt(1, 200))),
+  // UDP to WireGuard with a wrong length, and with a wrong checksum.
+  () => ip(forged(), to, 17, Buffer.concat([Buffer.from([0x10, 0x00, 0xa2, 0xa9, 0xff, 0xff, 0, 0]), randomBytes(20)])),
+  () => ip(forged(), to, 17, Buffer.concat([Buffer.from([0x10, 0x00, 0xa2, 0xa9, 0, 28, 0x12, 0x34]), randomBytes(20)])),
+  // Fragments: a first one without the rest, ones that overlap, one that ends beyond 65,535 bytes ("ping of death").
+  () => ip(forged(), to, 17, randomBytes(64), (header) => header.writeUInt16BE(0x2000 | randomInt(3), 6)),
+  () => ip(forged(), to, 1, randomBytes(64), (header) => header.writeUInt16BE(0x1fff, 6)),
+  // A DHCP answer that is none.
+  () => ip(octets('10.77.0.1'), to, 17, Buffer.concat([Buffer.from([0, 67, 0, 68, 1, 0x08, 0, 0]), randomBytes(256)])),
+  // A packet from itself, and from 127.0.0.1.
+  () => ip(to, to, 6, tcp(to, to, 2)),
+  () => { const from = octets('127.0.0.1'); return ip(from, to, 6, tcp(from, to, 2, 80)); },
+  // ICMP: a redirect, a source quench, an error about a connection that is not.
+  () => ip(forged(), to, 1, Buffer.concat([Buffer.from([[5, 1], [4, 0], [3, 3]][randomInt(3)]!), randomBytes(62)])),
+];
+
+const kinds: Record<string, () => Promise<number>> = {
+  syn: () => raw(() => { const from = forged(); return ip(from, to, 6, tcp(from, to, 2)); }),
+  udp: () => datagrams(() => 41641, true),
+  malformed: () => raw(() => malformed[randomInt(malformed.length)]!()),
+  ports: () => datagrams((i) => i + 1, false),
+};
+if (!Object.hasOwn(kinds, kind)) throw new Error(`no kind ${kind}`);
+console.log(await kinds[kind]!());

@@ -1,0 +1,432 @@
+/**
+ * Attacks on the booted image, and what they get: from the local network from power-on, as Node-RED (an attacker who deploys a flow
+ * with an exec node has a shell in its sandbox), as the gateway's user, and from the tailnet. Every attempt is a row of one table that
+ * the run prints. Node-RED has a list of targets here, the weaker of its two states: without one it has no network at all.
+ */
+import assert from 'node:assert/strict';
+import type { ChildProcess } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import { Lab, type LabClient } from '../lab/lab.ts';
+import { bootAppliance, editor, eventually, joined, settings, statusOf } from '../vm/appliance.ts';
+import type { Machine } from '../vm/machine.ts';
+import { Attempts } from './attempts.ts';
+
+const stranger = '10.77.0.60';
+const mac = '52:54:00:12:34:56';
+/** The link-local address that follows from it (RFC 4291, appendix A). */
+const linkLocal = 'fe80::5054:ff:fe12:3456%eth0';
+const list = `[node_red]\nallow = ["${stranger}:8080", "broker.lab.test:8081/tcp"]\n`;
+
+let lab: Lab;
+let owner: LabClient;
+let machine: Machine;
+let name: string;
+let lan: string;
+let address: string;
+let watch: { arrived: { protocol: string; port: number; from: string }[]; process: ChildProcess };
+const attempts = new Attempts();
+
+/** Asserts that none of these attempts got through, with the table's rows of those that did. */
+function held(from: string): void {
+  assert.deepEqual(attempts.through(from), []);
+}
+
+/** Errors of the stranger's own kernel: the machine, or its own link, is not up yet. What would come of ICMP is overheard. */
+const local = ['EADDRNOTAVAIL', 'EHOSTUNREACH', 'ENETUNREACH'];
+
+/** Runs a program on the stranger's machine. */
+async function fromLan(...argv: string[]): Promise<string> {
+  const { stdout, stderr, code } = await lab.run(lan, [process.execPath, '--disable-warning=ExperimentalWarning', ...argv]);
+  assert.equal(code, 0, stderr);
+  return stdout;
+}
+
+const scan = async (target: string, first: number, last: number): Promise<{ tried: number; answered: { port: number; how: string }[] }> =>
+  JSON.parse(await fromLan(path.join(import.meta.dirname, 'scan.ts'), target, String(first), String(last)));
+const flood = async (kind: string, target: string, count: number): Promise<number> =>
+  Number(await fromLan(path.join(import.meta.dirname, 'flood.ts'), kind, target, String(count)));
+
+/** Packets of a counter of the firewall's. */
+async function dropped(reason: string): Promise<number> {
+  const { stdout } = await machine.run(`nft -j list counter inet gatehouse dropped-${reason}`);
+  return (JSON.parse(stdout).nftables as { counter?: { packets: number } }[]).find((object) => object.counter)!.counter!.packets;
+}
+
+/** What came to the stranger from the appliance and was no DHCP question nor neighbour discovery: nothing should. */
+async function overheard(): Promise<number> {
+  const { stdout } = await lab.run(lan, ['nft', '-j', 'list', 'counter', 'inet', 'watch', 'overheard']);
+  return (JSON.parse(stdout).nftables as { counter?: { packets: number } }[]).find((object) => object.counter)!.counter!.packets;
+}
+
+/** The same by protocol and source port (ICMP: type and code as one number). */
+async function overheardWhat(): Promise<string> {
+  const { stdout } = await lab.run(lan, ['nft', 'list', 'set', 'inet', 'watch', 'what']);
+  return /elements = \{([^}]*)\}/.exec(stdout)?.[1]?.replaceAll(/\s+/g, ' ') ?? '';
+}
+
+/** What the gateway answers by itself, whatever becomes of Node-RED. Milliseconds to its answer. */
+async function served(): Promise<number> {
+  const answer = await owner.fetch(`http://${name}/`, { timeout: 60_000 });
+  assert.equal(answer.status, 308);
+  return answer.ms;
+}
+
+before(async () => {
+  lab = await Lab.start({ name: 'lock' });
+  owner = await lab.client('laptop');
+  lan = await lab.host('stranger', stranger);
+  await lab.setHost('broker.lab.test', stranger);
+  const rules = `table inet watch {
+    counter overheard { }
+    set what { type inet_proto . inet_service; size 200; flags dynamic; }
+    chain input { type filter hook input priority 0;
+      ether saddr != ${mac} accept
+      udp dport { 67, 547 } accept
+      icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } accept
+      counter name overheard
+      meta l4proto { tcp, udp, icmp, ipv6-icmp } add @what { meta l4proto . th sport }
+    }
+  }`;
+  assert.equal((await lab.run(lan, ['nft', '-f', '-'], rules)).code, 0);
+  machine = await bootAppliance(lab, 'amd64', { mac, toml: `${settings(lab)}${list}` });
+  // A stranger on the LAN knocks from power-on: the link-local address follows from the card's, the other comes with the lease.
+  const booting = new AbortController();
+  const answered: unknown[] = [];
+  let sweeps = 0;
+  const knocker = (async () => {
+    while (!booting.signal.aborted) {
+      const lease = (await lab.leases())[0]?.ip;
+      for (const target of lease === undefined ? [linkLocal] : [linkLocal, lease]) {
+        for (const [first, last] of [[20, 25], [80, 80], [443, 443], [1880, 1880]] as const) answered.push(...(await scan(target, first, last)).answered.filter(({ how }) => !local.includes(how)));
+        await flood('ports', target, 600);
+      }
+      sweeps++;
+    }
+  })();
+  name = (await joined(lab)).name;
+  await editor(owner, name);
+  booting.abort();
+  await knocker;
+  address = (await lab.leases())[0]!.ip;
+  assert.ok(sweeps >= 2, `${sweeps} sweeps while it booted`);
+  const heard = await overheard();
+  // What is overheard is told, not judged: a PC's firmware has a network stack of its own, which answers before the system is there.
+  attempts.note('LAN, booting', `${sweeps} sweeps of TCP and UDP ports from power-on`,
+    answered.length === 0 ? `no TCP port answered; ${heard} other packets ${await overheardWhat()}` : JSON.stringify(answered), answered.length === 0);
+});
+
+after(async () => {
+  if (attempts.count > 0) console.log(String(attempts));
+  await machine?.destroy();
+  await lab?.stop();
+});
+
+test('while it boots, and when it is up, nothing answers on the local network: TCP and UDP, IPv4 and IPv6, every port', async () => {
+  held('LAN, booting');
+  const tcp = Promise.all([scan(address, 1, 65535), scan(linkLocal, 1, 65535)]);
+  for (const [family, target] of [['IPv4', address], ['IPv6 link-local', linkLocal]] as const) {
+    const [before, earlier] = [await dropped('in'), await overheard()];
+    const sent = await flood('ports', target, 65535);
+    assert.ok(sent > 65_000, `${sent} datagrams went out`);
+    const counted = await dropped('in') - before;
+    assert.ok(counted > 40_000, `the firewall has seen and dropped them: ${counted}`);
+    const heard = await overheard() - earlier;
+    attempts.note('LAN', `UDP scan, ${family}, 65535 ports (${counted} seen and dropped)`, heard === 0 ? 'no answer, no ICMP error' : `${heard} packets back`, heard === 0);
+  }
+  for (const [family, { tried, answered }] of (await tcp).map((result, i) => [['IPv4', 'IPv6 link-local'][i], result] as const)) {
+    attempts.note('LAN', `TCP scan, ${family}, ${tried} ports`, answered.length === 0 ? 'no answer' : JSON.stringify(answered), answered.length === 0 && tried === 65535);
+  }
+  const ping = await lab.run(lan, ['ping', '-c', '2', '-W', '2', address]).catch(() => undefined);
+  if (ping) attempts.note('LAN', 'ping', ping.code === 0 ? 'it answers' : 'no answer', ping.code !== 0);
+  held('LAN');
+  // The scans themselves can see an open port, and a closed one: the lab's control server has both.
+  assert.deepEqual((await scan('10.77.0.2', 80, 80)).answered, [{ port: 80, how: 'accepted' }]);
+  assert.equal((await scan('10.77.0.2', 81, 81)).answered[0]?.how, 'ECONNREFUSED');
+});
+
+test('floods from the local network: it goes on serving, and counts what it drops', async () => {
+  for (const [kind, what, count, counter] of [
+    ['syn', 'SYN flood, 10,000 from forged addresses', 10_000, 'in'],
+    ['udp', 'connection flood: 3,000 new flows to the WireGuard port', 3_000, 'in-rate'],
+    ['malformed', '6,000 malformed packets', 6_000, 'in-invalid'],
+  ] as const) {
+    const before = await dropped(counter);
+    const [sent, ms] = await Promise.all([flood(kind, address, count), served()]);
+    const counted = await dropped(counter) - before;
+    assert.ok(sent > count / 2 && counted > 0, `${what}: ${sent} sent, ${counted} counted as ${counter}`);
+    attempts.note('LAN', what, `page served meanwhile in ${Math.round(ms)} ms; ${counted} dropped as ${counter}`, true);
+  }
+  const kernel = await machine.run('journalctl -k -b -q -p err --no-pager | tail -5; journalctl -k -b -q -o cat --no-pager | grep -c gatehouse-drop');
+  const [logged = '', ...errors] = kernel.stdout.trim().split('\n').reverse();
+  attempts.note('LAN', 'fill the log with dropped packets', `${logged} lines`, Number(logged) > 0 && Number(logged) < 600);
+  assert.deepEqual(errors.filter((line) => /oops|BUG|panic|overflow/i.test(line)), []);
+  held('LAN');
+});
+
+/** Runs break-in.js as Node-RED: the attacker has deployed a flow that runs what it is sent. */
+async function asNodeRed(script: string, timeout = 120): Promise<string> {
+  const answer = await owner.fetch(`https://${name}/app/shell`, {
+    method: 'POST', headers: { 'content-type': 'text/plain' }, body: Buffer.from(script).toString('base64'), timeout: (timeout + 30) * 1000,
+  });
+  assert.equal(answer.status, 200, answer.body.toString());
+  return answer.body.toString();
+}
+
+/** The arguments of break-in.js, and the script that runs it with them. */
+async function breakIn(what: string, options: object): Promise<string> {
+  const program = await readFile(path.join(import.meta.dirname, 'break-in.js'));
+  return `echo ${program.toString('base64')} | base64 -d | node --disable-warning=ExperimentalWarning - '${JSON.stringify({ what, options }).replaceAll('\'', '')}'`;
+}
+
+/** Notes what break-in.js printed. */
+function noteAll(from: string, output: string): number {
+  const rows = output.split('\n').filter((line) => line.startsWith('{')).map((line) => JSON.parse(line) as { attempt: string; got: string; held: boolean });
+  for (const { attempt, got, held } of rows) attempts.note(from, attempt, got, held);
+  return rows.length;
+}
+
+const pidOf = async (unit: string): Promise<number> => Number((await machine.run(`systemctl show -P MainPID ${unit}`)).stdout);
+const sockets = ['/run/gatehouse-admin.sock', '/run/gatehouse-certs.sock'];
+const secrets = ['/var/lib/gatehouse/tailscaled.state', '/var/lib/gatehouse-config/authkey', '/var/lib/gatehouse-config/credential-secret',
+  '/var/lib/systemd/credential.secret', '/efi/gatehouse.toml', '/etc/shadow', '/run/gatehouse-provision/channel'];
+
+test('as Node-RED: other parts\' secrets, processes and sockets; system calls; programs; writing elsewhere', async () => {
+  const flows = [
+    { id: 'f6f2187d.f17ca8', type: 'tab', label: 'Flow 1' },
+    { id: 'in', type: 'http in', z: 'f6f2187d.f17ca8', url: '/shell', method: 'post', wires: [['run']] },
+    { id: 'run', type: 'exec', z: 'f6f2187d.f17ca8', command: 'echo', addpay: 'payload', append: '| base64 -d | timeout -k 5 120 bash 2>&1; echo "[$?]"', useSpawn: 'false', timer: '', winHide: false, oldrc: false, wires: [['out'], [], []] },
+    { id: 'out', type: 'http response', z: 'f6f2187d.f17ca8', statusCode: '', headers: {}, wires: [] },
+  ];
+  const deployed = await owner.fetch(`https://${name}/flows`, { method: 'POST', headers: { 'content-type': 'application/json', 'node-red-deployment-type': 'full' }, body: JSON.stringify(flows) });
+  assert.equal(deployed.status, 204);
+  const who = await eventually('the attacker\'s flow answers', 60, async () => await asNodeRed('id -un; cat /proc/self/cgroup'));
+  assert.match(who, /^node-red\n.*node-red\.service/s, 'the attacker has a shell as Node-RED');
+  const victim = await pidOf('gatehouse');
+  const from = 'Node-RED';
+  const account = (await machine.run('find /var/lib/gatehouse-certs -type f')).stdout.trim().split('\n');
+  assert.ok(account.some((file) => /account/.test(file)), `there is an ACME account: ${account.join(' ')}`);
+  const all = [...secrets, ...account, `/var/lib/gatehouse-tls/${name}.pem`];
+  assert.equal((await machine.run(`ls ${all.join(' ')}`)).code, 0, 'what is to be stolen is there');
+  noteAll(from, await asNodeRed(await breakIn('read', { secrets: all, victim, sockets })));
+  noteAll(from, await asNodeRed(await breakIn('syscalls', { victim })));
+  noteAll(from, await asNodeRed(await breakIn('programs', { unit: 'node-red.service' })));
+  noteAll(from, await asNodeRed(await breakIn('write', { home: '/var/lib/node-red', places: ['/var/lib/gatehouse', '/var/lib/gatehouse-tls', '/run/gatehouse', '/run/gatehouse-firewall', '/usr/lib/node-red'] })));
+  // Its own socket, with a header that says it is somebody.
+  const forged = await asNodeRed(`node -e 'require("node:http").get({ socketPath: "/run/node-red/http.sock", path: "/flows", headers: { "tailscale-user-login": "owner@example.com", "x-forwarded-user": "owner" } }, (r) => { console.log(r.statusCode); process.exit() })'`);
+  attempts.note(from, 'forge identity headers on Node-RED\'s own socket', forged.trim().split('\n')[0]!, /^40[13]/.test(forged));
+  assert.ok(attempts.count > 60, `${attempts.count} attempts so far`);
+  assert.equal(await pidOf('gatehouse'), victim, 'the gateway is the same process');
+  held(from);
+});
+
+test('as Node-RED: the network, but for what its list names; names, but for those on it', async () => {
+  // The stranger listens: what arrives there is the other end's word for it.
+  const watcher = `const net = require('node:net'), dgram = require('node:dgram');
+    const say = (protocol, port, from) => console.log(JSON.stringify({ protocol, port, from }));
+    for (const port of [22, 81, 1883, 8080, 8081]) net.createServer((s) => { say('tcp', port, s.remoteAddress); s.on('error', () => {}); }).listen(port, '::');
+    for (const port of [53, 81]) { const s = dgram.createSocket({ type: 'udp6' }); s.on('message', (m, r) => { say('udp', port, r.address); s.send('got it', r.port, r.address); }); s.bind(port, '::'); }
+    console.log('up');`;
+  const child = lab.exec(lan, [process.execPath, '-e', watcher]);
+  watch = { arrived: [], process: child };
+  await new Promise<void>((up) => child.stdout!.setEncoding('utf8').on('data', (text: string) => {
+    for (const line of text.split('\n').filter(Boolean)) {
+      if (line === 'up') up();
+      else watch.arrived.push(JSON.parse(line));
+    }
+  }));
+  await machine.run('systemctl start gatehouse-firewall', { timeout: 120 });
+  const strangers6 = /inet6 (fe80[0-9a-f:]+)/.exec((await lab.run(lan, ['ip', '-6', 'addr', 'show', 'dev', 'eth0'])).stdout)?.[1];
+  const own = (await machine.run('ls /sys/class/net | grep -v lo')).stdout.trim();
+  const from = 'Node-RED';
+  const allowed = [['to what the list names', stranger, 8080], ['to a name on the list', 'broker.lab.test', 8081]];
+  noteAll(from, await asNodeRed(await breakIn('network', {
+    patience: 4000, allowed,
+    tcp: [
+      ['to another port of a target on its list', stranger, 22], ['to the LAN', '10.77.0.1', 53], ['to the LAN', '10.77.0.2', 80], ['to the LAN', '10.77.0.4', 443],
+      ['to the LAN by IPv6', `${strangers6}%${own}`, 81], ['to the internet', '1.1.1.1', 443], ['to the internet by IPv6', '2606:4700:4700::1111', 443],
+      ['to the tailnet', (await owner.status()).ips[0], 80], ['to its own address', address, 80],
+    ],
+    udp: [
+      ['to the LAN\'s DNS server', '10.77.0.1', 53], ['to this machine\'s resolver', '127.0.0.53', 53], ['to the LAN', stranger, 81], ['to the LAN by IPv6', `${strangers6}%${own}`, 81],
+      ['to a DNS server in the internet', '1.1.1.1', 53],
+    ],
+    names: ['exfil.secret-data.lab.test', 'acme.lab.test'],
+  }), 150));
+  const wanted = watch.arrived.filter(({ port }) => port === 8080 || port === 8081);
+  const unwanted = watch.arrived.filter(({ port }) => port !== 8080 && port !== 8081);
+  attempts.note(from, 'packets that arrived elsewhere on the LAN', JSON.stringify(unwanted), unwanted.length === 0);
+  assert.ok(wanted.length >= 2, 'what is allowed arrives');
+  const asked = (await lab.queries()).filter((query) => query.name.includes('exfil'));
+  attempts.note(from, 'DNS tunnel: questions that reached a server', JSON.stringify(asked), asked.length === 0);
+  assert.ok(await dropped('out-node-red') > 0, 'the firewall counted the tries');
+  held(from);
+});
+
+test('the list changes while it is in use: names are looked up anew, never to this machine, and nothing is open in between', async () => {
+  const from = 'Node-RED, list changing';
+  // Knocks on a port that is not on the list, as fast as it can, while the list is loaded again and again.
+  const knocking = asNodeRed(`node -e '
+    const net = require("node:net"); let tried = 0; const end = Date.now() + 25000;
+    const knock = () => { if (Date.now() > end) { console.log(tried + " tries"); process.exit(); } tried++;
+      const s = net.connect({ host: "${stranger}", port: 1883 }).on("error", () => {}); setTimeout(() => { s.destroy(); knock(); }, 20); };
+    for (let i = 0; i < 10; i++) knock();'`, 60);
+  const reload = await machine.run('for i in $(seq 4); do systemctl start gatehouse-firewall || exit 1; done; for i in $(seq 200); do printf "flush chain inet gatehouse node-red-allow\\nadd rule inet gatehouse node-red-allow ip daddr { 10.77.0.60 } tcp dport 8080 accept\\n" | nft -f - || exit 1; done', { timeout: 120 });
+  assert.equal(reload.code, 0, reload.stderr);
+  const tried = await knocking;
+  const got = watch.arrived.filter(({ port }) => port === 1883).length;
+  attempts.note(from, `204 reloads of the list; ${tried.trim().split('\n')[0]} to what is not on it`, `${got} got through`, got === 0 && Number.parseInt(tried, 10) > 100);
+
+  // DNS rebinding: the name now leads to this machine, the tailnet, the machine's own address; and to one honest address.
+  await lab.setHost('broker.lab.test', '127.0.0.1', '100.100.100.100', '169.254.169.254', address, '10.77.0.61');
+  await machine.run('resolvectl flush-caches; systemctl start gatehouse-firewall', { timeout: 120 });
+  const { stdout: shown } = await machine.run('gatehouse firewall; cat /run/gatehouse-firewall/hosts; nft list chain inet gatehouse node-red-allow', { timeout: 120 });
+  for (const refused of ['127.0.0.1', '100.100.100.100', '169.254.169.254', address]) {
+    const followed = new RegExp(`^${refused} broker|daddr \\{[^}]*${refused.replaceAll('.', '\\.')}[ ,]`, 'm').test(shown);
+    attempts.note(from, `its name leads to ${refused} (DNS rebinding)`, /refused: .*/.exec(shown.split('\n').find((line) => line.includes(`refused: ${refused}`)) ?? '')?.[0] ?? 'not refused', !followed && shown.includes(`refused: ${refused}`));
+  }
+  assert.match(shown, /^10\.77\.0\.61 broker\.lab\.test$/m, 'the honest address is followed');
+  assert.match(shown, /out-node-red +TCP 10\.77\.0\.\d+ → 10\.77\.0\.60 port/, `gatehouse firewall tells what was dropped lately: ${shown}`);
+  assert.match((await machine.run('journalctl -u gatehouse-firewall -o cat')).stdout, /GH_FIREWALL_REBINDING/);
+  const unprivileged = await machine.run('gatehouse firewall', { user: 'node-red' });
+  assert.deepEqual([unprivileged.code, /only root.*GH_FIREWALL_ROOT/.test(unprivileged.stderr)], [1, true]);
+  held(from);
+});
+
+test('as the gateway\'s user, in its sandbox: the account key, Node-RED\'s files, root, its own unit', async () => {
+  const from = 'gateway';
+  const account = (await machine.run('find /var/lib/gatehouse-certs -type f')).stdout.trim().split('\n');
+  const all = ['/var/lib/gatehouse-config/authkey', '/var/lib/gatehouse-config/credential-secret', '/var/lib/systemd/credential.secret', '/efi/gatehouse.toml', '/etc/shadow', '/run/gatehouse-provision/channel',
+    ...account, '/var/lib/node-red/flows.json'];
+  const victim = await pidOf('node-red');
+  // The unit as it is, with another program in it. What it shares with the real one stays (no RuntimeDirectory: it would be removed).
+  const script = [
+    await breakIn('read', { secrets: all, victim, sockets: ['/run/gatehouse-admin.sock'] }), await breakIn('syscalls', { victim: 1 }),
+    await breakIn('programs', { unit: 'gatehouse.service' }), await breakIn('write', { home: '/var/lib/gatehouse', places: ['/var/lib/node-red', '/var/lib/gatehouse-tls', '/var/lib/gatehouse-certs', '/run/node-red', '/usr/lib/gatehouse'] }),
+  ].join('\n');
+  const run = await machine.run(
+    `echo ${Buffer.from(script).toString('base64')} | base64 -d >/run/attack.sh; chmod 644 /run/attack.sh
+    sed -E '/^(Type|NotifyAccess|Sockets|Restart.*|RuntimeDirectory.*|StateDirectory.*|WatchdogSec|ExecStart.*|SyslogIdentifier|WantedBy|FileDescriptorStore.*|ExecReload|ExecStop.*)=/d; s#^\\[Service\\]#[Service]\\nType=oneshot\\nExecStart=/bin/bash /run/attack.sh\\nReadWritePaths=/var/lib/gatehouse\\nSyslogIdentifier=attack#' /usr/lib/systemd/system/gatehouse.service >/run/systemd/system/attack.service
+    systemctl daemon-reload; systemctl start attack.service; journalctl -u attack -o cat --no-pager; rm /run/systemd/system/attack.service /run/attack.sh; systemctl daemon-reload`,
+    { timeout: 240 },
+  );
+  assert.ok(noteAll(from, run.stdout) > 50, run.stdout + run.stderr);
+  held(from);
+});
+
+test('from the tailnet: nobody without a right, a viewer, a tagged machine; other ports', async () => {
+  const bob = await lab.client('bob');
+  const vera = await lab.client('vera');
+  const sensor = await lab.client('sensor');
+  await lab.setOwner('bob', { user: 'bob@example.com' });
+  await lab.setOwner('vera', { user: 'vera@example.com' });
+  await lab.setOwner('sensor', { tags: ['tag:sensor'] });
+  await lab.setGrants([{ src: ['vera@example.com'], dst: ['*'], app: { 'gatehouse.internal/cap/app': [{ may: ['view'] }] } }]);
+  await eventually('the viewer may open the editor', 60, async () => ((await vera.fetch(`https://${name}/`)).status === 200 ? true : undefined));
+  const login = 'owner@example.com';
+  const forged = { 'tailscale-user-login': login, 'tailscale-user-name': 'Owner', 'x-forwarded-for': '127.0.0.1', 'x-webauth-user': login };
+  const shell = { method: 'POST', headers: { 'content-type': 'text/plain' }, body: Buffer.from('id').toString('base64') };
+  const deploy = { method: 'POST', headers: { 'content-type': 'application/json' }, body: '[]' };
+  const tries: [string, string, object][] = [
+    ['open the editor', '/', {}], ['read the flows', '/flows', {}], ['deploy flows', '/flows', deploy], ['run a flow', '/app/shell', shell],
+    ['deploy, with forged identity headers', '/flows', { ...deploy, headers: { ...deploy.headers, ...forged } }],
+    ['run a flow, with forged identity headers', '/app/shell', { ...shell, headers: { ...shell.headers, ...forged } }],
+    ['see the gateway\'s status', '/.gatehouse/status', {}], ['climb out of /app/ to the flows', '/app/%2e%2e/flows', deploy],
+  ];
+  for (const [who, client, may] of [['nobody\'s', bob, []], ['viewer', vera, ['open the editor', 'read the flows']], ['tagged', sensor, []]] as [string, LabClient, string[]][]) {
+    const from = `tailnet, ${who}`;
+    for (const [what, url, options] of tries) {
+      // An answer that comes before the body has been read may be lost in the reset that follows.
+      const got = await client.fetch(`https://${name}${url}`, options).then(({ status }) => `HTTP ${status}`, (error: Error) => error.message);
+      attempts.note(from, may.includes(what) ? `(allowed) ${what}` : what, got, may.includes(what) ? got === 'HTTP 200' : /^HTTP 40[0134]$|reset by peer/.test(got));
+    }
+    held(from);
+  }
+  const ip = (await joined(lab)).addresses[0]!;
+  const from = 'tailnet';
+  await Promise.all([22, 53, 1880, 5252, 8080, 9090, 41641].map(async (port) => {
+    const got = await Promise.race([bob.dial(ip, port).then((stream) => (stream.destroy(), 'CONNECTED'), (error: Error) => error.message), new Promise<string>((done) => setTimeout(done, 10_000, 'silence'))]);
+    attempts.note(from, `TCP ${port}`, got, got !== 'CONNECTED');
+  }));
+  await lab.setGrants([]);
+  held(from);
+});
+
+test('units: as strict as promised, by systemd\'s own count', async () => {
+  const most = { gatehouse: 1.5, 'gatehouse-certs': 1.5, 'gatehouse-firewall': 1.5, 'gatehouse-provision': 1.5, 'node-red': 2.0 };
+  const { stdout } = await machine.run(`for u in ${Object.keys(most).join(' ')}; do systemd-analyze security --no-pager $u | tail -1; done`, { timeout: 180 });
+  for (const [unit, limit] of Object.entries(most)) {
+    const level = Number(new RegExp(`for ${unit}\\.service: ([\\d.]+)`).exec(stdout)?.[1]);
+    attempts.note('systemd-analyze', `exposure of ${unit}.service, at most ${limit}`, String(level), level <= limit);
+  }
+  held('systemd-analyze');
+  const { stdout: state } = await machine.run('systemctl is-active gatehouse-console; cut -d: -f1,2 /etc/passwd /etc/shadow; find /lib/modules -name "dccp*.ko*" -o -name "sctp*.ko*" -o -name "rds*.ko*" -o -name "tipc*.ko*" -o -name "squashfs*.ko*"');
+  const [console, ...lines] = state.trim().split('\n');
+  assert.equal(console, 'inactive', 'no console login unless it is asked for');
+  assert.ok(lines.some((line) => line.startsWith('root:')));
+  assert.deepEqual(lines.filter((line) => !/^[\w-]+:(x|[!*].*)$/.test(line)), [], 'no password, and no kernel module for protocols and file systems that nobody uses');
+});
+
+test('secrets on the card are sealed, and open for their unit alone', async () => {
+  const { stdout } = await machine.run('cd /var/lib/gatehouse-config; cat authkey credential-secret eab-hmac-key; stat -c %a authkey credential-secret eab-hmac-key; systemd-creds decrypt --name=authkey authkey -; echo; systemd-creds decrypt --name=other authkey - 2>&1');
+  const [sealed = ''] = stdout.split('\n600\n600\n600\n');
+  assert.ok(!sealed.includes('tskey'), 'no key to be read');
+  assert.ok(stdout.includes(lab.ready.authKey), 'what is sealed is the key');
+  assert.match(stdout, /name|credential/i);
+  assert.equal((await machine.run('systemd-creds decrypt --name=other /var/lib/gatehouse-config/authkey -')).code !== 0, true, 'under another name it does not open');
+  assert.equal((await machine.run('test -e /var/lib/node-red-secret')).code, 1);
+});
+
+test('as Node-RED: fork bomb, memory, processor, disk; the gateway goes on', async () => {
+  const from = 'Node-RED';
+  const victim = await pidOf('gatehouse');
+  const during = async (what: string, script: string, timeout = 60): Promise<string> => {
+    const attack = asNodeRed(script, timeout).catch((error: Error) => `[${error.message}]`);
+    await new Promise((done) => setTimeout(done, 3000));
+    const ms = await served();
+    const got = await attack;
+    attempts.note(from, `starve the gateway: ${what}`, `its page came in ${Math.round(ms)} ms meanwhile`, await pidOf('gatehouse') === victim);
+    return got;
+  };
+  noteAll(from, await during('fork bomb', await breakIn('fork', {})));
+  await during('six busy loops', 'for i in 1 2 3 4 5 6; do timeout 12 bash -c "while :; do :; done" & done; wait');
+
+  // The disk, to the last byte it may have. What the gateway and the certificates write has to find room all the same.
+  await during('fill the disk', 'cd /var/lib/node-red; i=0; for s in 512M 64M 8M 1M 64K 4K; do while fallocate -l $s fill.$i; do i=$((i+1)); done; done 2>&1 | tail -1');
+  const full = await asNodeRed('head -c 65536 /dev/zero >/var/lib/node-red/more');
+  assert.match(full, /No space left/);
+  for (const [user, file] of [['gatehouse', '/var/lib/gatehouse/room'], ['gatehouse-certs', '/var/lib/gatehouse-certs/room'], ['root', '/var/lib/gatehouse-config/room']] as const) {
+    const { code, stderr } = await machine.run(`head -c 1000000 /dev/zero >${file} && sync ${file}; code=$?; rm -f ${file}; exit $code`, { user });
+    attempts.note(from, `fill the disk so that ${user} cannot write`, code === 0 ? 'it can' : stderr, code === 0);
+  }
+  await asNodeRed('rm -f /var/lib/node-red/fill.* /var/lib/node-red/more');
+
+  const got = await during('all memory', `timeout -k 1 40 bash -c "${(await breakIn('memory', {})).replaceAll(/["$`\\]/g, '\\$&')}"; echo ended $?`, 90);
+  const most = Math.max(0, ...[...got.matchAll(/(\d+) MB/g)].map((match) => Number(match[1])));
+  const limit = Number((await machine.run('cat /sys/fs/cgroup/system.slice/node-red.service/memory.max')).stdout) / (1 << 20);
+  attempts.note(from, 'take all memory (2 GB)', `${most > 0 ? `${most} MB, then ` : ''}stopped at its limit of ${Math.round(limit)} MB`, most < limit);
+  held(from);
+  await editor(owner, name);
+  assert.equal((await statusOf(machine))['tailnet'].state, 'Running');
+});
+
+test('a list that is taken away takes the network away, without a restart of the gateway', async () => {
+  const victim = await pidOf('gatehouse');
+  const file = Buffer.from(settings(lab)).toString('base64');
+  const { code, stderr } = await machine.run(`mount -o remount,rw /efi; echo ${file} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; systemctl restart gatehouse-provision`, { timeout: 120 });
+  assert.equal(code, 0, stderr);
+  await eventually('the list is empty and Node-RED has a network of its own', 120, async () => {
+    const { stdout } = await machine.run('nft list chain inet gatehouse node-red-allow; systemctl show -P PrivateNetwork node-red; p=$(systemctl show -P MainPID node-red); [ $p != 0 ] && [ "$(readlink /proc/$p/ns/net)" != "$(readlink /proc/1/ns/net)" ] && echo apart');
+    return !stdout.includes('accept') && /yes\napart/.test(stdout) ? true : undefined;
+  });
+  await editor(owner, name);
+  assert.equal(await pidOf('gatehouse'), victim);
+  const links = await eventually('the flow answers', 60, async () => await asNodeRed('node -p \'JSON.stringify(os.networkInterfaces())\''));
+  attempts.note('Node-RED, no list', 'see a network device', links.replace(/\[0\]\s*$/, ''), /^\{("lo":.*)?\}$/m.test(links) && !links.includes(address));
+  held('Node-RED, no list');
+});
+
+test('nothing left the lab', async () => {
+  assert.equal(await lab.leaked(), 0, JSON.stringify(await lab.leaks()));
+});
