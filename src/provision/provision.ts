@@ -12,7 +12,7 @@ import { readImager } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, nodeRedDropIn } from './node-red-unit.ts'
-import { sealWithHostKey } from './seal.ts'
+import { opensWithHostKey, sealWithHostKey } from './seal.ts'
 import type { Seal } from './seal.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
@@ -174,8 +174,13 @@ async function exists (path: string): Promise<boolean> {
 export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey): Promise<number> {
   try {
     await makeChannelKey(paths.channel)
-    const { problem, ignored = [] } = await provision(paths, seal)
-    await makeCredentialSecret(paths.config, seal)
+    const { outcome, problem, ignored = [] } = await provision(paths, seal)
+    // What an earlier boot sealed keeps its units from starting once it does not open. The node has its identity, and the agent its account.
+    for (const name of outcome === 'kept' ? ['authkey', 'eab-hmac-key'] : []) {
+      const path = join(paths.config, name)
+      if (!await opensWithHostKey(name, path)) await writeFileAtomic(path, await seal(name, ''), 0o600)
+    }
+    await makeCredentialSecret(paths.config)
     await consoleLogin(paths)
     for (const what of ignored) process.stderr.write(`gatehouse provision: asked for in Raspberry Pi Imager, and ignored: ${what}\n`)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)

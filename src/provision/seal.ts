@@ -28,3 +28,15 @@ export async function sealWithHostKey (name: string, secret: string): Promise<Bu
     child.stdin.end(secret)
   })
 }
+
+/**
+ * Whether what was sealed under a name still opens. At another boot it does not: systemd makes a new host key when the machine ID is
+ * another, and with a read-only /etc it is another at each boot.
+ */
+export async function opensWithHostKey (name: string, path: string): Promise<boolean> {
+  return await new Promise((resolve) => {
+    const child = spawn('systemd-creds', ['decrypt', '--quiet', `--name=${name}`, path, '-'], { stdio: 'ignore' })
+    child.on('error', () => { resolve(false) })
+    child.on('close', (code) => { resolve(code === 0) })
+  })
+}

@@ -1,11 +1,11 @@
 /**
- * Certificates on the booted image: an authority that wants bound accounts, who may read what, and a run when the gateway
- * wants one.
+ * Certificates on the booted image: an authority that wants bound accounts, who may read what, a run when the gateway wants one, and
+ * a machine that starts in 2020 with no time server to ask.
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../lab/lab.ts';
-import { bootAppliance, editor, eventually, joined, settings } from './appliance.ts';
+import { bootAppliance, editor, eventually, joined, settings, statusOf } from './appliance.ts';
 import type { Machine } from './machine.ts';
 
 const hmacKey = 'zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W';
@@ -75,6 +75,38 @@ test('exposure of the unit', async (t) => {
   const exposure = Number(/exposure level for gatehouse-certs\.service: (\d+\.\d+)/.exec(line)?.[1]);
   t.diagnostic(line);
   assert.ok(exposure <= 1.5, line);
+});
+
+test('a machine that starts in 2020 and finds no time server goes on from its last time, and serves', async () => {
+  const good = Date.parse((await record())['goodTime']);
+  assert.ok(Math.abs(good - Date.now()) < 600_000, `last good time ${new Date(good).toISOString()}`);
+  assert.equal(await run('findmnt -no TARGET -T /var/lib/systemd/timesync/clock'), '/var', 'kept where it outlives updates');
+  assert.equal((await lab.run(lab.ns, ['nft', 'add', 'table', 'inet', 'notime'])).code, 0);
+  assert.equal((await lab.run(lab.ns, ['nft', 'add chain inet notime in { type filter hook input priority 0; }; add rule inet notime in udp dport 123 drop'])).code, 0);
+  const off = Number(await run('date +%s'));
+  await machine.powerOff();
+  await machine.start({ clock: '2020-01-01T00:00:00' });
+  await machine.ready({ timeout: 300 });
+  // The shell is there before /var is. systemd-timesyncd sets the clock as soon as it can read its file, and counts as started then.
+  const on = Number(await run('systemctl start var.mount systemd-timesyncd && date +%s'));
+  assert.ok(on >= off - 120 && on * 1000 >= good, `the clock says ${new Date(on * 1000).toISOString()} after ${new Date(off * 1000).toISOString()}`);
+  assert.match(await run('timedatectl show -p NTPSynchronized'), /=no/);
+  await editor(client, name, 150);
+});
+
+test('a clock behind the last good time is not believed: nothing is asked for, and status says so', async () => {
+  const issued = (await record())['totals'].issued;
+  await run('systemctl stop systemd-timesyncd; date -s "@$(($(date +%s) - 2 * 86400))"');
+  const { code } = await machine.run('systemctl start gatehouse-certs', { timeout: 120 });
+  assert.notEqual(code, 0);
+  assert.match(await run('journalctl --no-pager -u gatehouse-certs -o cat | tail -5'), /the clock says .* which is before .*GH_CERTS_CLOCK/);
+  const status = await statusOf(machine);
+  const problem = status['problems'].find((one: { part: string }) => one.part === 'certificate');
+  assert.deepEqual([problem?.code, problem?.severity], ['GH_CERTS_CLOCK', 'warning']);
+  assert.match(await run('gatehouse metrics'), /gatehouse_certificate_failures_total\{code="GH_CERTS_CLOCK"\} [1-9]/);
+  await run('date -s "@$(($(date +%s) + 2 * 86400))"; systemctl reset-failed gatehouse-certs; systemctl start gatehouse-certs');
+  const { result, totals } = await record();
+  assert.deepEqual([result, totals.issued], ['ok', issued]);
 });
 
 test('nothing left the lab', async () => {
