@@ -93,6 +93,28 @@ export const schema = {
       : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
     { example: '"node-red.js"' }),
   },
+  app: [{
+    /** Paths that go to the app: begins and ends with a slash. Needed. */
+    path: key(text((value) => /^\/(?:[A-Za-z0-9_~.-]+\/)+$/.test(value) && !/\/\.\.?\//.test(value) && !['/.gatehouse/', '/app/'].some((own) => value.startsWith(own))
+      ? undefined
+      : { message: `path ${quote(value)} is not a path of an app: it begins and ends with a slash, and is not below /app/ (Node-RED's own) or /.gatehouse/`, cure: 'Write path = "/grafana/"' }), { default: '', example: '"/grafana/"' }),
+    /** Where it is: `http://host:port`, `https://host:port` or `unix:/path`; the first that is up is asked. Needed. */
+    upstreams: key(listOf(text(checkUpstream)), { default: [], example: '["http://127.0.0.1:3000"]' }),
+    /** Whether the app sees its paths without `path`, which it then gets as X-Forwarded-Prefix. Default: false. */
+    strip: key(flag(), { default: false, example: 'true' }),
+    /** The right a peer needs. Default: use. */
+    right: key(oneOf('view', 'edit', 'use'), { default: 'use', example: '"use"' }),
+    /** Name that an https upstream's certificate must have (and that is asked for, SNI). Default: the host. */
+    serverName: key(text((value) => /^[A-Za-z0-9.-]+$/.test(value) ? undefined : { message: `server_name ${quote(value)} is not a name`, cure: 'Write server_name = "grafana.example.org"' }), { example: '"grafana.example.org"' }),
+    /** PEM file with the authorities an https upstream is verified by, beside gatehouse.toml. Default: the system's. */
+    caFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
+      ? undefined
+      : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' }), { example: '"authority.pem"' }),
+    /** How long connecting may take. Default: 5 s. */
+    connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
+    /** How long the app may take from the end of a request to the headers of its answer. Default: 120 s. */
+    responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"120 s"' }),
+  }],
   forward: [{
     /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
     port: key(integer(1, 65_535), { default: 443, example: '22' }),
@@ -154,6 +176,14 @@ export const schema = {
 
 /** What must hold among the keys of one entry of a list of tables, and among the entries. */
 export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined } = {
+  app: (entry: Config['app'][number], others: Config['app']) => {
+    if (entry.path === '') return { message: 'an [[app]] has no path', cure: 'Write path = "/grafana/"' }
+    if (entry.upstreams.length === 0) return { message: 'an [[app]] has no upstreams', cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }
+    const name = appName(entry.path)
+    if (['node-red', 'gatehouse'].includes(name)) return { message: `path ${quote(entry.path)} has the name of a part of the gateway`, cure: 'Write another path' }
+    if (others.some((other) => appName(other.path) === name)) return { message: `two [[app]] have paths like ${quote(entry.path)}`, cure: 'Write another path, or remove one' }
+    return undefined
+  },
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
     if (entry.target === '') return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
     if (entry.sni.length > 0 && entry.port !== 443) return { message: `a [[forward]] by name is on port ${entry.port}`, cure: 'Leave port out: names are told apart on 443 alone' }
@@ -182,6 +212,17 @@ function checkHostname (value: string): Wrong | undefined {
     message: `hostname ${quote(value)} is not a DNS label (1 to 63 of a-z, 0-9 and inner hyphens)`,
     cure: `Write hostname = "${better === '' ? 'gatehouse' : better}"`,
   }
+}
+
+/** What metrics call the app at a path: `/team/grafana/` is team-grafana. */
+export function appName (path: string): string {
+  return path.replace(/^\/|\/$/g, '').replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()
+}
+
+function checkUpstream (value: string): Wrong | undefined {
+  const parsed = URL.parse(value)
+  if (/^unix:\/[^\0]{1,106}$/.test(value) || (parsed !== null && /^https?:$/.test(parsed.protocol) && parsed.pathname === '/' && parsed.search + parsed.hash + parsed.username + parsed.password === '')) return undefined
+  return { message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`, cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }
 }
 
 function checkWho (value: string, key: { name: string }): Wrong | undefined {

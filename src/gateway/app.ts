@@ -3,6 +3,8 @@ import type { FastifyInstance, FastifyRequest, FastifyReply } from 'fastify'
 import { createServer } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { accessLog } from './access-log.ts'
+import { chooseApp } from './apps.ts'
+import type { Apps } from './apps.ts'
 import { authorize } from './authorize.ts'
 import { deliver } from './deliver.ts'
 import type { Delivery } from './deliver.ts'
@@ -19,29 +21,26 @@ import { sendError } from './pages.ts'
 import { proxy } from './proxy.ts'
 import type { GatewayStatus } from './status.ts'
 import { statusPage } from './status-page.ts'
-import type { Upstream } from './upstream.ts'
 import { websocket } from './websocket.ts'
 
 /** Options of {@link createApp}. */
 export interface AppOptions {
   log: Logger
   metrics: Metrics
-  upstream: Upstream
+  apps: Apps
   limits: Limits
   delivery: Delivery
   names: Names
   guard: Guard
   /** For the status page. */
   status: () => Promise<GatewayStatus>
-  /** See ProxyOptions. */
-  headersTimeout?: number
 }
 
 /**
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
  * (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, upstream, limits, delivery, names, guard, status, headersTimeout }: AppOptions): Promise<FastifyInstance> {
+export async function createApp ({ log, metrics, apps, limits, delivery, names, guard, status }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: log as never,
     logController: new LogController({ disableRequestLogging: true }),
@@ -79,11 +78,12 @@ export async function createApp ({ log, metrics, upstream, limits, delivery, nam
   await app.register(measure, { metrics })
   await app.register(hygiene, { names })
   await app.register(limitRequests, { limits })
+  await app.register(chooseApp, { apps })
   await app.register(authorize, { guard })
   await app.register(statusPage, { status })
-  await app.register(websocket, { upstream, metrics })
+  await app.register(websocket, { metrics })
   await app.register(deliver, { delivery })
-  await app.register(proxy, { upstream, delivery, ...(headersTimeout === undefined ? {} : { headersTimeout }) })
+  await app.register(proxy, { apps, delivery })
   await app.ready()
   // Node looks for late headers and idle connections only on a server that listens, and this one is handed its connections.
   app.server.emit('listening')

@@ -27,10 +27,10 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     request.whoIs = whoIs
     request.access = access
     const path = request.url.split('?', 1)[0]!
-    const rights: Right[] = path.startsWith(ownPrefix) ? ['status'] : needed(request.method, path, request.headers.upgrade !== undefined)
+    const rights: Right[] = path.startsWith(ownPrefix) ? ['status'] : request.to.right !== undefined ? [request.to.right] : needed(request.method, path, request.headers.upgrade !== undefined)
     if (rights.every((right) => access.rights.has(right))) {
-      // Flows see their requests' headers, and may show them to anyone: what is for the editor does not go to them.
-      if (!rights.includes('use')) request.statement = guard.statement(whoIs, access)
+      // Flows see their requests' headers, and may show them to anyone, and so do other apps: what is for the editor does not go to them.
+      if (request.to.right === undefined && !rights.includes('use')) request.statement = guard.statement(whoIs, access)
       return
     }
     return await forbid(request, reply, rights, await guard.self())

@@ -12,6 +12,7 @@ import { GatehouseError, reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
 import { capability } from './access.ts'
 import { createApp } from './app.ts'
+import { Apps } from './apps.ts'
 import { judgeCertificates, wantedAt } from './certificate-health.ts'
 import { certificateMetrics } from './certificate-metrics.ts'
 import { Cache } from './cache.ts'
@@ -61,7 +62,9 @@ export interface GatewayOptions {
   /** Reads the provisioned configuration, for a reload. Default: that of an empty file. */
   load?: () => Promise<Config>
   configurationProblem?: () => Promise<string | undefined>
-  /** See ProxyOptions. */
+  /** Content of a `ca_file` of gatehouse.toml. */
+  authority?: (file: string) => string | undefined
+  /** How long Node-RED may take to answer. Milliseconds, default 120 s. */
   headersTimeout?: number
 }
 
@@ -72,7 +75,9 @@ export interface GatewayOptions {
 export class Gateway {
   readonly problems: Problems
   readonly certificates: Certificates
+  /** Node-RED. */
   readonly upstream: Upstream
+  readonly apps: Apps
   readonly limits: Limits
   readonly delivery: Delivery
   readonly forwards: Forwards
@@ -104,7 +109,8 @@ export class Gateway {
     const { log } = options
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
-    this.upstream = new Upstream(options.nodeRed)
+    this.upstream = new Upstream({ path: options.nodeRed }, options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout })
+    this.apps = new Apps(this.upstream, log)
     this.reloader = new Reloader({
       log,
       problems: this.problems,
@@ -131,7 +137,7 @@ export class Gateway {
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
       websockets: () => this.#app?.tunnels.size ?? 0,
-      upstreams: () => [{ upstream: 'node-red', up: this.upstream.state === 'up' }],
+      upstreams: () => this.apps.all.flatMap((app) => app.upstreams.map((upstream, i) => ({ upstream: app.upstreams.length === 1 ? app.name : `${app.name}-${i + 1}`, up: upstream.state === 'up' }))),
       tailnetState: () => this.#node?.status?.backendState ?? 'NoState',
       peers: () => (this.#node?.status?.peers ?? []).map((peer) => pathTo(peer).path),
       keyExpiry: () => {
@@ -175,13 +181,12 @@ export class Gateway {
     this.#app = await createApp({
       log,
       metrics: this.metrics,
-      upstream,
+      apps: this.apps,
       guard: this.guard,
       status: async () => await this.status(),
       limits: this.limits,
       delivery: this.delivery,
       names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
-      ...(this.#options.headersTimeout === undefined ? {} : { headersTimeout: this.#options.headersTimeout }),
     })
     applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
@@ -214,7 +219,8 @@ export class Gateway {
   }
 
   /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward'>): void {
+  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app'>): void {
+    this.apps.configure(config.app, this.#options.authority ?? (() => undefined))
     this.forwards.configure(config.forward)
     this.guard.settings = config.access
     this.limits.settings = config.limits
@@ -315,7 +321,7 @@ export class Gateway {
     await this.forwards.close()
     await listeners
     this.certificates.close()
-    this.upstream.close()
+    this.apps.destroy()
     this.limits.close()
     this.#admin.close()
     this.#certs.close()

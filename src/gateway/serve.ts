@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { GatehouseError, reason } from '../config/errors.ts'
@@ -41,6 +42,14 @@ export async function runServe (paths: Paths): Promise<number> {
     runtime: paths.runtime,
     nodeRed: paths.nodeRed,
     channelKey,
+    authority: (file) => {
+      try {
+        return readFileSync(join(paths.config, file), 'utf8')
+      } catch (err) {
+        log.error({ code: 'GH_CA_FILE' }, `${file} cannot be read: ${reason(err)}. Put it beside gatehouse.toml and restart the device`)
+        return undefined
+      }
+    },
     admin: where('admin', paths.admin),
     certs: where('certs', paths.certs),
     onState: (line) => {

@@ -1,24 +1,62 @@
 import { connect } from 'node:net'
 import { EventEmitter } from 'node:events'
+import { connect as tlsConnect } from 'node:tls'
+import { Pool, buildConnector } from 'undici'
 import { GatehouseError, reason } from '../config/errors.ts'
 
+/** Where an upstream listens: a unix socket, or TCP; over TLS it is verified, by the system's authorities or by `ca` (PEM) alone. */
+export type Where = { path: string } | { host: string, port: number, tls?: { servername: string, ca?: string | string[] } }
+
+/** Options of {@link Upstream}. */
+export interface UpstreamOptions {
+  /** What messages call it. Default: Node-RED, with its own advice. */
+  name?: string
+  /** Milliseconds to connect. Default 5 s. */
+  connectTimeout?: number
+  /** Milliseconds from the end of a request to the headers of its answer. Default 120 s. */
+  responseTimeout?: number
+}
+
 /**
- * Whether Node-RED accepts connections on its socket: looked at every 30 s while up and every 2 s while down, and told by
- * each request that fails. Emits `change`.
+ * One server behind the gateway, with the connections to it that are kept open; and whether it accepts any: looked at every 30 s while up and every 2 s
+ * while down, and told by each request that fails. Emits `change`.
  */
 export class Upstream extends EventEmitter {
-  readonly socket: string
+  readonly where: Where
+  /** What undici calls it: scheme and host. */
+  readonly origin: string
+  readonly pool: Pool
+  readonly responseTimeout: number
+  #name: string | undefined
+  #connectTimeout: number
   #state: 'unknown' | 'up' | 'down' = 'unknown'
   #error: GatehouseError | undefined
   #since = new Date()
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor (socket: string) {
+  constructor (where: Where, { name, connectTimeout = 5_000, responseTimeout = 120_000 }: UpstreamOptions = {}) {
     super()
-    this.socket = socket
+    this.where = where
+    this.#name = name
+    this.#connectTimeout = connectTimeout
+    this.responseTimeout = responseTimeout
+    const tls = 'path' in where ? undefined : where.tls
+    this.origin = 'path' in where ? 'http://localhost' : `${tls === undefined ? 'http' : 'https'}://${where.host.includes(':') ? `[${where.host}]` : where.host}:${where.port}`
+    const connector = buildConnector({ timeout: connectTimeout, ...('path' in where ? { socketPath: where.path } : {}), ...tls })
+    this.pool = new Pool(this.origin, {
+      connections: 1024,
+      pipelining: 1,
+      headersTimeout: responseTimeout,
+      // The pause between two pieces of an event stream has no limit.
+      bodyTimeout: 0,
+      // undici would ask for, and verify, the name in the Host header, which is the gateway's.
+      connect: tls === undefined ? connector : (options, done) => { connector({ ...options, servername: tls.servername }, done) },
+    })
   }
 
+  /** Its unix socket; empty when it is reached over TCP. */
+  get socket (): string { return 'path' in this.where ? this.where.path : '' }
   get state (): 'unknown' | 'up' | 'down' { return this.#state }
   get since (): Date { return this.#since }
   /** Set while down. */
@@ -33,15 +71,17 @@ export class Upstream extends EventEmitter {
   async check (): Promise<void> {
     clearTimeout(this.#timer)
     const err = await new Promise<Error | undefined>((resolve) => {
-      const socket = connect(this.socket)
-      const timer = setTimeout(() => socket.destroy(Object.assign(new Error('no answer within 5 s'), { code: 'ETIMEDOUT' })), 5_000)
-      socket.once('connect', () => { resolve(undefined); socket.end() })
+      const { where } = this
+      const tls = 'path' in where ? undefined : where.tls
+      const socket = tls === undefined ? connect(where as { path: string }) : tlsConnect({ ...where, ...tls })
+      const timer = setTimeout(() => socket.destroy(Object.assign(new Error(`no answer within ${this.#connectTimeout / 1_000} s`), { code: 'ETIMEDOUT' })), this.#connectTimeout)
+      socket.once(tls === undefined ? 'connect' : 'secureConnect', () => { resolve(undefined); socket.end() })
       socket.once('error', resolve)
       socket.once('close', () => { clearTimeout(timer) })
     })
+    if (this.#closed) return
     if (err === undefined) this.up()
     else this.down(err)
-    if (this.#closed) return
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => { void this.check() }, this.#state === 'up' ? 30_000 : 2_000)
     this.#timer.unref()
@@ -54,12 +94,21 @@ export class Upstream extends EventEmitter {
 
   /** It could not be reached. */
   down (err: Error): void {
-    this.#become('down', upstreamError(err))
+    this.#become('down', this.explain(err))
   }
 
+  /** What a failed connection to it means. */
+  explain (err: Error): GatehouseError {
+    return this.#name === undefined ? nodeRedError(err) : new GatehouseError(
+      /^(?:ENOENT|ECONNREFUSED)$/.test((err as NodeJS.ErrnoException).code ?? '') ? 'GH_UPSTREAM_DOWN' : 'GH_UPSTREAM_FAILED',
+      `${this.#name} at ${'path' in this.where ? this.where.path : this.origin} cannot be reached (${reason(err)})`, 'Check that it runs, and upstreams in [[app]] of gatehouse.toml', { cause: err })
+  }
+
+  /** Ends the looking. Requests under way go on to their ends; no new ones are taken. */
   close (): void {
     this.#closed = true
     clearTimeout(this.#timer)
+    this.pool.close().catch(() => {})
   }
 
   #become (state: 'up' | 'down', error: GatehouseError | undefined): void {
@@ -78,7 +127,7 @@ export class Upstream extends EventEmitter {
 }
 
 /** What a failed connection to Node-RED means. */
-export function upstreamError (err: Error): GatehouseError {
+function nodeRedError (err: Error): GatehouseError {
   const code = (err as NodeJS.ErrnoException).code
   const logs = 'Look at `systemctl status node-red` and `journalctl -u node-red` on the device'
   if (code === 'ENOENT' || code === 'ECONNREFUSED') {

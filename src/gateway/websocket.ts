@@ -1,7 +1,10 @@
 import { ServerResponse, request as httpRequest } from 'node:http'
-import type { IncomingMessage } from 'node:http'
+import { request as httpsRequest } from 'node:https'
+import type { IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { WhoIs } from '../tsnet/types.ts'
+import { isUnconnected } from './apps.ts'
+import type { App } from './apps.ts'
 import type { Tunnel } from './drain.ts'
 import { FrameGate } from './frames.ts'
 import { leaks, requestHeaders, responseHeaders } from './headers.ts'
@@ -9,11 +12,10 @@ import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 import { failed } from './proxy.ts'
-import type { Upstream } from './upstream.ts'
+import type { Where } from './upstream.ts'
 
 /** Options of {@link websocket}. */
 export interface WebSocketOptions {
-  upstream: Upstream
   metrics: Metrics
   /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
   handshakeTimeout?: number
@@ -36,7 +38,7 @@ const upgrades = new WeakMap<IncomingMessage, Upgrade>()
  * Nothing is tunnelled unless both sides have agreed: the request must be a WebSocket handshake and the answer a 101 to
  * it, or an upgrade would be a way past every check made on requests (h2c smuggling and the like).
  */
-export const websocket = plugin<WebSocketOptions>('websocket', async (app, { upstream, metrics, handshakeTimeout = 30_000 }) => {
+export const websocket = plugin<WebSocketOptions>('websocket', async (app, { metrics, handshakeTimeout = 30_000 }) => {
   app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
     upgrades.set(raw, { socket, head })
     socket.on('error', () => socket.destroy())
@@ -61,13 +63,12 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
     if (request.method !== 'GET' || request.headers.upgrade?.toLowerCase() !== 'websocket' || request.headers['sec-websocket-key'] === undefined) {
       return await reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
     }
-    request.app = 'node-red'
-    const answer = await handshake(request.raw, upstream, handshakeTimeout, request.whoIs, request.statement).catch((err: Error) => err)
+    request.app = request.to.name
+    const answer = await handshake(request.raw, request.to, handshakeTimeout, request.whoIs, request.statement).catch((err: Error) => err)
     if (answer instanceof Error) {
-      await failed(request, reply, answer, upstream)
+      await failed(request, reply, answer)
       return reply
     }
-    upstream.up()
     if (answer.socket === undefined) {
       reply.code(answer.response.statusCode ?? 502).headers(responseHeaders(answer.response.headers)).header('connection', 'close')
       return await reply.send(answer.response)
@@ -91,19 +92,35 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { ups
 
 interface Agreed { response: IncomingMessage, socket: Duplex, head: Buffer }
 
-async function handshake (raw: IncomingMessage, upstream: Upstream, timeout: number, whoIs: WhoIs | undefined, statement: string | undefined): Promise<Agreed | { response: IncomingMessage, socket?: undefined }> {
+type Handshake = Agreed | { response: IncomingMessage, socket?: undefined }
+
+/** The handshake with the first of the app's upstreams that can be connected to. */
+async function handshake (raw: IncomingMessage, app: App, timeout: number, whoIs: WhoIs | undefined, statement: string | undefined): Promise<Handshake> {
   const headers = requestHeaders(raw.headers, { address: peerOf(raw.socket).address, host: raw.headers.host ?? '', whoIs, statement })
   // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the upstream as a request.
   delete headers['content-length']
+  if (app.strip) headers['x-forwarded-prefix'] = app.path.slice(0, -1)
+  const { candidates } = app
+  for (const [i, upstream] of candidates.entries()) {
+    try {
+      const answer = await ask(raw, upstream.where, app.target(raw.url ?? '/'), { ...headers, connection: 'Upgrade', upgrade: 'websocket' }, timeout)
+      upstream.up()
+      return answer
+    } catch (err) {
+      if (!isUnconnected(err as Error)) throw err
+      upstream.down(err as Error)
+      if (i === candidates.length - 1) throw err
+    }
+  }
+  throw new Error('an app without upstreams')
+}
+
+async function ask (raw: IncomingMessage, where: Where, path: string, headers: OutgoingHttpHeaders, timeout: number): Promise<Handshake> {
   return await new Promise((resolve, reject) => {
-    const request = httpRequest({
-      socketPath: upstream.socket,
-      method: 'GET',
-      path: raw.url ?? '/',
-      headers: { ...headers, connection: 'Upgrade', upgrade: 'websocket' },
-      setHost: false,
-      agent: false,
-    })
+    const options = { method: 'GET', path, headers, setHost: false, agent: false }
+    const request = 'path' in where
+      ? httpRequest({ ...options, socketPath: where.path })
+      : where.tls === undefined ? httpRequest({ ...options, host: where.host, port: where.port }) : httpsRequest({ ...options, host: where.host, port: where.port, ...where.tls })
     const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), timeout)
     request.once('close', () => clearTimeout(timer))
     const abandon = (): void => { request.destroy() }

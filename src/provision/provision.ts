@@ -73,7 +73,7 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
       const [there, missing] = eabKeyId === undefined ? ['eab_hmac_key', 'eab_key_id'] : ['eab_key_id', 'eab_hmac_key']
       throw new GatehouseError('GH_CONFIG_VALUE', `gatehouse.toml has ${there} without ${missing}`, 'Write both as the authority gave them, or neither')
     }
-    if (caFile !== undefined) files.set(caFile, await readAuthorities(paths.boot, caFile))
+    for (const file of [caFile, ...config.app.map((app) => app.caFile)]) if (file !== undefined) files.set(file, await readAuthorities(paths.boot, file))
     if (settingsFile !== undefined) files.set(settingsFile, await readSettings(paths.boot, settingsFile))
   } catch (err) {
     if (err instanceof GatehouseError) return await problem(err)

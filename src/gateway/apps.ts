@@ -1,0 +1,181 @@
+import type { IncomingMessage } from 'node:http'
+import type { Dispatcher } from 'undici'
+import type { Config } from '../config/config.ts'
+import { appName } from '../config/schema.ts'
+import type { Right } from './access.ts'
+import type { Logger } from './log.ts'
+import { plugin } from './plugin.ts'
+import { Upstream } from './upstream.ts'
+import type { Where } from './upstream.ts'
+
+/** Something behind the gateway: Node-RED, or an [[app]] of gatehouse.toml. */
+export class App {
+  /** Label of the metrics, and the host of its made-up origin: letters, digits and hyphens. */
+  readonly name: string
+  /** Paths that are its own: begins and ends with a slash. */
+  readonly path: string
+  /** Whether it sees its paths without {@link path}. */
+  readonly strip: boolean
+  /** What a peer needs; undefined: as for Node-RED, by method and path. */
+  readonly right: Right | undefined
+  /** In the order they are tried. */
+  readonly upstreams: readonly Upstream[]
+
+  constructor (name: string, path: string, strip: boolean, right: Right | undefined, upstreams: readonly Upstream[]) {
+    this.name = name
+    this.path = path
+    this.strip = strip
+    this.right = right
+    this.upstreams = upstreams
+  }
+
+  /** True when a path belongs to it. */
+  owns (path: string): boolean {
+    return path.startsWith(this.path) || `${path}/` === this.path
+  }
+
+  /** The target as the app sees it. */
+  target (target: string): string {
+    return this.strip ? target.slice(this.path.length - 1) : target
+  }
+
+  /** Those to be tried for a request, best first: one that is down is asked only when all are. */
+  get candidates (): readonly Upstream[] {
+    const up = this.upstreams.filter((upstream) => upstream.state !== 'down')
+    return up.length > 0 ? up : this.upstreams
+  }
+
+  /** Requests under way go on to their ends; no new ones are taken. */
+  close (): void {
+    for (const upstream of this.upstreams) upstream.close()
+  }
+
+  /** Requests under way are broken off. */
+  destroy (): void {
+    for (const upstream of this.upstreams) {
+      upstream.close()
+      void upstream.pool.destroy()
+    }
+  }
+}
+
+/** Codes of a connection that was never made: nothing of the request has been sent. */
+const unconnected = /^(?:ECONNREFUSED|ENOENT|EACCES|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS)/
+
+/** True for a failure to connect to an upstream at all, rather than of one request. */
+export function isUnconnected (err: Error): boolean {
+  const cause = err.cause instanceof Error ? err.cause : err
+  return unconnected.test((cause as NodeJS.ErrnoException).code ?? '')
+}
+
+type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
+
+/**
+ * All apps. It is also what @fastify/reply-from takes for undici's dispatcher, which lets it choose for each request: an app by the origin
+ * (`http://<name>.invalid`), and among the app's upstreams.
+ *
+ * Tried again at the next upstream is a request without body that no connection could be made for. One with a body is not, since the body may be
+ * gone; and none that an upstream has seen.
+ */
+export class Apps {
+  readonly nodeRed: App
+  #others: App[] = []
+  #key = '[]'
+  #log: Logger
+
+  constructor (nodeRed: Upstream, log: Logger) {
+    this.nodeRed = new App('node-red', '/', false, undefined, [nodeRed])
+    this.#log = log
+  }
+
+  get all (): readonly App[] { return [...this.#others, this.nodeRed] }
+
+  /** Takes over settings: apps that are new or changed begin anew, requests under way end as they began. */
+  configure (settings: Config['app'], ca: (file: string) => string | undefined): void {
+    const key = JSON.stringify(settings)
+    if (key === this.#key) return
+    this.#key = key
+    const before = this.#others
+    this.#others = settings
+      .map(({ path, strip, right, upstreams, serverName, caFile, connectTimeout, responseTimeout }) => {
+        const name = appName(path)
+        // Without its own authority an app is trusted by none, rather than by the system's.
+        const authority = caFile === undefined ? undefined : ca(caFile) ?? []
+        return new App(name, path, strip, right, upstreams.map((url) => {
+          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: path, connectTimeout, responseTimeout })
+          upstream.on('change', () => {
+            if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
+            else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${path}: ${upstream.error.line}`)
+          })
+          upstream.start()
+          return upstream
+        }))
+      })
+      // The longest path is the most particular.
+      .toSorted((a, b) => b.path.length - a.path.length)
+    for (const app of before) app.close()
+  }
+
+  /** The app a canonical target belongs to. */
+  find (target: string): App {
+    const path = target.split('?', 1)[0]!
+    return this.#others.find((app) => app.owns(path)) ?? this.nodeRed
+  }
+
+  /** See undici's Dispatcher.request. */
+  request (options: Dispatcher.RequestOptions, answer: Answer): void {
+    const name = URL.parse(String(options.origin))?.hostname.replace(/\.invalid$/, '')
+    const app = this.all.find((candidate) => candidate.name === name) ?? this.nodeRed
+    const candidates = app.candidates
+    const path = app.target(options.path)
+    const bodyless = options.body === null || options.body === undefined || options.body === ''
+    const attempt = (i: number): void => {
+      const upstream = candidates[i]!
+      upstream.pool.request({ ...options, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
+        if (err === null) upstream.up()
+        else if (isUnconnected(err)) {
+          upstream.down(err.cause instanceof Error ? err.cause : err)
+          if (bodyless && i + 1 < candidates.length) {
+            attempt(i + 1)
+            return
+          }
+        }
+        answer(err, data)
+      })
+    }
+    attempt(0)
+  }
+
+  /** See undici's Dispatcher.destroy; reply-from calls it when the server has closed. */
+  destroy (): void {
+    for (const app of this.all) app.destroy()
+  }
+}
+
+/** Where an upstream of gatehouse.toml is; checked by the schema. */
+function where (url: string, tls: { ca: string | string[] | undefined, serverName: string | undefined }): Where {
+  if (url.startsWith('unix:')) return { path: url.slice('unix:'.length) }
+  const { protocol, hostname, port } = new URL(url)
+  const host = hostname.replace(/^\[|\]$/g, '')
+  if (protocol === 'http:') return { host, port: Number(port || 80) }
+  return { host, port: Number(port || 443), tls: { servername: tls.serverName ?? host, ...(tls.ca === undefined ? {} : { ca: tls.ca }) } }
+}
+
+/** Finds a request's app before anything asks about it; sends `/path` to `/path/`, so that relative links work. */
+export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) => {
+  app.decorateRequest('to')
+  app.addHook('onRequest', async (request, reply) => {
+    const target = (request.raw as IncomingMessage).url ?? '/'
+    request.to = apps.find(target)
+    if (request.to !== apps.nodeRed && `${target.split('?', 1)[0]!}/` === request.to.path) {
+      return await reply.code(308).header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`).send()
+    }
+  })
+})
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** The app the request is for. */
+    to: App
+  }
+}
