@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run flash test check bench-tsnet image app wasm lab setup clean help
+.PHONY: run flash test check bench-tsnet bench-gateway image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +46,17 @@ check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src test bench
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit
+
+bench-gateway: lab wasm out/bin/caddy ## the gateway beside Caddy, nginx and HAProxy: ratios, plot and JSON in out/bench; some 7 minutes
+	@tools/setup bench
+	@mkdir -p out/cache/node-red && cp image/node-red/package*.json out/cache/node-red/
+	@cd out/cache/node-red && { [ node_modules/node-red -nt package-lock.json ] || npm ci --omit=dev --ignore-scripts --no-audit --no-fund; }
+	@$(SUDO) unshare --net -- sh -c 'ip link set lo up && exec $(NODE) bench/gateway.ts $(BENCH_FLAGS)'
+
+out/bin/caddy: bench/caddy/go.mod bench/caddy/main.go | setup
+	@echo "bench: compiling Caddy"
+	@mkdir -p out/bin
+	@cd bench/caddy && CGO_ENABLED=0 GOWORK=off go build -trimpath -buildvcs=false -o ../../out/bin/caddy .
 
 bench-tsnet: lab wasm ## the bindings against native tsnet: ratios, plot and JSON in out/bench; some minutes
 	@$(SUDO) $(NODE) bench/tsnet.ts $(BENCH_FLAGS)

@@ -8,6 +8,7 @@
 import { build } from 'esbuild'
 import { readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { common } from './options.ts'
 
 const root = join(import.meta.dirname, '../..')
 const out = process.argv[2] ?? join(root, 'out/app')
@@ -19,18 +20,8 @@ await rm(out, { recursive: true, force: true })
 await build({
   entryPoints: { gatehouse: join(root, 'src/main.ts'), 'tsnet-worker': join(root, 'src/tsnet/worker.ts') },
   outdir: out,
-  bundle: true,
+  ...common,
   splitting: true,
-  format: 'esm',
-  platform: 'node',
-  target: 'node26',
-  legalComments: 'none',
-  logLevel: 'warning',
-  // CommonJS dependencies call require and know __dirname; an ES module has neither.
-  banner: {
-    js: `import { createRequire as ghCreateRequire } from 'node:module';
-const require = ghCreateRequire(import.meta.url), __filename = import.meta.filename, __dirname = import.meta.dirname;`,
-  },
   define: { GATEHOUSE_VERSION: JSON.stringify(version), GATEHOUSE_BUILT_AT: String(builtAt) },
 })
 console.log(`program: ${out}`)

@@ -391,6 +391,8 @@ func (c *tailnetClient) transport(roots string) (*http.Transport, error) {
 	return &http.Transport{
 		DialContext:     c.dialPeer,
 		TLSClientConfig: &tls.Config{RootCAs: pool},
+		// A browser keeps its connections; Go would keep two.
+		MaxIdleConnsPerHost: 256,
 	}, nil
 }
 

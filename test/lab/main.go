@@ -3,6 +3,7 @@
 //	lab serve  --dir DIR [--suffix tail0a1b2.ts.net]
 //	lab client --dir STATE --control URL --hostname NAME --socket SOCK [--authkey-file FILE] [--browser SOCK2 --origin URL --roots PEM]
 //	lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE
+//	lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM
 //
 // serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an ACME authority that truly
 // validates dns-01. client is a native tailnet client that a test drives over a unix socket. load-node
@@ -44,6 +45,8 @@ func main() {
 		err = client(ctx, os.Args[2:])
 	case "load-node":
 		err = loadNode(ctx, os.Args[2:])
+	case "proxy-node":
+		err = proxyNode(ctx, os.Args[2:])
 	default:
 		usage()
 	}
@@ -57,7 +60,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]\n       lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE")
+	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]\n       lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE\n       lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM")
 	os.Exit(2)
 }
 
