@@ -1,5 +1,5 @@
 /**
- * The unsafe part of the bindings, all of it: system calls of Linux's C library through node:ffi, on buffers of our own and on the
+ * The unsafe part of the bindings, all of it but flock (lock.ts): system calls of Linux's C library through node:ffi, on buffers of our own and on the
  * module's memory. Whoever calls this gives offsets into the module's memory that the module itself gave; native.ts makes addresses of them.
  *
  * Layouts are those of 64-bit little-endian Linux (x86-64 and arm64 alike): recvmsg(2), cmsg(3), udp(7), poll(2).
