@@ -117,6 +117,29 @@ test('Node-RED can reach nobody', async () => {
   assert.ok(dropped!.counter!.packets > 0, 'the firewall counted the tries');
 });
 
+test('systemd knows how the gateway is: reload drops nothing, and the watchdog hears of it', async () => {
+  const secure = await connect();
+  const ws = new WebSocket(`wss://${name}/comms`, { createConnection: () => secure });
+  await new Promise((resolve, reject) => ws.once('open', resolve).once('error', reject));
+  const before = (await machine.run('systemctl show -P MainPID gatehouse')).stdout;
+  const { code, stderr } = await machine.run('systemctl reload gatehouse && gatehouse reload', { timeout: 120 });
+  assert.equal(code, 0, stderr);
+  const shown = (await machine.run('systemctl show -p Type,ActiveState,MainPID,NRestarts,StatusText,WatchdogUSec gatehouse')).stdout;
+  for (const line of [`MainPID=${before.trim()}`, 'ActiveState=active', 'Type=notify-reload', 'NRestarts=0', 'WatchdogUSec=3min']) assert.ok(shown.split('\n').includes(line), shown);
+  assert.match(shown, /StatusText=.*serving https/);
+  assert.equal(ws.readyState, WebSocket.OPEN);
+  ws.terminate();
+});
+
+test('gatehouse doctor goes through the whole chain and finds nothing broken', async () => {
+  const { code, stdout, stderr } = await machine.run('gatehouse doctor --json', { timeout: 120 });
+  const checks = JSON.parse(stdout) as { name: string; result: string; found: string }[];
+  // Whether the clock is set yet is the machine's luck; that it can be asked is not.
+  assert.deepEqual(checks.filter((check) => check.result !== 'ok' && check.name !== 'clock'), [], stderr);
+  assert.equal(code, 0);
+  for (const check of ['clock', 'disk', 'firewall', 'services', 'control server', 'certificate', 'Node-RED', 'login', 'access']) assert.ok(checks.some(({ name }) => name === check), check);
+});
+
 test('a flow deployed through the gateway answers, and survives a reboot with name, address and certificate', async (t) => {
   const flows = [
     { id: 'f6f2187d.f17ca8', type: 'tab', label: 'Flow 1' },
