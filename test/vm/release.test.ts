@@ -59,8 +59,12 @@ for (const arch of ['amd64', 'arm64'] as const) {
     const folder = path.join(out, `update-${arch}`);
     const listed = await checked(path.join(folder, 'SHA256SUMS'));
     const names = [...listed.keys()].toSorted();
-    const version = /^gatehouse_(.+)_(?:amd64|arm64)\.efi$/.exec(names[0]!)?.[1];
-    assert.deepEqual(names, ['efi', 'root', 'verity'].map((e) => `gatehouse_${version}_${arch}.${e}`));
+    const version = names.map((n) => new RegExp(`^gatehouse_(.+)_${arch}\\.efi$`).exec(n)?.[1]).find((v) => v !== undefined);
+    // Root and hash tree bear the two halves of the root hash, which the kernel image names.
+    const kernel = (await readFile(path.join(folder, `gatehouse_${version}_${arch}.efi`))).toString('latin1');
+    const hash = /\broothash=([0-9a-f]{64})\b/.exec(kernel)![1]!;
+    const [rootId, treeId] = [hash.slice(0, 32), hash.slice(32)].map((half) => half.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5'));
+    assert.deepEqual(names, [`${version}_${arch}.efi`, `${version}_${rootId}_${arch}.root`, `${version}_${treeId}_${arch}.verity`].map((n) => `gatehouse_${n}`).toSorted());
     assert.deepEqual((await readdir(folder)).toSorted(), ['SHA256SUMS', 'SHA256SUMS.sig', ...names].toSorted());
   });
 }
