@@ -10,6 +10,7 @@
  *
  * Usage: node src/build/release.ts ARCH VERSION BUILD_SECONDS     prints the RESULT line last
  *        node src/build/release.ts key                            prints the public key's file; makes the pair if there is none
+ *        node src/build/release.ts percentage FOLDER N            offers the update in FOLDER to N % of all devices, signed anew
  * Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder: only the update is written, there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL, where the files will lie (default: a file: URL).
  */
 import { createHash } from 'node:crypto'
@@ -36,7 +37,10 @@ async function sha256 (path: string): Promise<string> {
 /** Writes `sums` and `sums`.sig for files of one directory, in the form of sha256sum(1). */
 async function signSums (sums: string, files: string[]): Promise<void> {
   const lines = await Promise.all(files.map(async (file) => `${await sha256(file)}  ${basename(file)}\n`))
-  const text = lines.join('')
+  await signText(sums, lines.join(''))
+}
+
+async function signText (sums: string, text: string): Promise<void> {
   await writeFile(sums, text)
   await writeFile(`${sums}.sig`, signature(key.privateKey, Buffer.from(text)))
 }
@@ -100,15 +104,24 @@ async function publishUpdate (arch: Arch, version: string, update: string): Prom
   await signSums(join(update, 'SHA256SUMS'), pieces)
 }
 
+/** Offers an update to N % of all devices for now (100: to all), in a line that sha256sum(1) takes for a comment; signed anew. */
+async function stage (folder: string, percentage: number): Promise<void> {
+  const sums = join(folder, 'SHA256SUMS')
+  const files = (await readFile(sums, 'utf8')).replaceAll(/^#.*\n/gm, '')
+  await signText(sums, percentage === 100 ? files : `# percentage ${percentage}\n${files}`)
+  console.log(`${folder} is offered to ${percentage} % of all devices; put SHA256SUMS and SHA256SUMS.sig on the server`)
+}
+
 const [what, version, seconds] = process.argv.slice(2)
 const only = process.env.GATEHOUSE_UPDATE_ONLY
 type Arch = 'amd64' | 'arm64'
 if (what === 'key') console.log(key.publicKey)
+else if (what === 'percentage' && version !== undefined && /^(?:\d\d?|100)$/.test(seconds ?? '')) await stage(version, Number(seconds))
 else if ((what === 'amd64' || what === 'arm64') && version !== undefined && seconds !== undefined) {
   if (only === undefined || only === '') await release(what, version, Number(seconds))
   else await publishUpdate(what, version, join(root, only))
 }
 else {
-  console.error('usage: release.ts amd64|arm64 VERSION BUILD_SECONDS | key')
+  console.error('usage: release.ts amd64|arm64 VERSION BUILD_SECONDS | key | percentage FOLDER N')
   process.exitCode = 2
 }

@@ -12,8 +12,8 @@ import { updatePaths } from '../update/record.ts'
  */
 export async function runUpdate (paths: Paths, { folder, force }: { folder: string | undefined, force: boolean }): Promise<number> {
   if (folder !== undefined) return await runInstall(paths, { folder, force })
-  const flag = updatePaths().forceFlag
-  if (force) await writeFile(flag, '')
+  const { asked } = updatePaths()
+  await writeFile(asked, force ? 'force' : '')
   try {
     const cursor = spawnSync('journalctl', ['-q', '-n', '0', '--show-cursor'], { encoding: 'utf8' }).stdout.replace('-- cursor: ', '').trim()
     let status = 0
@@ -23,6 +23,6 @@ export async function runUpdate (paths: Paths, { folder, force }: { folder: stri
     process.stdout.write(spawnSync('journalctl', ['-q', '-o', 'cat', `--after-cursor=${cursor}`, '-t', 'gatehouse-update'], { encoding: 'utf8' }).stdout)
     return status === 0 ? 0 : 1
   } finally {
-    await rm(flag, { force: true })
+    await rm(asked, { force: true })
   }
 }

@@ -171,6 +171,12 @@ export const schema = {
     url: key(text(url('https:', 'http:')), { example: '"https://updates.example.org/gatehouse"' }),
     /** Stay on this version. Default: false. */
     hold: key(flag(), { default: false, example: 'true' }),
+    /** Whether new versions are installed by themselves; else by `gatehouse update` alone. Default: true. */
+    automatic: key(flag(), { default: true, example: 'false' }),
+    /** When that begins, UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`. 15 minutes at least. Default: 02:00-05:00. */
+    window: key(text(checkWindow), { default: '02:00-05:00', example: '"02:00-05:00"' }),
+    /** This device's place in a fleet: a version offered to N % goes to places below N. 0: among the first; 99: the last. Default: by version and hardware address. */
+    place: key(integer(0, 99), { example: '0' }),
   },
 } satisfies Record<string, Keys | [Keys]>
 
@@ -237,6 +243,16 @@ function checkAuthKey (value: string): Wrong | undefined {
   if (!/^[\x21-\x7e]+$/.test(value)) return { message: 'auth_key holds spaces or characters no key has', cure: make }
   if (value.startsWith('tskey-api-')) return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
   return undefined
+}
+
+function checkWindow (value: string): Wrong | undefined {
+  const time = '(?:[01]\\d|2[0-3]):[0-5]\\d'
+  const day = '(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)'
+  const match = new RegExp(`^(?:${day}(?:,${day})* )?(${time})-(${time})$`).exec(value)
+  const cure = 'Write window = "02:00-05:00", or with days, window = "Sat,Sun 02:00-05:00"; UTC'
+  if (match === null) return { message: `window ${quote(value)} is no span of time`, cure }
+  const [from, to] = match.slice(1).map((at) => Number(at.slice(0, 2)) * 60 + Number(at.slice(3)))
+  return (to! - from! + 1440) % 1440 >= 15 ? undefined : { message: `window ${quote(value)} is shorter than 15 minutes`, cure }
 }
 
 function checkAllow (value: string): Wrong | undefined {

@@ -1,9 +1,5 @@
-import { execFile } from 'node:child_process'
-import { mkdir, readFile, rm } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
-import { promisify } from 'node:util'
+import { join } from 'node:path'
 import type { Config } from '../config/config.ts'
-import { writeFileAtomic } from '../config/files.ts'
 
 type NodeRed = Config['node_red']
 
@@ -66,27 +62,4 @@ export function nodeRedDropIn (config: NodeRed, directory: string): string {
   }
   if (service.length === 0) return ''
   return ['# Written by gatehouse provision: [node_red] in gatehouse.toml.', ...(unit.length === 0 ? [] : ['[Unit]', ...unit]), '[Service]', ...service, ''].join('\n')
-}
-
-/**
- * Puts the drop-in in force: systemd reads it anew, and a Node-RED that runs is started again. Does nothing when it is in force.
- *
- * @param units systemd's directory for units of this boot
- */
-export async function applyDropIn (text: string, units: string): Promise<void> {
-  const path = join(units, 'node-red.service.d/50-gatehouse.conf')
-  const before = await readFile(path, 'utf8').catch(() => '')
-  if (text === before) return
-  if (text === '') {
-    await rm(path)
-  } else {
-    await mkdir(dirname(path), { recursive: true, mode: 0o755 })
-    await writeFileAtomic(path, text, 0o644)
-  }
-  const systemctl = async (...args: string[]): Promise<unknown> => await promisify(execFile)('systemctl', args)
-  await systemctl('daemon-reload')
-  // Not at boot, when it has yet to start and waits for this very program.
-  if (await systemctl('is-active', '--quiet', 'node-red.service').then(() => true, () => false)) {
-    await systemctl('--no-block', 'restart', 'node-red.service')
-  }
 }

@@ -11,9 +11,11 @@ import type { Paths } from '../config/paths.ts'
 import { readImager } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
-import { applyDropIn, nodeRedDropIn } from './node-red-unit.ts'
+import { applyDropIn } from './drop-in.ts'
+import { nodeRedDropIn } from './node-red-unit.ts'
 import { opensWithHostKey, sealWithHostKey } from './seal.ts'
 import type { Seal } from './seal.ts'
+import { updateTimerDropIn } from './update-timer.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
 const maxSize = 1 << 20
@@ -192,10 +194,11 @@ export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey):
   try {
     // From what is in force, which after a mistake is the last good one.
     const config = await loadConfig(paths.config)
-    await applyDropIn(nodeRedDropIn(config.node_red, paths.config), paths.units)
+    await applyDropIn('node-red.service', nodeRedDropIn(config.node_red, paths.config), paths.units)
+    await applyDropIn('gatehouse-update.timer', updateTimerDropIn(config.updates), paths.units)
     return 0
   } catch (err) {
-    process.stderr.write(`gatehouse provision: [node_red] is not in force, Node-RED goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
+    process.stderr.write(`gatehouse provision: [node_red] or [updates] is not in force, all goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
     return 1
   }
 }

@@ -2,7 +2,12 @@ import { createPublicKey, verify } from 'node:crypto'
 import { GatehouseError } from '../config/errors.ts'
 
 /** The files of one version, as SHA256SUMS lists them: kernel image, hash tree, root. */
-export interface Bundle { version: string, files: Array<{ name: string, sha256: string }> }
+export interface Bundle {
+  version: string
+  files: Array<{ name: string, sha256: string }>
+  /** Of all devices, those that are to take it by themselves now: the line `# percentage N` of SHA256SUMS, 100 without. */
+  percentage: number
+}
 
 /** GPT's and the firmware's name for this processor, in Debian's words. */
 export const arch = process.arch === 'arm64' ? 'arm64' : 'amd64'
@@ -33,7 +38,9 @@ export function readBundle (sums: Buffer, signature: Buffer, publicKey: string):
   if (version === undefined || files.length !== 3) {
     throw new GatehouseError('GH_UPDATE_FORMAT', `the update folder has no complete version for ${arch}`, 'Put all of out/update-<arch> there, SHA256SUMS and SHA256SUMS.sig included')
   }
-  return { version, files: files.map(({ name, sha256 }) => ({ name, sha256 })) }
+  // sha256sum(1) takes it for a comment.
+  const percentage = Number(/^# percentage (\d{1,3})$/m.exec(sums.toString('utf8'))?.[1] ?? 100)
+  return { version, percentage, files: files.map(({ name, sha256 }) => ({ name, sha256 })) }
 }
 
 /** Order of versions, numbers by value: 0.10 is above 0.9. */

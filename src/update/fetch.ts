@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { createReadStream, createWriteStream, existsSync } from 'node:fs'
+import { createReadStream, createWriteStream } from 'node:fs'
 import { mkdir, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -9,6 +9,7 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { compareVersions, readBundle } from './bundle.ts'
 import type { Bundle } from './bundle.ts'
+import { hardwareAddress, placeOf } from './place.ts'
 import { readUpdateRecord, runningVersion, updatePaths } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 
@@ -30,9 +31,11 @@ async function get (url: string, headers: Record<string, string> = {}): Promise<
 /**
  * Downloads the newest version that `url` offers into `downloads`, beginning where an earlier run was cut off.
  *
- * @returns the bundle, ready to be installed; undefined when nothing newer is offered
+ * @param force also what was given up before
+ * @param takes whether this device takes it yet; asked before anything large is fetched
+ * @returns the bundle, ready to be installed; undefined when nothing newer is offered, or it is not taken yet
  */
-export async function download (url: string, paths: UpdatePaths, force = false): Promise<Bundle | undefined> {
+export async function download (url: string, paths: UpdatePaths, { force = false, takes = () => true }: { force?: boolean, takes?: (bundle: Bundle) => boolean } = {}): Promise<Bundle | undefined> {
   const base = url.replace(/\/$/, '')
   const small = async (name: string): Promise<Buffer> => {
     const { response } = await get(`${base}/${name}`)
@@ -47,6 +50,7 @@ export async function download (url: string, paths: UpdatePaths, force = false):
   if (compareVersions(bundle.version, running) <= 0) return undefined
   const record = await readUpdateRecord(paths)
   if (!force && record?.to === bundle.version && running === record.from) return undefined
+  if (!takes(bundle)) return undefined
 
   await mkdir(paths.downloads, { recursive: true, mode: 0o700 })
   const wanted = new Set(bundle.files.flatMap(({ name }) => [name, `${name}.part`]))
@@ -81,18 +85,30 @@ export async function download (url: string, paths: UpdatePaths, force = false):
   return bundle
 }
 
-/** `gatehouse update-fetch`, as gatehouse-update: 0 when all is well, whether there was something new or not. */
+/**
+ * `gatehouse update-fetch`, as gatehouse-update: 0 when all is well, whether there was something new or not. By the timer it heeds
+ * updates.automatic and the percentage of devices that a version is offered to; asked for by `gatehouse update` it does not.
+ */
 export async function runFetch (paths: Paths): Promise<number> {
-  const force = existsSync(updatePaths().forceFlag)
-  const { url, hold } = (await loadConfig(paths.config)).updates
-  if (url === undefined || (hold && !force)) {
-    process.stdout.write(url === undefined ? 'no updates: gatehouse.toml names no updates.url\n' : 'updates are held back by updates.hold in gatehouse.toml\n')
-    return 0
-  }
+  const where = updatePaths()
+  const asked = await readFile(where.asked, 'utf8').catch(() => undefined)
+  const force = asked === 'force'
+  const say = (text: string): number => { process.stdout.write(`${text}\n`); return 0 }
+  const { url, hold, automatic, place } = (await loadConfig(paths.config)).updates
+  if (url === undefined) return say('no updates: gatehouse.toml names no updates.url')
+  if (hold && !force) return say('updates are held back by updates.hold in gatehouse.toml')
+  if (!automatic && asked === undefined) return say('updates.automatic in gatehouse.toml is false: gatehouse update installs what is new')
   try {
-    const bundle = await download(url, updatePaths(), force)
-    process.stdout.write(bundle === undefined ? 'nothing newer is offered\n' : `${bundle.version} is downloaded\n`)
-    return 0
+    const machine = await hardwareAddress()
+    let waiting: string | undefined
+    const takes = (bundle: Bundle): boolean => {
+      const mine = place ?? placeOf(machine, bundle.version)
+      if (asked !== undefined || mine < bundle.percentage) return true
+      waiting = `${bundle.version} is offered to ${bundle.percentage} % of all devices for now; this one's place is ${mine}, so it waits`
+      return false
+    }
+    const bundle = await download(url, where, { force, takes })
+    return say(bundle === undefined ? waiting ?? 'nothing newer is offered' : `${bundle.version} is downloaded`)
   } catch (err) {
     process.stderr.write(`gatehouse update: ${err instanceof GatehouseError ? err.line : reason(err)}\n`)
     return 1

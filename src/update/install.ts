@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { createReadStream, existsSync } from 'node:fs'
+import { createReadStream } from 'node:fs'
 import { chmod, chown, copyFile, mkdir, readFile, readdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
@@ -71,7 +71,7 @@ export async function install (folder: string, paths: UpdatePaths, boot: string,
 /** `gatehouse update-install [FOLDER]`: installs what was downloaded, or a folder such as a USB stick's, and starts it. */
 export async function runInstall (paths: Paths, { folder, force }: { folder?: string | undefined, force?: boolean } = {}): Promise<number> {
   const where = updatePaths()
-  force ??= existsSync(where.forceFlag)
+  force ??= await readFile(where.asked, 'utf8').catch(() => '') === 'force'
   const from = folder ?? where.downloads
   if (folder === undefined && !await stat(join(from, 'SHA256SUMS.sig')).then(() => true, () => false)) return 0
   try {

@@ -20,8 +20,8 @@ export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
   downloads: env.GATEHOUSE_UPDATE_DIR ?? '/var/lib/gatehouse-update',
   slots: env.GATEHOUSE_SLOTS_DIR ?? '/var/lib/gatehouse-slots',
   key: env.GATEHOUSE_UPDATE_KEY ?? '/usr/lib/gatehouse/update.pub',
-  /** There while `gatehouse update --force` runs. */
-  forceFlag: env.GATEHOUSE_UPDATE_FORCE ?? '/run/gatehouse-update.force',
+  /** There while `gatehouse update` runs: an update somebody asks for. `force` in it with --force. */
+  asked: env.GATEHOUSE_UPDATE_ASKED ?? '/run/gatehouse-update.asked',
   osRelease: env.GATEHOUSE_OS_RELEASE ?? '/usr/lib/os-release',
 })
 export type UpdatePaths = ReturnType<typeof updatePaths>

@@ -23,7 +23,7 @@ export async function runTrial (paths: Paths, env: NodeJS.ProcessEnv = process.e
     try {
       const answer = await call(paths.admin, 'GET', '/readyz')
       if (answer.status === 200) return 0
-      last = typeof answer.body === 'string' ? answer.body.trim() : JSON.stringify(answer.body)
+      last = (answer.body as { error?: { message: string } }).error?.message ?? `it answers ${answer.status}`
     } catch (err) {
       last = unreachable(err, paths.admin).message
     }

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { defaults, parseConfig } from '../../src/config/config.ts'
-import { applyDropIn, nodeRedDropIn } from '../../src/provision/node-red-unit.ts'
+import { applyDropIn } from '../../src/provision/drop-in.ts'
+import { nodeRedDropIn } from '../../src/provision/node-red-unit.ts'
 import { provision } from '../../src/provision/provision.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-node-red-unit-'))
@@ -14,7 +15,7 @@ const dropIn = (toml: string): string => nodeRedDropIn(parseConfig(`[node_red]\n
 
 test('nothing configured: no drop-in, and systemd is not bothered', async () => {
   assert.equal(nodeRedDropIn(defaults().node_red, '/config'), '')
-  await applyDropIn('', join(root, 'units'))
+  await applyDropIn('node-red.service', '', join(root, 'units'))
   assert.ok(!existsSync(join(root, 'units')))
 })
 

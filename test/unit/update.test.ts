@@ -1,14 +1,17 @@
 /** Updates without a device: what is believed, what is newer, how a download goes on. A real web server on 127.0.0.1, real signatures. */
 import assert from 'node:assert/strict'
 import { createHash, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, beforeEach, test } from 'node:test'
+import { parseConfig } from '../../src/config/config.ts'
+import { updateTimerDropIn } from '../../src/provision/update-timer.ts'
 import { arch, compareVersions, readBundle } from '../../src/update/bundle.ts'
 import { download } from '../../src/update/fetch.ts'
+import { hardwareAddress, placeOf } from '../../src/update/place.ts'
 import { updateLine, updatePaths, writeUpdateRecord } from '../../src/update/record.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-update-'))
@@ -62,7 +65,7 @@ test('a newer version is downloaded whole; the same, an older one, and one that 
   for (const name of names) assert.ok(readFileSync(join(paths.downloads, name)).equals(offered.get(name)!))
   await writeUpdateRecord(paths, { from: '0.9.1', to: '0.10.0', installedAt: new Date().toISOString(), failure: 'x' })
   assert.equal(await download(url, paths), undefined)
-  assert.equal((await download(url, paths, true))?.version, '0.10.0', 'with force')
+  assert.equal((await download(url, paths, { force: true }))?.version, '0.10.0', 'with force')
   for (const version of ['0.9.1', '0.9.0', '0.8.99']) {
     offer(version)
     assert.equal(await download(url, paths), undefined, version)
@@ -109,4 +112,47 @@ test('versions are ordered by their numbers; status says what became of an updat
   assert.equal(await line({ good: true }), '0.9.1, since 2026-11-21; before 0.9.0')
   assert.equal(await line({ from: '0.9.1', to: '1.0', failure: 'it did not serve in time: no network' }), '1.0 of 2026-11-21 was given up, and 0.9.1 is back: it did not serve in time: no network')
   assert.match((await line({ from: '0.9.1', to: '1.0' }))!, /has not reported yet; 0\.9\.1 runs/)
+})
+
+test('a percentage in the signed list: devices above it wait, and nothing large is fetched', async () => {
+  offer('1.0')
+  const sums = Buffer.concat([Buffer.from('# percentage 10\n'), offered.get('SHA256SUMS')!])
+  offered.set('SHA256SUMS', sums).set('SHA256SUMS.sig', sign(null, sums, key.privateKey))
+  const seen: number[] = []
+  assert.equal(await download(url, paths, { takes: ({ percentage }) => { seen.push(percentage); return false } }), undefined)
+  assert.deepEqual(seen, [10])
+  assert.ok(!existsSync(paths.downloads))
+  assert.equal((await download(url, paths, { takes: ({ percentage }) => percentage === 10 }))?.version, '1.0')
+  offer('1.1')
+  assert.equal((await download(url, paths, { takes: ({ percentage }) => percentage === 100 }))?.version, '1.1', 'without the line: all')
+})
+
+test('a device\'s place is its own, the same each time, and spread evenly; another for the next version', async () => {
+  const machines = Array.from({ length: 5000 }, (_, i) => `dc:a6:32:00:${(i >> 8).toString(16).padStart(2, '0')}:${(i & 255).toString(16).padStart(2, '0')}`)
+  const first = machines.map((machine) => placeOf(machine, '1.0'))
+  assert.deepEqual(machines.map((machine) => placeOf(machine, '1.0')), first)
+  const among = (places: number[]): number => places.filter((place) => place < 10).length
+  assert.ok(among(first) > 400 && among(first) < 600, `10 % of 5000: ${among(first)}`)
+  assert.ok(machines.filter((machine, i) => first[i]! < 10 && placeOf(machine, '1.1') < 10).length < 100)
+  assert.ok(first.every((place) => Number.isInteger(place) && place >= 0 && place < 100))
+
+  const sys = join(root, 'net')
+  for (const [name, address] of [['eth0', 'dc:a6:32:00:00:02'], ['wlan0', 'dc:a6:32:00:00:01']] as const) {
+    mkdirSync(join(sys, name, 'device'), { recursive: true })
+    writeFileSync(join(sys, name, 'address'), `${address}\n`)
+  }
+  mkdirSync(join(sys, 'lo'))
+  writeFileSync(join(sys, 'lo/address'), '00:00:00:00:00:00\n')
+  assert.equal(await hardwareAddress(sys), 'dc:a6:32:00:00:01')
+  assert.equal(await hardwareAddress(join(root, 'nowhere')), '')
+})
+
+test('the window becomes the timer\'s: by default its own, else from its beginning by chance to its end', () => {
+  const timer = (toml: string): string[] => updateTimerDropIn(parseConfig(`[updates]\n${toml}\n`, 'gatehouse.toml').updates).split('\n').filter((line) => !line.startsWith('#'))
+  assert.deepEqual(timer(''), [''])
+  assert.deepEqual(timer('window = "23:30-01:00"'), ['[Timer]', 'OnCalendar=', 'OnCalendar=*-*-* 23:30', 'RandomizedDelaySec=90min', ''])
+  assert.deepEqual(timer('window = "Sat,Sun 04:00-06:00"'), ['[Timer]', 'OnCalendar=', 'OnCalendar=Sat,Sun *-*-* 04:00', 'RandomizedDelaySec=120min', ''])
+  for (const window of ['2-5', '02:00', '24:00-01:00', '02:00-02:10', '02:00-02:00', 'Sa 02:00-03:00']) {
+    assert.throws(() => timer(`window = "${window}"`), { code: 'GH_CONFIG_VALUE' }, window)
+  }
 })
