@@ -58,6 +58,7 @@ export function table (status: GatewayStatus, now: Date = new Date()): string {
   row('Node-RED', `${status.upstream.state}  since ${ago(status.upstream.since, now)}`)
   row('Access', status.tailnet.name === undefined ? 'nobody yet' : `${status.access.owner === undefined ? 'nobody by default: the device is tagged' : `${status.access.owner} (owner) may do everything`}; others what ${status.access.capability} grants`)
   for (const [right, who] of Object.entries(status.access.settings)) if (who.length > 0) row('', `${right} by gatehouse.toml: ${who.join(', ')}`)
+  if (status.access.localNetwork !== undefined) row('', `WARNING: anybody on the local network may ${status.access.localNetwork.join(' and ')}, without login: [local_network] listen`)
   row('Configuration', status.problems.some((problem) => problem.part === 'configuration') ? 'see above' : 'well')
   const width = Math.max(0, ...status.tailnet.peers.map((peer) => peer.name.length))
   for (const [i, peer] of status.tailnet.peers.entries()) {

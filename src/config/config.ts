@@ -85,7 +85,10 @@ export function parseConfig (data: string | Uint8Array, file: string): Config {
         issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a list of tables`, cure: `Write [[${table}]], in double brackets, on a line of its own and its keys below, once for each` })
       }
     } else if (isTable(content)) {
+      const before = issues.length
       config[table] = readTable(table, keys, content, (name) => lineOf(table, name), issues)
+      const wrong = issues.length > before ? undefined : entryChecks[table as keyof Config]?.(config[table], [])
+      if (wrong !== undefined) issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table), ...wrong })
     } else {
       issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a table`, cure: `Write [${table}] on a line of its own and its keys below` })
     }

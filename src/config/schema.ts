@@ -78,6 +78,13 @@ export const schema = {
     /** Who may use what flows serve. Default: nobody beside the policy's and the owner. */
     use: key(listOf(text(checkWho)), { default: [], example: '["tag:sensor"]' }),
   },
+  /** A listener on the local network, beside the tailnet. Off by default: nobody there can be told apart. */
+  local_network: {
+    /** Whether the node's ports 80 and 443 answer on the local network too. Default: no. */
+    listen: key(flag(), { default: false, example: 'true' }),
+    /** What everybody on the local network may do. There is no default that serves anything. `edit` is not to be had: it is running programs. */
+    rights: key(listOf(oneOf('view', 'use')), { default: [], example: '["use"]' }),
+  },
   node_red: {
     /** Whom Node-RED may call: `host:port[/udp]`, or a preset ({@link file://./../firewall/egress.ts}). Default: nobody. */
     allow: key(listOf(text(checkAllow)), { default: [], example: '["192.168.1.10:1883", "broker.example.org:8883"]' }),
@@ -180,8 +187,11 @@ export const schema = {
   },
 } satisfies Record<string, Keys | [Keys]>
 
-/** What must hold among the keys of one entry of a list of tables, and among the entries. */
+/** What must hold among the keys of one table; for a list of tables, of each entry and among the entries. */
 export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined } = {
+  local_network: ({ listen, rights }: Config['local_network']) => listen && rights.length === 0
+    ? { message: '[local_network] listen = true says nothing of what everybody on the local network may do', cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen' }
+    : undefined,
   app: (entry: Config['app'][number], others: Config['app']) => {
     if (entry.path === '') return { message: 'an [[app]] has no path', cure: 'Write path = "/grafana/"' }
     if (entry.upstreams.length === 0) return { message: 'an [[app]] has no upstreams', cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }

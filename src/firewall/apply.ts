@@ -8,6 +8,7 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { parseEgress } from './egress.ts'
 import type { Egress } from './egress.ts'
+import { localPorts } from './local-ports.ts'
 import { expandPreset } from './presets.ts'
 import { dnsLookup, resolveNames } from './resolve.ts'
 import type { Known, Lookup } from './resolve.ts'
@@ -16,6 +17,8 @@ import type { Known, Lookup } from './resolve.ts'
 export interface Applied {
   /** When, ISO 8601. */
   at: string
+  /** Whether ports 80 and 443 of the local network lead to the gateway. */
+  localNetwork?: boolean
   entries: Array<{ text: string, addresses: string[], refused: Record<string, string>, problem?: string }>
   names: Record<string, Known>
 }
@@ -43,6 +46,23 @@ export function script (entries: ReadonlyArray<{ egress: Egress, addresses: read
   return [`flush chain ${chain}`, ...lines, ''].join('\n')
 }
 
+const redirect = 'inet gatehouse redirect-local-network'
+
+/**
+ * The lines that lead ports 80 and 443 of the local network to the gateway, or no longer. The chain exists only while it is wanted:
+ * without one the kernel translates no addresses at all.
+ *
+ * @param before whether they are in force
+ */
+export function redirection (listen: boolean, before: boolean): string {
+  if (!listen && !before) return ''
+  // Added first in any case: nft cannot be told to delete what may not be there.
+  const lines = [`add chain ${redirect} { type nat hook prerouting priority dstnat; policy accept; }`, `flush chain ${redirect}`]
+  if (!listen) lines.push(`delete chain ${redirect}`)
+  else for (const [from, to] of [[80, localPorts.http], [443, localPorts.https]] as const) lines.push(`add rule ${redirect} fib daddr type local tcp dport ${from} redirect to :${to} comment "local network: TCP ${from}, from everybody there ([local_network] listen)"`)
+  return `${lines.join('\n')}\n`
+}
+
 /** /etc/hosts as Node-RED sees it: the names on its list and nothing else. It has no resolver, through which data could get out. */
 export function hosts (names: Record<string, Known>, withIPv6: boolean): string {
   const lines = Object.entries(names).flatMap(([name, { addresses }]) => {
@@ -57,7 +77,7 @@ export function hosts (names: Record<string, Known>, withIPv6: boolean): string 
 
 /** Reads the list, resolves its names, and puts it in force. Returns what is in force now. */
 export async function apply (paths: Pick<Paths, 'config' | 'firewall'>, lookup: Lookup = dnsLookup()): Promise<Applied> {
-  const { allow, registry } = (await loadConfig(paths.config)).node_red
+  const { node_red: { allow, registry }, local_network: { listen } } = await loadConfig(paths.config)
   const egress = targets(allow, registry)
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
@@ -70,12 +90,12 @@ export async function apply (paths: Pick<Paths, 'config' | 'firewall'>, lookup: 
     const { addresses, refused, problem } = names[entry.host.name]!
     return { egress: entry, addresses: Object.keys(addresses), refused, ...(problem === undefined ? {} : { problem }) }
   })
-  await nft(script(entries))
+  await nft(script(entries) + redirection(listen, before?.localNetwork === true))
   const withIPv6 = interfaces.some(({ family, address, internal }) => family === 'IPv6' && !internal && !address.startsWith('fe80:'))
   await rewrite(join(paths.firewall, 'hosts'), hosts(names, withIPv6))
-  const applied: Applied = { at: new Date().toISOString(), entries: entries.map(({ egress, ...rest }) => ({ text: egress.text, ...rest })), names }
-  // Without a list there is nothing to look after: gatehouse-firewall.service then is not started again.
-  if (entries.length === 0) await rm(join(paths.firewall, 'state.json'), { force: true })
+  const applied: Applied = { at: new Date().toISOString(), entries: entries.map(({ egress, ...rest }) => ({ text: egress.text, ...rest })), names, ...(listen ? { localNetwork: true } : {}) }
+  // Without either there is nothing to look after: gatehouse-firewall.service then is not started again.
+  if (entries.length === 0 && !listen) await rm(join(paths.firewall, 'state.json'), { force: true })
   else await writeFileAtomic(join(paths.firewall, 'state.json'), `${JSON.stringify(applied, undefined, 2)}\n`, 0o644)
   return applied
 }

@@ -30,12 +30,12 @@ export interface Overview {
   dropped: Array<{ name: string, comment: string, packets: number }>
 }
 
-/** Reads the ruleset: what has a comment and ends in accept is allowed; each reason to drop has a counter. */
+/** Reads the ruleset: what has a comment and ends in accept (or redirect) is allowed; each reason to drop has a counter. */
 export function overview (objects: NftObject[]): Overview {
   const allowed = (chains: (chain: string) => boolean): string[] => objects.flatMap(({ rule }) =>
-    rule?.comment !== undefined && chains(rule.chain) && rule.expr.some((expr) => 'accept' in expr) ? [rule.comment] : [])
+    rule?.comment !== undefined && chains(rule.chain) && rule.expr.some((expr) => 'accept' in expr || 'redirect' in expr) ? [rule.comment] : [])
   return {
-    in: allowed((chain) => chain.startsWith('in')),
+    in: allowed((chain) => chain.startsWith('in') || chain.startsWith('redirect')),
     // Node-RED's list is told with its names, from what was applied.
     out: allowed((chain) => chain.startsWith('out')),
     dropped: objects.flatMap(({ counter }) => counter === undefined ? [] : [{ name: counter.name, comment: counter.comment ?? '', packets: counter.packets }]),

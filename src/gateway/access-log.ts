@@ -15,6 +15,7 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
       void peer.whoIs().then((whoIs) => {
         log.info({
           peer: peer.address,
+          ...(peer.local ? { network: 'local' } : {}),
           user: whoIs?.user?.loginName ?? (whoIs?.node.tags.length ? whoIs.node.tags.join(',') : undefined),
           method: request.method,
           host: request.headers.host,

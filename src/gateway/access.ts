@@ -30,7 +30,7 @@ export interface AccessSettings {
 export interface Access {
   rights: ReadonlySet<Right>
   /** What they rest on; `none` when there are none. */
-  from: 'grant' | 'settings' | 'owner' | 'none'
+  from: 'grant' | 'settings' | 'owner' | 'local network' | 'none'
   /** What is wrong with the grants, where a value of them was not understood and so gives nothing. */
   problem?: string
 }

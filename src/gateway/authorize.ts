@@ -64,6 +64,10 @@ async function forbid (request: FastifyRequest, reply: FastifyReply, rights: Rig
   if (request.method !== 'GET' && request.method !== 'HEAD') reply.raw.shouldKeepAlive = false
   const who = whoIs === undefined ? 'A device the tailnet does not know' : whoIs.node.tags.length > 0 ? `${whoIs.node.name} (${whoIs.node.tags.join(', ')})` : whoIs.user?.loginName ?? whoIs.node.name
   const may = rights.map((right) => words[right]).join(' and ')
+  if (peerOf(request.raw.socket).local) {
+    return await sendError(request, reply, 403, 'You may not do this here', new GatehouseError('GH_FORBIDDEN', `From the local network nobody may ${may}: nobody is known there`,
+      'Come in through the tailnet; what may be done from here is [local_network] rights in gatehouse.toml'))
+  }
   const cause = access?.problem !== undefined
     ? `. The grant in the policy is not understood: ${access.problem}`
     : whoIs !== undefined && access?.from === 'none' && (self === undefined || self.node.tags.length > 0)

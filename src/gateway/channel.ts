@@ -17,9 +17,9 @@ const lifetime = 60_000
  *
  * @param key at least 32 bytes
  */
-export function statement (key: Buffer, peer: WhoIs, access: Access, now: number = Date.now()): string {
+export function statement (key: Buffer, peer: WhoIs | 'local network', access: Access, now: number = Date.now()): string {
   const payload = Buffer.from(JSON.stringify({
-    username: peer.node.tags.length === 0 && peer.user !== undefined ? peer.user.loginName : peer.node.name,
+    username: typeof peer === 'string' ? peer : peer.node.tags.length === 0 && peer.user !== undefined ? peer.user.loginName : peer.node.name,
     permissions: access.rights.has('edit') ? '*' : access.rights.has('view') ? 'read' : '',
     expires: now + lifetime,
   })).toString('base64url')

@@ -24,14 +24,14 @@ export interface FrontOptions {
  * Takes connections of tailnet peers through TLS to an HTTP server. The TLSSocket is made here rather than by https.Server,
  * because the peer behind a connection must be known when its requests come, and a TLSSocket over a Duplex has no remote address.
  *
- * @returns what to do with a connection, and the set of open ones
+ * @returns what to do with a connection (whose peer is of the tailnet unless another is given), and the set of open ones
  */
-export function acceptTLS ({ server, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn) => void, open: Set<TLSSocket> } {
+export function acceptTLS ({ server, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void, open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
-  const accept = (conn: TailnetConn): void => {
+  const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
     const context = certificates.context(undefined, name())
     conn.on('error', () => conn.destroy())
-    if (context === undefined || !limits.admit(conn.remoteAddress)) {
+    if (context === undefined || !limits.admit(peer.address)) {
       conn.destroy()
       return
     }
@@ -42,12 +42,12 @@ export function acceptTLS ({ server, certificates, tailnet, limits, log, name }:
       SNICallback: (servername, done) => { done(null, certificates.context(servername, name())) },
       ALPNProtocols: ['http/1.1'],
     })
-    setPeer(socket, new Peer(conn, tailnet, log))
-    limits.track(conn.remoteAddress, conn, socket)
+    setPeer(socket, peer)
+    limits.track(peer.address, conn, socket)
     open.add(socket)
     const timer = setTimeout(() => socket.destroy(), handshakeTimeout)
     socket.on('error', (err) => {
-      log.debug({ peer: conn.remoteAddress }, `connection: ${err.message}`)
+      log.debug({ peer: peer.address }, `connection: ${err.message}`)
       socket.destroy()
     })
     socket.once('close', () => {

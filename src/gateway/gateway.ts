@@ -11,6 +11,7 @@ import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { writeFileAtomic } from '../config/files.ts'
 import { capability } from './access.ts'
+import type { Right } from './access.ts'
 import { createApp } from './app.ts'
 import { Apps } from './apps.ts'
 import { judgeCertificates, wantedAt } from './certificate-health.ts'
@@ -25,10 +26,13 @@ import { Forwards } from './forward.ts'
 import { acceptTLS } from './front.ts'
 import { Guard } from './guard.ts'
 import { Limits, applyTo } from './limits.ts'
+import { LocalNetwork } from './local-network.ts'
+import type { LocalNetworkOptions } from './local-network.ts'
 import type { Logger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { Node } from './node.ts'
 import type { NodeOptions } from './node.ts'
+import type { Peer } from './peer.ts'
 import { Problems } from './problems.ts'
 import type { Problem } from './problems.ts'
 import { createRedirectServer } from './redirect.ts'
@@ -64,6 +68,8 @@ export interface GatewayOptions {
   configurationProblem?: () => Promise<string | undefined>
   /** Content of a `ca_file` of gatehouse.toml. */
   authority?: (file: string) => string | undefined
+  /** Ports of the listener on the local network. Default: the appliance's. */
+  localPorts?: LocalNetworkOptions['ports']
   /** How long Node-RED may take to answer. Milliseconds, default 120 s. */
   headersTimeout?: number
 }
@@ -81,6 +87,7 @@ export class Gateway {
   readonly limits: Limits
   readonly delivery: Delivery
   readonly forwards: Forwards
+  readonly localNetwork: LocalNetwork
   readonly metrics: Metrics
   readonly guard: Guard
   readonly reloader: Reloader
@@ -94,6 +101,9 @@ export class Gateway {
   #certs: Server
   #https: TailnetListener | undefined
   #http: TailnetListener | undefined
+  /** Takes a connection to port 443, once that is served. */
+  #accept: ((conn: TailnetConn, peer?: Peer) => void) | undefined
+  #localRights: readonly Right[] = []
   #opening = false
   #open = new Set<Socket>()
   #plain = new Set<TailnetConn>()
@@ -131,6 +141,16 @@ export class Gateway {
       tailnet: () => this.#node?.tailnet,
       addresses: () => this.#node?.status?.tailscaleIPs ?? [],
       listen: async (port, accept) => await this.#node?.listen(port, accept),
+    })
+    this.localNetwork = new LocalNetwork({
+      log,
+      problems: this.problems,
+      ...(options.localPorts === undefined ? {} : { ports: options.localPorts }),
+      accept: {
+        http: (conn) => { this.#redirect.emit('connection', conn) },
+        // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not for those whom nobody knows.
+        https: (conn, peer) => { if (this.#accept === undefined) conn.destroy(); else this.#accept(conn, peer) },
+      },
     })
     this.delivery = new Delivery(new Cache(log), defaults().cache)
     this.limits.onShort = () => { this.delivery.cache.purge() }
@@ -219,7 +239,10 @@ export class Gateway {
   }
 
   /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app'>): void {
+  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network'>): void {
+    this.#localRights = config.local_network.listen ? config.local_network.rights : []
+    this.guard.local = this.#localRights
+    void this.localNetwork.configure(config.local_network)
     this.apps.configure(config.app, this.#options.authority ?? (() => undefined))
     this.forwards.configure(config.forward)
     this.guard.settings = config.access
@@ -299,7 +322,7 @@ export class Gateway {
         notes: record?.notes ?? [],
       },
       upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
-      access: { ...await this.#owner(), settings: this.guard.settings, capability },
+      access: { ...await this.#owner(), settings: this.guard.settings, capability, ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}) },
       configuration: configuration === undefined ? {} : { problem: configuration },
       problems,
     }
@@ -319,6 +342,7 @@ export class Gateway {
     await this.#app?.close()
     for (const conn of this.#plain) conn.destroy()
     await this.forwards.close()
+    await this.localNetwork.close()
     await listeners
     this.certificates.close()
     this.apps.destroy()
@@ -355,6 +379,7 @@ export class Gateway {
       name: () => node.name,
     })
     this.#open = open
+    this.#accept = accept
     this.#https = await node.listen(443, (conn) => {
       this.metrics.connections.inc()
       if (this.forwards.byName) this.forwards.passThrough(conn, accept)

@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events'
 import { reason } from '../config/errors.ts'
 import type { WhoIs } from '../tsnet/types.ts'
 import { decide } from './access.ts'
-import type { Access, AccessSettings } from './access.ts'
+import type { Access, AccessSettings, Right } from './access.ts'
 import { statement } from './channel.ts'
 import type { Logger } from './log.ts'
 import type { Peer } from './peer.ts'
@@ -26,6 +26,7 @@ export interface GuardOptions {
 export class Guard extends EventEmitter {
   #options: GuardOptions
   #settings: AccessSettings = { view: [], edit: [], use: [] }
+  #local: ReadonlySet<Right> = new Set()
   #self: { answer: Promise<WhoIs | undefined>, until: number } | undefined
   #said = new Set<string>()
 
@@ -38,6 +39,12 @@ export class Guard extends EventEmitter {
 
   set settings (settings: AccessSettings) {
     this.#settings = settings
+    this.emit('change')
+  }
+
+  /** What everybody on the local network may do: [local_network]. Nothing while it is not listened there. */
+  set local (rights: Iterable<Right>) {
+    this.#local = new Set(rights)
     this.emit('change')
   }
 
@@ -62,7 +69,8 @@ export class Guard extends EventEmitter {
    *
    * @param fresh do not take an answer that was given before
    */
-  async ask (peer: Pick<Peer, 'whoIs' | 'address'>, fresh = false): Promise<{ whoIs: WhoIs | undefined, access: Access }> {
+  async ask (peer: Pick<Peer, 'whoIs' | 'address' | 'local'>, fresh = false): Promise<{ whoIs: WhoIs | undefined, access: Access }> {
+    if (peer.local) return { whoIs: undefined, access: { rights: this.#local, from: this.#local.size === 0 ? 'none' : 'local network' } }
     const [whoIs, self] = await Promise.all([peer.whoIs(fresh), this.self()])
     const access = decide(whoIs, self, this.#settings)
     if (access.problem !== undefined && !this.#said.has(access.problem)) {
@@ -77,6 +85,8 @@ export class Guard extends EventEmitter {
   /** Value of the header that tells Node-RED's editor who asks; undefined for a peer that may not see it. */
   statement (whoIs: WhoIs | undefined, access: Access): string | undefined {
     const { channelKey } = this.#options
-    return whoIs === undefined || channelKey === undefined || !access.rights.has('view') ? undefined : statement(channelKey, whoIs, access)
+    if (channelKey === undefined || !access.rights.has('view')) return undefined
+    const who = whoIs ?? (access.from === 'local network' ? access.from : undefined)
+    return who === undefined ? undefined : statement(channelKey, who, access)
   }
 }

@@ -9,16 +9,25 @@ const lifetime = 5_000
 
 /** Who is at the other end of a connection. */
 export class Peer {
-  /** Tailnet address of the peer, without port. */
+  /** Address of the peer in the tailnet (or on the local network), without port. */
   readonly address: string
   readonly port: number
+  /** True for one that came in from the local network, of which nothing is known but its address. */
+  readonly local: boolean
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
   #until = 0
 
-  constructor (conn: Pick<TailnetConn, 'remoteAddress' | 'remotePort'>, tailnet: Pick<Tailnet, 'whoIs'>, log: Logger) {
+  /** @param tailnet asked who it is; undefined for a peer on the local network */
+  constructor (conn: Pick<TailnetConn, 'remoteAddress' | 'remotePort'>, tailnet: Pick<Tailnet, 'whoIs'> | undefined, log: Logger) {
     this.address = conn.remoteAddress
     this.port = conn.remotePort
+    this.local = tailnet === undefined
+    if (tailnet === undefined) {
+      // Not a question with an answer to come: an address on the local network that looks like a peer's is still not one.
+      this.#ask = async () => undefined
+      return
+    }
     const addr = this.address.includes(':') ? `[${this.address}]:${this.port}` : `${this.address}:${this.port}`
     this.#ask = async () => {
       try {
@@ -51,9 +60,9 @@ export function setPeer (socket: Duplex, peer: Peer): void {
   peers.set(socket, peer)
 }
 
-/** @throws Error for a socket that did not come in through the tailnet: no request may be served for one */
+/** @throws Error for a socket that was tied to no peer: no request may be served for one */
 export function peerOf (socket: Duplex): Peer {
   const peer = peers.get(socket)
-  if (peer === undefined) throw new Error('request on a socket with no tailnet peer')
+  if (peer === undefined) throw new Error('request on a socket with no peer')
   return peer
 }

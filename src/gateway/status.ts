@@ -39,6 +39,8 @@ export interface GatewayStatus {
     settings: { view: string[], edit: string[], use: string[] }
     /** The app capability to be granted in the tailnet's policy for the rest. */
     capability: string
+    /** What everybody on the local network may do; absent while it is not listened there. */
+    localNetwork?: string[]
   }
   configuration: { problem?: string }
   problems: Array<Problem & { part: Part }>

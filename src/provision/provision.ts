@@ -12,6 +12,7 @@ import { readImager } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn } from './drop-in.ts'
+import { gatehouseDropIn } from './gatehouse-unit.ts'
 import { nodeRedDropIn } from './node-red-unit.ts'
 import { opensWithHostKey, sealWithHostKey } from './seal.ts'
 import type { Seal } from './seal.ts'
@@ -195,10 +196,11 @@ export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey):
     // From what is in force, which after a mistake is the last good one.
     const config = await loadConfig(paths.config)
     await applyDropIn('node-red.service', nodeRedDropIn(config.node_red, paths.config), paths.units)
+    await applyDropIn('gatehouse.service', gatehouseDropIn(config.local_network), paths.units)
     await applyDropIn('gatehouse-update.timer', updateTimerDropIn(config.updates), paths.units)
     return 0
   } catch (err) {
-    process.stderr.write(`gatehouse provision: [node_red] or [updates] is not in force, all goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
+    process.stderr.write(`gatehouse provision: [node_red], [local_network] or [updates] is not in force, all goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`)
     return 1
   }
 }
