@@ -46,18 +46,18 @@ export async function writeCard (boot: string, path: string, content: string): P
 }
 
 /**
- * gatehouse.toml without its auth key: the line stays as a comment that says what became of it. All else, comments and line ends
+ * gatehouse.toml without its auth key or OAuth client secret: the line stays as a comment that says what became of it. All else, comments and line ends
  * included, is left as the person wrote it.
  *
  * @returns undefined when there is no such line
  */
 export function withoutAuthKey (text: string): string | undefined {
   // A string of any of TOML's one-line forms; the key may be quoted too. Multi-line strings are no auth keys (see checkAuthKey).
-  const line = /^([ \t]*)("auth_key"|'auth_key'|auth_key|(?:tailnet\s*\.\s*)auth_key)\s*=\s*("[^"\r\n]*"|'[^'\r\n]*')([^\r\n]*)$/gm
+  const line = /^([ \t]*)(?:tailnet\s*\.\s*)?("auth_key"|'auth_key'|auth_key|"client_secret"|'client_secret'|client_secret)\s*=\s*("[^"\r\n]*"|'[^'\r\n]*')([^\r\n]*)$/gm
   let found = false
-  const changed = text.replace(line, (_all, indent: string) => {
+  const changed = text.replace(line, (_all, indent: string, key: string) => {
     found = true
-    return `${indent}# auth_key: used to join the tailnet, and taken off the card. The device keeps its own identity.`
+    return `${indent}# ${key.replaceAll(/["']/g, '')}: used to join the tailnet, and taken off the card. The device keeps its own identity.`
   })
   return found ? changed : undefined
 }

@@ -37,6 +37,15 @@ export const schema = {
     hostname: key(text(checkHostname), { default: 'gatehouse', example: '"gatehouse"' }),
     /** Tailscale auth key. Default: none, a login URL is shown. */
     authKey: key(text(checkAuthKey), { example: '"tskey-auth-…"', secret: true }),
+    /**
+     * OAuth client secret to make an auth key with (tskey-client-…), instead of one. Needs {@link tags}. Parameters behind a `?` as Tailscale has
+     * them (ephemeral, preauthorized, baseURL). Default: none.
+     */
+    clientSecret: key(text(checkClientSecret), { example: '"tskey-client-…"', secret: true }),
+    /** Tags the node asks for. Default: none but those of the auth key. */
+    tags: key(listOf(text((value) => /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)
+      ? undefined
+      : { message: `tags, ${quote(value)}, is not a tag`, cure: 'Write tags = ["tag:gatehouse"]' })), { default: [], example: '["tag:gatehouse"]' }),
     /** Control server, http or https. Default: Tailscale's own. */
     controlURL: key(text(url('https:', 'http:')), { example: '"https://headscale.example.org"' }),
   },
@@ -189,6 +198,11 @@ export const schema = {
 
 /** What must hold among the keys of one table; for a list of tables, of each entry and among the entries. */
 export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined } = {
+  tailnet: ({ authKey, clientSecret, tags }: Config['tailnet']) => {
+    if (clientSecret === undefined) return undefined
+    if (authKey !== undefined) return { message: '[tailnet] has both auth_key and client_secret', cure: 'Remove one: either adds the device to the tailnet' }
+    return tags.length > 0 ? undefined : { message: 'client_secret says nothing of the tags that the device is to have', cure: 'Write tags = ["tag:gatehouse"], with a tag that the OAuth client was made for' }
+  },
   local_network: ({ listen, rights }: Config['local_network']) => listen && rights.length === 0
     ? { message: '[local_network] listen = true says nothing of what everybody on the local network may do', cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen' }
     : undefined,
@@ -263,6 +277,12 @@ function checkWindow (value: string): Wrong | undefined {
   if (match === null) return { message: `window ${quote(value)} is no span of time`, cure }
   const [from, to] = match.slice(1).map((at) => Number(at.slice(0, 2)) * 60 + Number(at.slice(3)))
   return (to! - from! + 1440) % 1440 >= 15 ? undefined : { message: `window ${quote(value)} is shorter than 15 minutes`, cure }
+}
+
+function checkClientSecret (value: string): Wrong | undefined {
+  const make = 'Make an OAuth client with the scope auth_keys in the admin console (Settings, OAuth clients) and write its secret whole: client_secret = "tskey-client-…"'
+  if (value.includes('…') || value.endsWith('...')) return { message: 'client_secret is the example, not a secret', cure: make }
+  return /^tskey-client-[\x21-\x7e]+$/.test(value) ? undefined : { message: 'client_secret is no OAuth client secret: it begins with tskey-client-', cure: make }
 }
 
 function checkAllow (value: string): Wrong | undefined {

@@ -118,7 +118,7 @@ async function joinTailnet (gateway: Gateway, paths: Paths): Promise<void> {
       const config = await loadConfig(paths.config)
       // Loaded here: the module is large, and sockets and status must not wait for it.
       const { Server } = await import('@gatehouse/tsnet')
-      const { hostname, controlURL } = config.tailnet
+      const { hostname, controlURL, tags } = config.tailnet
       await gateway.join({
         controlURL,
         hasAuthKey: authKey !== undefined,
@@ -127,6 +127,7 @@ async function joinTailnet (gateway: Gateway, paths: Paths): Promise<void> {
           hostname,
           port: wireGuardPort,
           ...(authKey === undefined ? {} : { authKey }),
+          advertiseTags: tags,
           ...(controlURL === undefined ? {} : { controlURL }),
           // The appliance's logs stay on it.
           env: { TS_NO_LOGS_NO_SUPPORT: 'true' },

@@ -90,7 +90,7 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
 async function write (directory: string, config: Config, files: ReadonlyMap<string, string>, seal: Seal): Promise<void> {
   // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
   for (const [name, content] of files) await writeFileAtomic(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
-  const secrets = { authkey: config.tailnet.authKey, 'eab-hmac-key': config.certificates.eabHmacKey }
+  const secrets = { authkey: config.tailnet.authKey ?? clientKey(config.tailnet.clientSecret), 'eab-hmac-key': config.certificates.eabHmacKey }
   for (const [name, secret] of Object.entries(secrets)) await writeFileAtomic(join(directory, name), await seal(name, secret ?? ''), 0o600)
   await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
   // Files no longer named, and what a crash left: only after the file that may name them has been replaced.
@@ -98,6 +98,14 @@ async function write (directory: string, config: Config, files: ReadonlyMap<stri
     if ((/\.(pem|js)$/.test(name) && !files.has(name)) || /^\..*\.tmp$/.test(name)) await rm(join(directory, name), { force: true })
   }
   await syncDirectory(directory)
+}
+
+/**
+ * An OAuth client secret as an auth key, which Tailscale knows by its prefix. The node is to stay when it is off for a while, and nobody
+ * is to approve it: whoever wrote the secret did (https://tailscale.com/kb/1215/oauth-clients, "Registering new nodes").
+ */
+function clientKey (secret: string | undefined): string | undefined {
+  return secret === undefined || secret.includes('?') ? secret : `${secret}?ephemeral=false&preauthorized=true`
 }
 
 async function readBoot (boot: string): Promise<Config> {

@@ -18,7 +18,7 @@ function wrong (text: string | Uint8Array): ConfigError {
 test('an empty file is the defaults', () => {
   const config = parseConfig('', 'f')
   assert.deepEqual(config, defaults())
-  assert.deepEqual(config.tailnet, { hostname: 'gatehouse', authKey: undefined, controlURL: undefined })
+  assert.deepEqual(config.tailnet, { hostname: 'gatehouse', authKey: undefined, clientSecret: undefined, tags: [], controlURL: undefined })
   assert.deepEqual(config.certificates, { directory: letsEncrypt, caFile: undefined, email: undefined, profile: undefined, eabKeyId: undefined, eabHmacKey: undefined })
   assert.deepEqual(config.access, { view: [], edit: [], use: [] })
 })
@@ -27,14 +27,14 @@ test('a file from Windows is read: byte order mark, CRLF', () => {
   const text = `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\ncontrol_url = "http://10.77.0.2"\r\n[certificates]\r\ndirectory = "https://10.77.0.4/dir"\r\nca_file = "authority.pem"\r\nemail = "a@example.org"\r\n`
   assert.deepEqual(parseConfig(Buffer.from(text), 'f'), {
     ...defaults(),
-    tailnet: { hostname: 'door', authKey: secret, controlURL: 'http://10.77.0.2' },
+    tailnet: { ...defaults().tailnet, hostname: 'door', authKey: secret, controlURL: 'http://10.77.0.2' },
     certificates: { ...defaults().certificates, directory: 'https://10.77.0.4/dir', caFile: 'authority.pem', email: 'a@example.org' },
   })
 })
 
 const cases: Array<{ name: string, text: string, code: string, line: number, says: RegExp, cure: RegExp }> = [
   { name: 'a mistyped key', text: '[tailnet]\n\nhost_name = "x"', code: 'GH_CONFIG_UNKNOWN_KEY', line: 3, says: /unknown key host_name in \[tailnet\]/, cure: /Did you mean hostname\?/ },
-  { name: 'a key nobody could mean', text: '[tailnet]\nfirewall = "off"', code: 'GH_CONFIG_UNKNOWN_KEY', line: 2, says: /unknown key firewall/, cure: /keys of \[tailnet\] are hostname, auth_key and control_url/ },
+  { name: 'a key nobody could mean', text: '[tailnet]\nfirewall = "off"', code: 'GH_CONFIG_UNKNOWN_KEY', line: 2, says: /unknown key firewall/, cure: /keys of \[tailnet\] are hostname, auth_key, client_secret, tags and control_url/ },
   { name: 'a key in the wrong table', text: '[certificates]\nhostname = "x"', code: 'GH_CONFIG_UNKNOWN_KEY', line: 2, says: /hostname/, cure: /Move it below \[tailnet\]/ },
   { name: 'a key outside any table', text: `auth_key = "${secret}"`, code: 'GH_CONFIG_UNKNOWN_KEY', line: 1, says: /auth_key stands outside its table/, cure: /Write \[tailnet\] on the line before/ },
   { name: 'a mistyped table', text: '[tailnet]\n[certificate]\nemail = "a@b"', code: 'GH_CONFIG_UNKNOWN_KEY', line: 2, says: /unknown table \[certificate\]/, cure: /Did you mean \[certificates\]/ },
@@ -47,6 +47,9 @@ const cases: Array<{ name: string, text: string, code: string, line: number, say
   { name: 'a full name', text: '[tailnet]\nhostname = "gate.tail.ts.net"', code: 'GH_CONFIG_VALUE', line: 2, says: /DNS label/, cure: /"gate-tail-ts-net"/ },
   { name: 'the example as key', text: '[tailnet]\nauth_key = "tskey-auth-…"', code: 'GH_CONFIG_VALUE', line: 2, says: /the example, not a key/, cure: /admin console/ },
   { name: 'an API token as key', text: '[tailnet]\nauth_key = "tskey-api-abc"', code: 'GH_CONFIG_VALUE', line: 2, says: /API access token/, cure: /auth key/ },
+  { name: 'a client secret without tags', text: '[tailnet]\nclient_secret = "tskey-client-x"', code: 'GH_CONFIG_VALUE', line: 1, says: /nothing of the tags/, cure: /tags = \["tag:gatehouse"\]/ },
+  { name: 'two ways to join', text: `[tailnet]\nclient_secret = "tskey-client-x"\ntags = ["tag:x"]\nauth_key = "${secret}"`, code: 'GH_CONFIG_VALUE', line: 1, says: /both auth_key and client_secret/, cure: /Remove one/ },
+  { name: 'an auth key as client secret', text: `[tailnet]\nclient_secret = "${secret}"`, code: 'GH_CONFIG_VALUE', line: 2, says: /begins with tskey-client-/, cure: /OAuth client/ },
   { name: 'a control URL without scheme', text: '[tailnet]\ncontrol_url = "headscale.example.org"', code: 'GH_CONFIG_VALUE', line: 2, says: /control_url is not an https or http URL/, cure: /https:\/\// },
   { name: 'a directory over plain http', text: '[certificates]\ndirectory = "http://acme/dir"', code: 'GH_CONFIG_VALUE', line: 2, says: /directory is not an https URL/, cure: /letsencrypt/ },
   { name: 'a CA file elsewhere', text: '[certificates]\nca_file = "../authkey"', code: 'GH_CONFIG_VALUE', line: 2, says: /plain file name ending in \.pem/, cure: /beside gatehouse\.toml/ },

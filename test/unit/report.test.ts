@@ -32,6 +32,7 @@ test('the auth key is taken out of every form it can be written in, and nothing 
     assert.ok(without.includes('\r\n[certificates]\r\n'))
     assert.equal(withoutAuthKey(without), undefined, 'once is enough')
   }
+  assert.match(withoutAuthKey('[tailnet]\ntags = ["tag:x"]\nclient_secret = "tskey-client-SECRET"\n')!, /^\[tailnet\]\ntags = \["tag:x"\]\n# client_secret: used to join/)
   assert.ok(!withoutAuthKey(`tailnet.auth_key = "${secret}"\n`)!.includes('SECRET'))
   assert.equal(withoutAuthKey('# auth_key = "tskey-auth-..."\n[tailnet]\nhostname = "x"\n'), undefined, 'the commented example stays')
 })
