@@ -56,6 +56,7 @@ export function table (status: GatewayStatus, now: Date = new Date()): string {
   }
   for (const { at, code, message } of status.certificate.notes) row('', `${ago(at, now)}: ${message.replace(/\.$/, '')} (${code})`)
   row('Node-RED', `${status.upstream.state}  since ${ago(status.upstream.since, now)}`)
+  for (const { service, name, addresses, problem } of status.services) row('Service', `${service}  ${problem === undefined ? `${name === undefined ? 'not advertised yet' : `https://${name}/`}${addresses.length === 0 ? '  waits for approval' : ''}` : problem.message}`)
   row('Access', status.tailnet.name === undefined ? 'nobody yet' : `${status.access.owner === undefined ? 'nobody by default: the device is tagged' : `${status.access.owner} (owner) may do everything`}; others what ${status.access.capability} grants`)
   for (const [right, who] of Object.entries(status.access.settings)) if (who.length > 0) row('', `${right} by gatehouse.toml: ${who.join(', ')}`)
   if (status.access.localNetwork !== undefined) row('', `WARNING: anybody on the local network may ${status.access.localNetwork.join(' and ')}, without login: [local_network] listen`)

@@ -110,10 +110,12 @@ export const schema = {
     { example: '"node-red.js"' }),
   },
   app: [{
-    /** Paths that go to the app: begins and ends with a slash. Needed. */
-    path: key(text((value) => /^\/(?:[A-Za-z0-9_~.-]+\/)+$/.test(value) && !/\/\.\.?\//.test(value) && !['/.gatehouse/', '/app/'].some((own) => value.startsWith(own))
+    /** A name of the app's own in the tailnet: a Tailscale Service, `svc:` and a DNS label, that this device hosts. Default: none, the device's name. */
+    service: key(text((value) => /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
       ? undefined
-      : { message: `path ${quote(value)} is not a path of an app: it begins and ends with a slash, and is not below /app/ (Node-RED's own) or /.gatehouse/`, cure: 'Write path = "/grafana/"' }), { default: '', example: '"/grafana/"' }),
+      : { message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`, cure: 'Write service = "svc:grafana"' }), { example: '"svc:grafana"' }),
+    /** Paths that go to the app: begins and ends with a slash. Needed, except with a name of its own: then `/`. */
+    path: key(text((value) => /^\/(?:[A-Za-z0-9_~.-]+\/)*$/.test(value) && !/\/\.\.?\//.test(value) ? undefined : notPath(value)), { default: '', example: '"/grafana/"' }),
     /** Where it is: `http://host:port`, `https://host:port` or `unix:/path`; the first that is up is asked. Needed. */
     upstreams: key(listOf(text(checkUpstream)), { default: [], example: '["http://127.0.0.1:3000"]' }),
     /** Whether the app sees its paths without `path`, which it then gets as X-Forwarded-Prefix. Default: false. */
@@ -207,11 +209,13 @@ export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) =>
     ? { message: '[local_network] listen = true says nothing of what everybody on the local network may do', cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen' }
     : undefined,
   app: (entry: Config['app'][number], others: Config['app']) => {
-    if (entry.path === '') return { message: 'an [[app]] has no path', cure: 'Write path = "/grafana/"' }
+    if (entry.service === undefined && entry.path === '') return { message: 'an [[app]] has no path', cure: 'Write path = "/grafana/"; or service = "svc:grafana", for a name of its own' }
+    if (entry.service === undefined && ['/app/', '/.gatehouse/'].some((own) => entry.path.startsWith(own))) return notPath(entry.path)
+    if (entry.service === undefined && entry.path === '/') return notPath(entry.path)
     if (entry.upstreams.length === 0) return { message: 'an [[app]] has no upstreams', cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }
-    const name = appName(entry.path)
+    const { name, label } = appIdentity(entry)
     if (['node-red', 'gatehouse'].includes(name)) return { message: `path ${quote(entry.path)} has the name of a part of the gateway`, cure: 'Write another path' }
-    if (others.some((other) => appName(other.path) === name)) return { message: `two [[app]] have paths like ${quote(entry.path)}`, cure: 'Write another path, or remove one' }
+    if (others.some((other) => appIdentity(other).name === name)) return { message: `two [[app]] are at ${quote(label)}, or as good as that`, cure: 'Write another path, or remove one' }
     return undefined
   },
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
@@ -244,9 +248,14 @@ function checkHostname (value: string): Wrong | undefined {
   }
 }
 
-/** What metrics call the app at a path: `/team/grafana/` is team-grafana. */
-export function appName (path: string): string {
-  return path.replace(/^\/|\/$/g, '').replace(/[^A-Za-z0-9]+/g, '-').toLowerCase()
+/** What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana), what people call it, and its path. */
+export function appIdentity ({ service, path }: { service: string | undefined, path: string }): { name: string, label: string, path: string } {
+  const label = `${service ?? ''}${service !== undefined && path === '/' ? '' : path}`
+  return { name: label.replace(/^\/|\/$/g, '').replace(/[^A-Za-z0-9]+/g, '-').toLowerCase(), label, path: path === '' ? '/' : path }
+}
+
+function notPath (path: string): Wrong {
+  return { message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (Node-RED's own) or /.gatehouse/`, cure: 'Write path = "/grafana/"' }
 }
 
 function checkUpstream (value: string): Wrong | undefined {

@@ -1,9 +1,12 @@
 import type { IncomingMessage } from 'node:http'
 import type { Dispatcher } from 'undici'
 import type { Config } from '../config/config.ts'
-import { appName } from '../config/schema.ts'
+import { appIdentity } from '../config/schema.ts'
 import type { Right } from './access.ts'
+import { GatehouseError } from '../config/errors.ts'
 import type { Logger } from './log.ts'
+import { sendError } from './pages.ts'
+import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 import { Upstream } from './upstream.ts'
 import type { Where } from './upstream.ts'
@@ -12,6 +15,10 @@ import type { Where } from './upstream.ts'
 export class App {
   /** Label of the metrics, and the host of its made-up origin: letters, digits and hyphens. */
   readonly name: string
+  /** What people call it: its path, or the Service's name with it. */
+  readonly label: string
+  /** The Tailscale Service whose name it has, `svc:name`; undefined: it is at the node's name. */
+  readonly service: string | undefined
   /** Paths that are its own: begins and ends with a slash. */
   readonly path: string
   /** Whether it sees its paths without {@link path}. */
@@ -21,8 +28,10 @@ export class App {
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
 
-  constructor (name: string, path: string, strip: boolean, right: Right | undefined, upstreams: readonly Upstream[]) {
+  constructor ({ name, label, service, path, strip, right, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'upstreams'>) {
     this.name = name
+    this.label = label
+    this.service = service
     this.path = path
     this.strip = strip
     this.right = right
@@ -84,7 +93,7 @@ export class Apps {
   #log: Logger
 
   constructor (nodeRed: Upstream, log: Logger) {
-    this.nodeRed = new App('node-red', '/', false, undefined, [nodeRed])
+    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, upstreams: [nodeRed] })
     this.#log = log
   }
 
@@ -97,29 +106,30 @@ export class Apps {
     this.#key = key
     const before = this.#others
     this.#others = settings
-      .map(({ path, strip, right, upstreams, serverName, caFile, connectTimeout, responseTimeout }) => {
-        const name = appName(path)
+      .map((entry) => {
+        const { service, right, upstreams, serverName, caFile, connectTimeout, responseTimeout } = entry
+        const { name, label, path } = appIdentity(entry)
         // Without its own authority an app is trusted by none, rather than by the system's.
         const authority = caFile === undefined ? undefined : ca(caFile) ?? []
-        return new App(name, path, strip, right, upstreams.map((url) => {
-          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: path, connectTimeout, responseTimeout })
+        return new App({ name, label, service, path, right, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
+          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, connectTimeout, responseTimeout })
           upstream.on('change', () => {
             if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
-            else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${path}: ${upstream.error.line}`)
+            else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${label}: ${upstream.error.line}`)
           })
           upstream.start()
           return upstream
-        }))
+        }) })
       })
       // The longest path is the most particular.
       .toSorted((a, b) => b.path.length - a.path.length)
     for (const app of before) app.close()
   }
 
-  /** The app a canonical target belongs to. */
-  find (target: string): App {
+  /** The app a canonical target at the node's name, or at a Service's, belongs to. Only the node's has one for every path. */
+  find (target: string, service?: string): App | undefined {
     const path = target.split('?', 1)[0]!
-    return this.#others.find((app) => app.owns(path)) ?? this.nodeRed
+    return this.#others.find((app) => app.service === service && app.owns(path)) ?? (service === undefined ? this.nodeRed : undefined)
   }
 
   /** See undici's Dispatcher.request. */
@@ -166,7 +176,10 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
   app.decorateRequest('to')
   app.addHook('onRequest', async (request, reply) => {
     const target = (request.raw as IncomingMessage).url ?? '/'
-    request.to = apps.find(target)
+    const { service } = peerOf(request.raw.socket)
+    const found = apps.find(target, service)
+    if (found === undefined) return await sendError(request, reply, 404, 'Not here', new GatehouseError('GH_NO_APP', `There is no app at this path of ${service}`, 'Check the address, and path in [[app]] of gatehouse.toml'))
+    request.to = found
     if (request.to !== apps.nodeRed && `${target.split('?', 1)[0]!}/` === request.to.path) {
       return await reply.code(308).header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`).send()
     }

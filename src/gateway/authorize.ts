@@ -11,7 +11,7 @@ import { plugin } from './plugin.ts'
 /** How often the rights of those that have a WebSocket open are looked at. Milliseconds. */
 const recheckInterval = 5_000
 
-/** The gateway's own pages. */
+/** The gateway's own pages, at the node's name. */
 export const ownPrefix = '/.gatehouse/'
 
 /**
@@ -27,7 +27,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     request.whoIs = whoIs
     request.access = access
     const path = request.url.split('?', 1)[0]!
-    const rights: Right[] = path.startsWith(ownPrefix) ? ['status'] : request.to.right !== undefined ? [request.to.right] : needed(request.method, path, request.headers.upgrade !== undefined)
+    const rights: Right[] = path.startsWith(ownPrefix) && request.to.service === undefined ? ['status'] : request.to.right !== undefined ? [request.to.right] : needed(request.method, path, request.headers.upgrade !== undefined)
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what is for the editor does not go to them.
       if (request.to.right === undefined && !rights.includes('use')) request.statement = guard.statement(whoIs, access)

@@ -8,6 +8,7 @@ import type { Guard } from './guard.ts'
 import type { Node } from './node.ts'
 import { probeControl } from './probe.ts'
 import type { Problems } from './problems.ts'
+import type { Services } from './services.ts'
 import type { Upstream } from './upstream.ts'
 
 /** One link of the chain from a peer's browser to Node-RED. */
@@ -30,6 +31,7 @@ export interface Patient {
   problems: Problems
   channelKey: Buffer | undefined
   serving: boolean
+  services: Services
   now?: Date
 }
 
@@ -49,6 +51,7 @@ export async function examine (patient: Patient): Promise<Check[]> {
     tailnet(patient),
     ...key(node?.status?.self?.keyExpiry, node?.running === true, now),
     path(patient),
+    ...services(patient),
     ...certificate(patient, now),
     await upstream(patient),
     await login(patient),
@@ -85,6 +88,12 @@ function path ({ node }: Patient): Check {
   if (peers.length === 0) return { name: 'path', result: 'warn', found: 'no other device of the tailnet is online and may reach this one', cure: 'Log a device of yours into the same tailnet; if one is, look at the tailnet\'s policy' }
   const found = `${peers.length} devices online, ${direct} on a direct path, ${relayed} with a relay to fall back on`
   return { name: 'path', result: 'ok', found }
+}
+
+function services ({ services }: Patient): Check[] {
+  return services.list().map(({ service, name, addresses, problem }): Check => problem !== undefined
+    ? { name: 'service', result: 'fail', found: problem.message, cure: problem.cure }
+    : { name: 'service', result: addresses.length === 0 ? 'warn' : 'ok', found: `${service} ${addresses.length === 0 ? 'waits for approval' : `is at https://${name}/`}`, ...(addresses.length === 0 ? { cure: 'Wait a minute' } : {}) })
 }
 
 function certificate ({ node, certificates, problems, serving }: Patient, now: Date): Check[] {

@@ -16,8 +16,8 @@ export interface FrontOptions {
   tailnet: Pick<Tailnet, 'whoIs'>
   limits: Limits
   log: Logger
-  /** The node's full name: its certificate goes to clients that send no SNI. */
-  name: () => string | undefined
+  /** Full name of the node, or of a Service of it: its certificate goes to clients that send no SNI. */
+  name: (service?: string) => string | undefined
 }
 
 /**
@@ -29,7 +29,10 @@ export interface FrontOptions {
 export function acceptTLS ({ server, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void, open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
   const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
-    const context = certificates.context(undefined, name())
+    const { service } = peer
+    // The node is served from its first certificate on; a Service that has none yet is not, rather than under another name.
+    const own = name(service)
+    const context = service === undefined || certificates.get(own ?? '') !== undefined ? certificates.context(undefined, own) : undefined
     conn.on('error', () => conn.destroy())
     if (context === undefined || !limits.admit(peer.address)) {
       conn.destroy()
@@ -39,7 +42,7 @@ export function acceptTLS ({ server, certificates, tailnet, limits, log, name }:
       isServer: true,
       secureContext: context,
       // Asked at each handshake, so that a new certificate is used from the next connection on.
-      SNICallback: (servername, done) => { done(null, certificates.context(servername, name())) },
+      SNICallback: (servername, done) => { done(null, certificates.context(servername, name(service))) },
       ALPNProtocols: ['http/1.1'],
     })
     setPeer(socket, peer)

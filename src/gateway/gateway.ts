@@ -32,13 +32,14 @@ import type { Logger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { Node } from './node.ts'
 import type { NodeOptions } from './node.ts'
-import type { Peer } from './peer.ts'
+import { Peer, setPeer } from './peer.ts'
 import { Problems } from './problems.ts'
 import type { Problem } from './problems.ts'
 import { createRedirectServer } from './redirect.ts'
 import { Reloader } from './reload.ts'
 import { listenOn } from './sockets.ts'
 import type { Where } from './sockets.ts'
+import { Services } from './services.ts'
 import type { GatewayStatus } from './status.ts'
 import type { TailnetConn, TailnetListener } from './tailnet.ts'
 import type { NodeStatus } from '../tsnet/types.ts'
@@ -88,6 +89,7 @@ export class Gateway {
   readonly delivery: Delivery
   readonly forwards: Forwards
   readonly localNetwork: LocalNetwork
+  readonly services: Services
   readonly metrics: Metrics
   readonly guard: Guard
   readonly reloader: Reloader
@@ -105,7 +107,7 @@ export class Gateway {
   #accept: ((conn: TailnetConn, peer?: Peer) => void) | undefined
   #localRights: readonly Right[] = []
   #opening = false
-  #open = new Set<Socket>()
+  #open: ReadonlySet<Socket> = new Set<Socket>()
   #plain = new Set<TailnetConn>()
   #record: CertsRecord | undefined
   #names = ''
@@ -147,9 +149,22 @@ export class Gateway {
       problems: this.problems,
       ...(options.localPorts === undefined ? {} : { ports: options.localPorts }),
       accept: {
-        http: (conn) => { this.#redirect.emit('connection', conn) },
+        http: (conn, peer) => { this.#redirectConn(conn, peer) },
         // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not for those whom nobody knows.
         https: (conn, peer) => { if (this.#accept === undefined) conn.destroy(); else this.#accept(conn, peer) },
+      },
+    })
+    this.services = new Services({
+      log,
+      problems: this.problems,
+      node: () => this.#node,
+      accept: (service, port, conn) => {
+        const peer = new Peer(conn, this.#node!.tailnet!, log, service)
+        if (port === 80) this.#redirectConn(conn, peer)
+        else {
+          this.metrics.connections.inc()
+          this.#accept!(conn, peer)
+        }
       },
     })
     this.delivery = new Delivery(new Cache(log), defaults().cache)
@@ -177,10 +192,11 @@ export class Gateway {
       setDNS: async (name, value) => { await this.#node!.tailnet!.setDNS(name, value) },
     }, log)
     this.#redirect = createRedirectServer({
-      name: () => this.#node?.name,
-      waiting: () => {
-        const problem = this.#https === undefined ? this.problems.get('https') ?? this.problems.get('certificate') : undefined
-        return problem ?? (this.#https === undefined ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' } : undefined)
+      name: (service) => this.#nameOf(service),
+      waiting: (service) => {
+        const ready = service === undefined ? this.#https !== undefined : this.certificates.get(this.#nameOf(service) ?? '') !== undefined
+        const problem = ready ? undefined : this.problems.get('https') ?? this.problems.get('certificate')
+        return problem ?? (!ready ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' } : undefined)
       },
     })
     this.problems.on('change', () => { this.#say() })
@@ -206,7 +222,7 @@ export class Gateway {
       status: async () => await this.status(),
       limits: this.limits,
       delivery: this.delivery,
-      names: { name: () => this.#node?.name, addresses: () => this.#node?.status?.tailscaleIPs ?? [] },
+      names: { name: (service) => this.#nameOf(service), addresses: (service) => service === undefined ? this.#node?.status?.tailscaleIPs ?? [] : this.services.addresses(service) },
     })
     applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
@@ -229,6 +245,7 @@ export class Gateway {
       problems: this.problems,
       channelKey: this.#options.channelKey,
       serving: this.#https !== undefined,
+      services: this.services,
     })
   }
 
@@ -244,6 +261,8 @@ export class Gateway {
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
     this.apps.configure(config.app, this.#options.authority ?? (() => undefined))
+    this.services.configure(config.app.flatMap(({ service }) => service ?? []))
+    this.#takeNames()
     this.forwards.configure(config.forward)
     this.guard.settings = config.access
     this.limits.settings = config.limits
@@ -258,20 +277,48 @@ export class Gateway {
     this.#controlURL = options.controlURL
     node.on('fatal', (err: Error) => { this.#options.onFatal?.(err) })
     node.on('status', () => {
-      this.certificates.want(node.names)
-      void this.#writeNames()
-      void this.#judgeCertificates()
+      this.services.judge()
+      this.#takeNames()
       this.#say()
     })
     await node.start()
-    this.#http = await node.listen(80, (conn) => {
-      conn.on('error', () => conn.destroy())
-      this.#plain.add(conn)
-      conn.once('close', () => this.#plain.delete(conn))
-      this.#redirect.emit('connection', conn)
+    const front = acceptTLS({
+      server: this.#app!.server as Server,
+      certificates: this.certificates,
+      tailnet: node.tailnet!,
+      limits: this.limits,
+      log: this.#options.log,
+      name: (service) => this.#nameOf(service),
     })
+    this.#open = front.open
+    this.#accept = front.accept
+    this.#http = await node.listen(80, (conn) => { this.#redirectConn(conn, new Peer(conn, node.tailnet!, this.#options.log)) })
+    this.services.start()
     this.forwards.start()
     await this.#judgeCertificates()
+  }
+
+  /** Full name of the node, or of a Service it hosts. */
+  #nameOf (service?: string): string | undefined {
+    return service === undefined ? this.#node?.name : this.services.name(service)
+  }
+
+  /** A connection to port 80. */
+  #redirectConn (conn: TailnetConn, peer: Peer): void {
+    conn.on('error', () => conn.destroy())
+    setPeer(conn, peer)
+    this.#plain.add(conn)
+    conn.once('close', () => this.#plain.delete(conn))
+    this.#redirect.emit('connection', conn)
+  }
+
+  /** The names may be others: of the node, of Services it hosts. */
+  #takeNames (): void {
+    const node = this.#node
+    if (node === undefined) return
+    this.certificates.want(node.names)
+    void this.#writeNames()
+    void this.#judgeCertificates()
   }
 
   /** Connections of peers to port 443 that are open. */
@@ -323,6 +370,7 @@ export class Gateway {
       },
       upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
       access: { ...await this.#owner(), settings: this.guard.settings, capability, ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}) },
+      services: this.services.list(),
       configuration: configuration === undefined ? {} : { problem: configuration },
       problems,
     }
@@ -337,7 +385,7 @@ export class Gateway {
     this.#closing = true
     clearInterval(this.#timer)
     // Not waited for: a listener may count as closed only when its connections are.
-    const listeners = Promise.allSettled([this.#https?.close(), this.#http?.close()])
+    const listeners = Promise.allSettled([this.#https?.close(), this.#http?.close(), this.services.close()])
     await this.#app?.drain(this.#open, grace)
     await this.#app?.close()
     for (const conn of this.#plain) conn.destroy()
@@ -368,22 +416,12 @@ export class Gateway {
   /** Opens 443 as soon as there is a certificate for it: until then a connection is refused, not broken off in the handshake. */
   async #openHTTPS (): Promise<void> {
     const node = this.#node
-    if (this.#https !== undefined || this.#opening || this.#closing || node?.tailnet === undefined || node.name === undefined || this.certificates.get(node.name) === undefined) return
+    if (this.#https !== undefined || this.#opening || this.#closing || node === undefined || this.#accept === undefined || node.name === undefined || this.certificates.get(node.name) === undefined) return
     this.#opening = true
-    const { accept, open } = acceptTLS({
-      server: this.#app!.server as Server,
-      certificates: this.certificates,
-      tailnet: node.tailnet,
-      limits: this.limits,
-      log: this.#options.log,
-      name: () => node.name,
-    })
-    this.#open = open
-    this.#accept = accept
     this.#https = await node.listen(443, (conn) => {
       this.metrics.connections.inc()
-      if (this.forwards.byName) this.forwards.passThrough(conn, accept)
-      else accept(conn)
+      if (this.forwards.byName) this.forwards.passThrough(conn, this.#accept!)
+      else this.#accept!(conn)
     })
     this.#opening = false
     if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)

@@ -3,6 +3,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
 import { sendError } from './pages.ts'
+import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 import { ambiguity, canonicalTarget, hostName } from './target.ts'
 import type { Refusal } from './target.ts'
@@ -22,12 +23,12 @@ export function refuseBytes (err: Error & { code?: string }, socket: Duplex): vo
   setTimeout(() => socket.destroy(), 1_000).unref()
 }
 
-/** What the node is called, asked at each request. */
+/** What the node, or a Tailscale Service it hosts (`svc:name`), is called: asked at each request. */
 export interface Names {
   /** Full name; undefined until the node has joined. */
-  name: () => string | undefined
+  name: (service?: string) => string | undefined
   /** Addresses in the tailnet. */
-  addresses: () => readonly string[]
+  addresses: (service?: string) => readonly string[]
 }
 
 const refusals = new WeakMap<IncomingMessage, Refusal>()
@@ -53,7 +54,7 @@ export function rewriteUrl (request: IncomingMessage): string {
  * every answer carries the headers that keep a browser from being tricked.
  *
  * The node answers to its full name alone (308 from the short name and from its addresses, as there is no certificate for
- * them). Any other name is 421: a page elsewhere can point a name of its own at the node's address, and would
+ * them), and at the address of a Service to that Service's: whom the tailnet's policy lets to the one it need not let to the other. Any other name is 421: a page elsewhere can point a name of its own at the node's address, and would
  * then be of the same origin as what it reads (DNS rebinding).
  */
 export const hygiene = plugin<{ names: Names }>('hygiene', async (app: FastifyInstance, { names }) => {
@@ -64,14 +65,15 @@ export const hygiene = plugin<{ names: Names }>('hygiene', async (app: FastifyIn
       reply.raw.shouldKeepAlive = false
       return await sendError(request, reply, refused.status, 'Bad request', new GatehouseError('GH_BAD_REQUEST', capital(refused.message), 'The gateway passes on only requests that can be read in one way'))
     }
-    const name = names.name()
+    const { service } = peerOf(request.raw.socket)
+    const name = names.name(service)
     const host = hostName(request.headers.host ?? '')
     if (host === name) return
-    if (name !== undefined && (host === name.split('.', 1)[0] || names.addresses().includes(host.replace(/^\[|\]$/g, '')))) {
+    if (name !== undefined && (host === name.split('.', 1)[0] || names.addresses(service).includes(host.replace(/^\[|\]$/g, '')))) {
       return await reply.code(308).header('location', `https://${name}${request.raw.url}`).header('cache-control', 'no-store').type('text/plain; charset=utf-8').send(`https://${name}${request.raw.url}\n`)
     }
     reply.raw.shouldKeepAlive = false
-    return await sendError(request, reply, 421, 'Wrong address', new GatehouseError('GH_HOST', 'The request is for a name that is not this node\'s', `Use https://${name ?? 'its full name'}/`))
+    return await sendError(request, reply, 421, 'Wrong address', new GatehouseError('GH_HOST', service === undefined ? 'The request is for a name that is not this node\'s' : `The request is for a name that is not ${service}'s, but came to its address`, `Use https://${name ?? 'its full name'}/`))
   })
 
   app.addHook('onSend', async (_request, reply) => {

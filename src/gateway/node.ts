@@ -31,6 +31,8 @@ export class Node extends EventEmitter {
   #tailnet: Tailnet | undefined
   #closed = new AbortController()
   #status: Status | undefined
+  /** Tailscale Services it is to host. */
+  services: readonly string[] = []
   #loginURL: string | undefined
   /** Set while the control server refuses the key: says more than the state does. */
   #refused = false
@@ -56,8 +58,17 @@ export class Node extends EventEmitter {
     return name === undefined || name === '' || !this.running ? undefined : name
   }
 
-  /** Names there may be certificates for; empty until joined. */
-  get names (): string[] { return this.running ? this.#status?.certDomains ?? [] : [] }
+  /**
+   * Names there may be certificates for, and are to be; empty until joined. The control server says which (DNSConfig.CertDomains, those of Services
+   * this node may host among them), as for Tailscale's own certificates (feature/acme/cert.go, resolveCertDomain); a Service that the node may host
+   * but is not to is left out.
+   */
+  get names (): string[] {
+    if (!this.running || this.#status === undefined) return []
+    const { certDomains, services = {}, magicDNSSuffix } = this.#status
+    const idle = new Set(Object.keys(services).filter((service) => !this.services.includes(service)).map((service) => `${service.slice('svc:'.length)}.${magicDNSSuffix}`))
+    return certDomains.filter((name) => !idle.has(name))
+  }
 
   /** Starts; resolves when the server can listen. Never rejects: it is tried until it works or {@link close} is called. */
   async start (): Promise<void> {
@@ -149,7 +160,9 @@ export class Node extends EventEmitter {
     }
     if (this.#closed.signal.aborted) return
     const settled = this.running && this.names.length > 0
-    this.#poll = setTimeout(() => { void this.look() }, this.#options.timing?.poll ?? (settled ? 30_000 : 3_000))
+    // An approval is not told, only seen.
+    const pending = this.services.some((service) => this.#status?.services?.[service] === undefined)
+    this.#poll = setTimeout(() => { void this.look() }, this.#options.timing?.poll ?? (settled ? pending ? 5_000 : 30_000 : 3_000))
     this.#poll.unref()
   }
 

@@ -14,12 +14,15 @@ export class Peer {
   readonly port: number
   /** True for one that came in from the local network, of which nothing is known but its address. */
   readonly local: boolean
+  /** The Tailscale Service (`svc:name`) whose address it connected to; undefined: the node's own. */
+  readonly service: string | undefined
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
   #until = 0
 
   /** @param tailnet asked who it is; undefined for a peer on the local network */
-  constructor (conn: Pick<TailnetConn, 'remoteAddress' | 'remotePort'>, tailnet: Pick<Tailnet, 'whoIs'> | undefined, log: Logger) {
+  constructor (conn: Pick<TailnetConn, 'remoteAddress' | 'remotePort'>, tailnet: Pick<Tailnet, 'whoIs'> | undefined, log: Logger, service?: string) {
+    this.service = service
     this.address = conn.remoteAddress
     this.port = conn.remotePort
     this.local = tailnet === undefined

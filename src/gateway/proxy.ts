@@ -92,7 +92,7 @@ export async function failed (request: FastifyRequest, reply: FastifyReply, erro
   const code = (cause as NodeJS.ErrnoException).code ?? ''
   const { to } = request
   const nodeRed = to.right === undefined
-  const name = nodeRed ? 'Node-RED' : to.path
+  const name = to.label
   if (cause instanceof BodyTooLarge) {
     await tooLarge(request, reply)
     return

@@ -1,23 +1,25 @@
 import { createServer } from 'node:http'
 import type { Server } from 'node:http'
 import { errorPage } from './pages.ts'
+import { peerOf } from './peer.ts'
 
-/** What port 80 needs to know, asked at each request. */
+/** What port 80 of the node, or of a Service it hosts, needs to know; asked at each request. */
 export interface RedirectState {
-  /** Full name of the node; undefined until it has joined. */
-  name: () => string | undefined
+  /** Full name; undefined until it has joined. */
+  name: (service?: string) => string | undefined
   /** Why HTTPS is not served yet; undefined when it is. */
-  waiting: () => { message: string, cure: string } | undefined
+  waiting: (service?: string) => { message: string, cure: string } | undefined
 }
 
 /**
- * Port 80: 308 (method and body kept, RFC 9110 §15.4.9) to https and the node's full name, which is the one the certificate is
+ * Port 80: 308 (method and body kept, RFC 9110 §15.4.9) to https and the full name, which is the one the certificate is
  * for. Nothing is ever served here over plain HTTP but the reason why there is no HTTPS yet.
  */
 export function createRedirectServer (state: RedirectState): Server {
   const server = createServer({ keepAliveTimeout: 5_000, headersTimeout: 10_000, requestTimeout: 30_000 }, (request, response) => {
-    const name = state.name()
-    const waiting = state.waiting()
+    const { service } = peerOf(request.socket)
+    const name = state.name(service)
+    const waiting = state.waiting(service)
     request.resume()
     response.setHeader('cache-control', 'no-store')
     response.setHeader('connection', 'close')

@@ -6,7 +6,7 @@ import type { Logger } from './log.ts'
 import type { Problems } from './problems.ts'
 
 /** Tables whose keys the running gateway takes over. What other units read (certificates, Node-RED, firewall) is theirs to take. */
-const live: ReadonlySet<string> = new Set(['access', 'limits', 'cache', 'local_network'])
+const live: ReadonlySet<string> = new Set(['access', 'limits', 'cache', 'app', 'forward', 'local_network'])
 
 /** Options of {@link Reloader}. */
 export interface ReloaderOptions {

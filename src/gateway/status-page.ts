@@ -11,7 +11,7 @@ import type { GatewayStatus } from './status.ts'
 export const statusPage = plugin<{ status: () => Promise<GatewayStatus> }>('status-page', async (app, { status }) => {
   app.addHook('onRequest', async (request, reply) => {
     const path = request.url.split('?', 1)[0]!
-    if (!path.startsWith(ownPrefix)) return
+    if (!path.startsWith(ownPrefix) || request.to.service !== undefined) return
     reply.header('cache-control', 'no-store')
     if (path !== `${ownPrefix}status`) return await reply.code(404).type('text/html; charset=utf-8').send(errorPage(404, 'Not here', 'The gateway has no such page', `Its status is at ${ownPrefix}status`))
     if (request.method !== 'GET' && request.method !== 'HEAD') return await reply.code(405).header('allow', 'GET, HEAD').send()

@@ -1,5 +1,6 @@
 import type { CertsRecord, Note } from '../certs/record.ts'
 import type { Part, Problem } from './problems.ts'
+import type { ServiceStatus } from './services.ts'
 
 /** Answer of `GET /v1/status` on the admin socket and of `gatehouse status --json`. Times are RFC 3339. */
 export interface GatewayStatus {
@@ -42,6 +43,8 @@ export interface GatewayStatus {
     /** What everybody on the local network may do; absent while it is not listened there. */
     localNetwork?: string[]
   }
+  /** Names of apps' own. */
+  services: ServiceStatus[]
   configuration: { problem?: string }
   problems: Array<Problem & { part: Part }>
 }

@@ -21,6 +21,8 @@ export interface Tailnet extends EventEmitter {
   start: () => Promise<void>
   up: (options?: { signal?: AbortSignal }) => Promise<Status>
   listen: (port: number) => Promise<TailnetListener>
+  /** A port of a Tailscale Service, `svc:name`. */
+  listenService: (name: string, port: number, options: { signal?: AbortSignal }) => Promise<TailnetListener>
   whoIs: (addr: string) => Promise<WhoIs>
   setDNS: (name: string, value: string) => Promise<void>
   status: () => Promise<Status>

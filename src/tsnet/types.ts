@@ -98,6 +98,8 @@ export interface Status {
   /** Names for which the control server would publish ACME challenges. Empty: HTTPS is not enabled on the tailnet. */
   certDomains: string[];
   magicDNSSuffix: string;
+  /** Tailscale Services (`svc:name`) that the node is approved to host, with their addresses. Whether it does is up to it. */
+  services: Record<string, string[]>;
 }
 
 /** Who is behind a tailnet address (apitype.WhoIsResponse). */

@@ -21,7 +21,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/miekg/dns"
 	tslocal "tailscale.com/client/local"
+	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
@@ -86,6 +88,10 @@ func client(ctx context.Context, args []string) error {
 		return err
 	}
 	c.logger = logger
+	// Services are routes to Linux, which accepts none unless told to.
+	if _, err := c.lc.EditPrefs(ctx, &ipn.MaskedPrefs{RouteAllSet: true, Prefs: ipn.Prefs{RouteAll: true}}); err != nil {
+		return err
+	}
 	if *browser != "" {
 		if err := c.browse(ctx, *browser, *origin, *roots); err != nil {
 			return err
@@ -353,13 +359,16 @@ func (c *tailnetClient) fetch(r *http.Request) (any, error) {
 	return out, err
 }
 
-// pathTo returns the path to the peer of this name or address.
+// pathTo returns the path to the peer of this name or address, or to the node that hosts the Service of this name.
 func (c *tailnetClient) pathTo(ctx context.Context, host string) (path, error) {
 	st, err := c.lc.Status(ctx)
 	if err != nil {
 		return path{}, err
 	}
-	ip, _ := netip.ParseAddr(host)
+	ip, err := netip.ParseAddr(host)
+	if err != nil && st.CurrentTailnet != nil && strings.HasSuffix(host, "."+st.CurrentTailnet.MagicDNSSuffix) {
+		ip = c.lookUp(ctx, host)
+	}
 	for _, p := range st.Peer {
 		full := strings.TrimSuffix(p.DNSName, ".")
 		short, _, _ := strings.Cut(full, ".")
@@ -371,8 +380,27 @@ func (c *tailnetClient) pathTo(ctx context.Context, host string) (path, error) {
 				return pathOf(p), nil
 			}
 		}
+		if ip.IsValid() && p.AllowedIPs != nil && p.AllowedIPs.ContainsFunc(func(r netip.Prefix) bool { return r.Contains(ip) }) {
+			return pathOf(p), nil
+		}
 	}
 	return path{}, fmt.Errorf("%q is no peer of this client", host)
+}
+
+// lookUp asks the tailnet's own DNS for the IPv4 address of a name; it knows Services, which are no peers.
+func (c *tailnetClient) lookUp(ctx context.Context, name string) netip.Addr {
+	answer, _, err := c.lc.QueryDNS(ctx, dns.Fqdn(name), "A")
+	msg := new(dns.Msg)
+	if err != nil || msg.Unpack(answer) != nil {
+		return netip.Addr{}
+	}
+	for _, rr := range msg.Answer {
+		if a, ok := rr.(*dns.A); ok {
+			ip, _ := netip.AddrFromSlice(a.A.To4())
+			return ip
+		}
+	}
+	return netip.Addr{}
 }
 
 // transport dials through the tailnet alone and trusts the authorities in the PEM file roots alone: with none given, https

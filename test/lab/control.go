@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ import (
 //     what it may set in DNS.
 //   - a request testcontrol does not know gets 404. (testcontrol ends the process.)
 //   - it can be taken off the network and put back with its state.
+//   - a node may host Tailscale Services, has certificates for their names, and its peers find them in DNS.
 //   - there are people, tags and grants of app capabilities (policy.go). All nodes are one person's until told otherwise, as in a
 //     tailnet of one's own.
 //
@@ -55,6 +57,7 @@ type controlServer struct {
 	logins map[string]*login // by path
 	grants []grant
 	people people
+	hosted map[tailcfg.ServiceName]hostedService
 }
 
 type controlConfig struct {
@@ -93,6 +96,7 @@ func newControl(cfg controlConfig) *controlServer {
 		names:         map[tailcfg.NodeID]nodeName{},
 		logins:        map[string]*login{},
 		people:        people{},
+		hosted:        map[tailcfg.ServiceName]hostedService{},
 	}
 	caps := tailcfg.NodeCapMap{
 		tailcfg.CapabilityHTTPS:                       nil,
@@ -232,7 +236,9 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 		c.serveRegister(w, r, machine)
 	case r.URL.Path == "/machine/map":
 		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w, edit: func(msg []byte) ([]byte, error) { return c.addPolicy(msg, machine) }}, r)
-	case r.URL.Path == "/machine/set-dns", r.URL.Path == "/machine/update-health",
+	case r.URL.Path == "/machine/set-dns":
+		c.serveSetDNS(w, r, machine)
+	case r.URL.Path == "/machine/update-health",
 		strings.HasPrefix(r.URL.Path, "/machine/tka/"), strings.HasPrefix(r.URL.Path, "/c2n/"):
 		c.tc.ServeHTTP(w, r)
 	default:
@@ -637,8 +643,14 @@ func (c *controlServer) approve(name string) error {
 	return nil
 }
 
+// hostedService is a Tailscale Service and the node that may host it.
+type hostedService struct {
+	node tailcfg.NodeID
+	addr netip.Addr
+}
+
 // hostService gives a Tailscale Service an address, at which its peers find it on node: what an admin does who defines the Service
-// and approves the node as a host.
+// and approves the node as a host. Its name is then in the tailnet's DNS, and the node may have a certificate for it (policy.go).
 func (c *controlServer) hostService(name, service, ip string) error {
 	n, err := c.node(name)
 	if err != nil {
@@ -652,7 +664,16 @@ func (c *controlServer) hostService(name, service, ip string) error {
 	if err := svc.Validate(); err != nil {
 		return err
 	}
-	mapping, err := json.Marshal(tailcfg.ServiceIPMappings{svc: {addr}})
+	c.mu.Lock()
+	c.hosted[svc] = hostedService{n.ID, addr}
+	all := tailcfg.ServiceIPMappings{}
+	for name, h := range c.hosted {
+		if h.node == n.ID {
+			all[name] = []netip.Addr{h.addr}
+		}
+	}
+	c.mu.Unlock()
+	mapping, err := json.Marshal(all)
 	if err != nil {
 		return err
 	}
@@ -663,7 +684,43 @@ func (c *controlServer) hostService(name, service, ip string) error {
 	n.AllowedIPs = append(n.AllowedIPs, netip.PrefixFrom(addr, addr.BitLen()))
 	c.tc.UpdateNode(n)
 	c.tc.SetNodeCapMap(n.Key, caps)
+	c.pushAll()
 	return nil
+}
+
+// serveSetDNS publishes challenges for the names of Services a node may host, and leaves those of its own name to testcontrol, which refuses all others.
+func (c *controlServer) serveSetDNS(w http.ResponseWriter, r *http.Request, machine key.MachinePublic) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	var req tailcfg.SetDNSRequest
+	if err := json.Unmarshal(body, &req); err == nil && req.Type == "TXT" && req.Value != "" {
+		name, ok := strings.CutPrefix(req.Name, "_acme-challenge.")
+		n := c.tc.Node(req.NodeKey)
+		if ok && n != nil && n.Machine == machine && slices.Contains(c.serviceNames(n.ID), name) {
+			c.setTXT(req.Name, req.Value)
+			writeJSON(w, tailcfg.SetDNSResponse{})
+			return
+		}
+	}
+	c.tc.ServeHTTP(w, r)
+}
+
+// serviceNames returns the full names of the Services that a node may host.
+func (c *controlServer) serviceNames(id tailcfg.NodeID) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := []string{}
+	for svc, h := range c.hosted {
+		if h.node == id {
+			names = append(names, svc.WithoutPrefix()+"."+c.suffix)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func (c *controlServer) setExpiry(n *tailcfg.Node, t time.Time) {

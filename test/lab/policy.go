@@ -69,7 +69,7 @@ func (c *controlServer) named(name string) *tailcfg.Node {
 	return nil
 }
 
-// addPolicy adds to a map response for the machine what testcontrol knows nothing of: grants and people. Messages that are no
+// addPolicy adds to a map response for the machine what testcontrol knows nothing of: grants, people, and the names of Services. Messages that are no
 // whole map are left as they are.
 func (c *controlServer) addPolicy(msg []byte, machine key.MachinePublic) ([]byte, error) {
 	var res map[string]json.RawMessage
@@ -115,6 +115,19 @@ func (c *controlServer) addPolicy(msg []byte, machine key.MachinePublic) ([]byte
 		if len(rule.SrcIPs) > 0 {
 			rules = append(rules, must(json.Marshal(rule)))
 		}
+	}
+	if res["DNSConfig"] != nil {
+		dns := &tailcfg.DNSConfig{}
+		if err := json.Unmarshal(res["DNSConfig"], dns); err != nil {
+			return nil, err
+		}
+		dns.CertDomains = append(dns.CertDomains, c.serviceNames(nodes[self].ID)...)
+		c.mu.Lock()
+		for svc, h := range c.hosted {
+			dns.ExtraRecords = append(dns.ExtraRecords, tailcfg.DNSRecord{Name: svc.WithoutPrefix() + "." + c.suffix, Value: h.addr.String()})
+		}
+		c.mu.Unlock()
+		res["DNSConfig"] = must(json.Marshal(dns))
 	}
 	for field, more := range map[string][]json.RawMessage{"PacketFilter": rules, "UserProfiles": profiles} {
 		var list []json.RawMessage

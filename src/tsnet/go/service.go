@@ -36,6 +36,20 @@ func (n *node) selfChanged(self *tailcfg.Node) {
 	n.mu.Unlock()
 }
 
+// approvedServices returns the Services that this node may host, with their addresses.
+func (n *node) approvedServices() map[string][]string {
+	out := map[string][]string{}
+	n.mu.Lock()
+	for ip, name := range n.serviceAddrs {
+		out[name.String()] = append(out[name.String()], ip.String())
+	}
+	n.mu.Unlock()
+	for _, ips := range out {
+		slices.Sort(ips)
+	}
+	return out
+}
+
 // serviceFlow is a tsnet.FallbackTCPHandler. tsnet's own ListenService forwards over a loopback socket, which loses the
 // peer's address and its half-closes (and which there is none of here): the connection itself is handed over instead.
 func (n *node) serviceFlow(src, dst netip.AddrPort) (func(net.Conn), bool) {

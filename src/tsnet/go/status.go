@@ -63,10 +63,13 @@ func (n *node) status(ctx context.Context) (any, error) {
 		Health         []string     `json:"health"`
 		CertDomains    []string     `json:"certDomains"`
 		MagicDNSSuffix string       `json:"magicDNSSuffix"`
+		// Services that this node is approved to host.
+		Services map[string][]string `json:"services"`
 	}{
 		BackendState: st.BackendState, AuthURL: st.AuthURL, TailscaleIPs: addrStrings(st.TailscaleIPs),
 		Peers: []nodeStatus{}, Health: append([]string{}, st.Health...), CertDomains: append([]string{}, st.CertDomains...),
 	}
+	out.Services = n.approvedServices()
 	if st.CurrentTailnet != nil {
 		out.MagicDNSSuffix = st.CurrentTailnet.MagicDNSSuffix
 	}

@@ -117,6 +117,7 @@ test('a Tailscale Service: its connections come with the address of the peer, ha
     return listener.fqdn;
   });
   assert.equal(fqdn, `web.${lab.ready.suffix}`);
+  assert.deepEqual(await node.run(async (k) => (await k.server.status()).services), { 'svc:web': [vip] });
   // The lab's native client dials nodes alone: another node with the bindings is the client.
   const client = await WasmNode.up(lab, { hostname: 'client' });
   const ask = (): Promise<string> =>

@@ -92,9 +92,9 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     }
   }
 
-  /** A TLS connection of the peer, which trusts the authority and checks the name. */
-  async connect (): Promise<TLSSocket> {
-    const socket = tlsConnect({ socket: this.tailnet.connect(443), servername: name, ca: this.authority.certificate, ALPNProtocols: ['http/1.1'] })
+  /** A TLS connection of the peer, to the node or to a Service (`svc:name-443`), which trusts the authority and checks the name. */
+  async connect (port: number | string = 443, servername: string = name): Promise<TLSSocket> {
+    const socket = tlsConnect({ socket: this.tailnet.connect(port), servername, ca: this.authority.certificate, ALPNProtocols: ['http/1.1'] })
     await once(socket, 'secureConnect')
     return socket
   }

@@ -96,9 +96,14 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     health: [],
     certDomains: [],
     magicDNSSuffix: 'tail.ts.net',
+    services: {},
   }
 
-  #ports = new Map<number, Port>()
+  #ports = new Map<number | string, Port>()
+  /** Services that are advertised: name to ports. */
+  readonly advertised: Map<string, Set<number>> = new Map()
+  /** What listenService rejects with, as long as it is set. */
+  serviceError: Error | undefined
 
   static running (name = 'gatehouse.tail.ts.net'): Status {
     return {
@@ -110,6 +115,7 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
       health: [],
       certDomains: [name],
       magicDNSSuffix: 'tail.ts.net',
+      services: {},
     }
   }
 
@@ -130,7 +136,21 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     this.emit('state', status.backendState)
   }
 
-  async listen (port: number): Promise<Port> {
+  async listenService (service: string, port: number): Promise<Port> {
+    if (this.serviceError !== undefined) throw this.serviceError
+    const listener = await this.listen(`${service}-${port}`)
+    const ports = this.advertised.get(service) ?? new Set()
+    this.advertised.set(service, ports.add(port))
+    const close = listener.close.bind(listener)
+    listener.close = async () => {
+      ports.delete(port)
+      if (ports.size === 0) this.advertised.delete(service)
+      await close()
+    }
+    return listener
+  }
+
+  async listen (port: number | string): Promise<Port> {
     const server = createServer({ allowHalfOpen: true })
     const listener = new Port(server)
     server.on('connection', (socket) => listener.emit('connection', new Conn(socket, '100.64.0.7', 40_000 + this.#ports.size)))
@@ -139,10 +159,10 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     return listener
   }
 
-  path (port: number): string { return join(this.directory, String(port)) }
+  path (port: number | string): string { return join(this.directory, String(port)) }
 
-  /** A connection of the peer to a port of the node. */
-  connect (port: number): Socket { return connect(this.path(port)) }
+  /** A connection of the peer to a port of the node, or of a Service: `svc:name-443`. */
+  connect (port: number | string): Socket { return connect(this.path(port)) }
 
   async whoIs (addr: string): Promise<WhoIs> {
     if (addr === '100.64.0.1') return this.self
