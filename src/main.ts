@@ -23,7 +23,7 @@ const usage = `Usage: gatehouse COMMAND
   reload           put a changed gatehouse.toml in force; no connection is dropped (as root)
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
-  firewall apply   put Node-RED's list in force (gatehouse-firewall.service)
+  firewall apply   put the lists of targets in force (gatehouse-firewall.service)
   cache purge      forget the answers that are kept to be used again
   version          print the version
 

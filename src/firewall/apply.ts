@@ -8,6 +8,7 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { parseEgress } from './egress.ts'
 import type { Egress } from './egress.ts'
+import { gatewayTargets, unreachable } from './gateway-targets.ts'
 import { localPorts } from './local-ports.ts'
 import { expandPreset } from './presets.ts'
 import { dnsLookup, resolveNames } from './resolve.ts'
@@ -19,9 +20,15 @@ export interface Applied {
   at: string
   /** Whether ports 80 and 443 of the local network lead to the gateway. */
   localNetwork?: boolean
-  entries: Array<{ text: string, addresses: string[], refused: Record<string, string>, problem?: string }>
+  /** Node-RED's list. */
+  entries: Entry[]
+  /** Where the gateway may connect to for [[app]] and [[forward]]. */
+  gateway?: Entry[]
   names: Record<string, Known>
 }
+
+/** One target, and the addresses it stands for. */
+export interface Entry { text: string, addresses: string[], refused: Record<string, string>, problem?: string }
 
 /** The targets of a list that was validated before, presets replaced by what they stand for. */
 export function targets (allow: readonly string[], registry?: string): Egress[] {
@@ -32,16 +39,19 @@ export function targets (allow: readonly string[], registry?: string): Egress[] 
   })
 }
 
+/** The users whose targets gatehouse.toml decides, each with a chain of its own. */
+export type Caller = 'node-red' | 'gatehouse'
+
 /**
- * The nftables script that puts the list in force. nft carries a script out as one transaction: the old list holds until the new
+ * The nftables script that puts a list in force. nft carries a script out as one transaction: the old list holds until the new
  * one does, and if anything in it is refused, the old one stays.
  */
-export function script (entries: ReadonlyArray<{ egress: Egress, addresses: readonly string[] }>): string {
-  const chain = 'inet gatehouse node-red-allow'
+export function script (caller: Caller, entries: ReadonlyArray<{ egress: Egress, addresses: readonly string[] }>): string {
+  const chain = `inet gatehouse ${caller}-allow`
   const lines = entries.flatMap(({ egress, addresses }) => (['ip', 'ip6'] as const).flatMap((family) => {
     const of = addresses.filter((address) => address.includes(':') === (family === 'ip6'))
     const [first, last] = egress.ports
-    return of.length === 0 ? [] : [`add rule ${chain} ${family} daddr { ${of.join(', ')} } ${egress.protocol} dport ${first === last ? first : `${first}-${last}`} accept comment "${`node-red: ${egress.text}`.slice(0, 120)}"`]
+    return of.length === 0 ? [] : [`add rule ${chain} ${family} daddr { ${of.join(', ')} } ${egress.protocol} dport ${first === last ? first : `${first}-${last}`} accept comment "${`${caller}: ${egress.text}`.slice(0, 120)}"`]
   }))
   return [`flush chain ${chain}`, ...lines, ''].join('\n')
 }
@@ -75,27 +85,35 @@ export function hosts (names: Record<string, Known>, withIPv6: boolean): string 
   return ['127.0.0.1 localhost', '::1 localhost', ...lines, ''].join('\n')
 }
 
-/** Reads the list, resolves its names, and puts it in force. Returns what is in force now. */
+/** Reads what gatehouse.toml allows, resolves the names in it, and puts it in force, all at once. Returns what is in force now. */
 export async function apply (paths: Pick<Paths, 'config' | 'firewall'>, lookup: Lookup = dnsLookup()): Promise<Applied> {
-  const { node_red: { allow, registry }, local_network: { listen } } = await loadConfig(paths.config)
-  const egress = targets(allow, registry)
+  const config = await loadConfig(paths.config)
+  const { node_red: { allow, registry }, local_network: { listen } } = config
+  const [egress, gateway] = [targets(allow, registry), gatewayTargets(config)]
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
   const interfaces = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
   const own = interfaces.map(({ address }) => address)
-  const names = await resolveNames(egress.flatMap(({ host }) => 'name' in host ? [host.name] : []), before?.names ?? {}, lookup, now, own)
+  const named = (list: Egress[]): string[] => list.flatMap(({ host }) => 'name' in host ? [host.name] : [])
+  const names = await resolveNames([...named(egress), ...named(gateway)], before?.names ?? {}, lookup, now, own)
 
-  const entries = egress.map((entry) => {
-    if ('address' in entry.host) return { egress: entry, addresses: [entry.host.address], refused: {} }
-    const { addresses, refused, problem } = names[entry.host.name]!
-    return { egress: entry, addresses: Object.keys(addresses), refused, ...(problem === undefined ? {} : { problem }) }
-  })
-  await nft(script(entries) + redirection(listen, before?.localNetwork === true))
+  const resolved = (entry: Egress): Entry & { egress: Egress } => {
+    const { text, host } = entry
+    if ('address' in host) {
+      const why = egress.includes(entry) ? undefined : unreachable(host.address)
+      return { egress: entry, text, ...(why === undefined ? { addresses: [host.address], refused: {} } : { addresses: [], refused: { [host.address]: why } }) }
+    }
+    const { addresses, refused, problem } = names[host.name]!
+    return { egress: entry, text, addresses: Object.keys(addresses), refused, ...(problem === undefined ? {} : { problem }) }
+  }
+  const [forNodeRed, forGateway] = [egress.map(resolved), gateway.map(resolved)]
+  await nft(script('node-red', forNodeRed) + script('gatehouse', forGateway) + redirection(listen, before?.localNetwork === true))
   const withIPv6 = interfaces.some(({ family, address, internal }) => family === 'IPv6' && !internal && !address.startsWith('fe80:'))
-  await rewrite(join(paths.firewall, 'hosts'), hosts(names, withIPv6))
-  const applied: Applied = { at: new Date().toISOString(), entries: entries.map(({ egress, ...rest }) => ({ text: egress.text, ...rest })), names, ...(listen ? { localNetwork: true } : {}) }
-  // Without either there is nothing to look after: gatehouse-firewall.service then is not started again.
-  if (entries.length === 0 && !listen) await rm(join(paths.firewall, 'state.json'), { force: true })
+  await rewrite(join(paths.firewall, 'hosts'), hosts(Object.fromEntries(named(egress).map((name) => [name, names[name]!])), withIPv6))
+  const kept = (entries: Array<Entry & { egress: Egress }>): Entry[] => entries.map(({ egress: _, ...rest }) => rest)
+  const applied: Applied = { at: new Date().toISOString(), entries: kept(forNodeRed), ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }), names, ...(listen ? { localNetwork: true } : {}) }
+  // Without any there is nothing to look after: gatehouse-firewall.service then is not started again.
+  if (egress.length === 0 && gateway.length === 0 && !listen) await rm(join(paths.firewall, 'state.json'), { force: true })
   else await writeFileAtomic(join(paths.firewall, 'state.json'), `${JSON.stringify(applied, undefined, 2)}\n`, 0o644)
   return applied
 }
@@ -134,7 +152,7 @@ async function nft (input: string): Promise<void> {
     child.on('error', reject)
     child.on('close', (code) => {
       if (code === 0) resolve()
-      else reject(new GatehouseError('GH_FIREWALL_LOAD', `nft refused Node-RED's list, the one before it stays in force: ${oneLine(said).slice(0, 400)}`, 'Run systemctl restart nftables, then systemctl start gatehouse-firewall'))
+      else reject(new GatehouseError('GH_FIREWALL_LOAD', `nft refused the lists of gatehouse.toml, those before them stay in force: ${oneLine(said).slice(0, 400)}`, 'Run systemctl restart nftables, then systemctl start gatehouse-firewall'))
     })
     child.stdin.on('error', () => {}) // nft ended early: its exit code says so
     child.stdin.end(input)
@@ -144,11 +162,12 @@ async function nft (input: string): Promise<void> {
 /** `gatehouse firewall apply`. Exit code 1 when a name could never be resolved yet: systemd tries again. */
 export async function runApply (paths: Paths): Promise<number> {
   const applied = await apply(paths)
-  for (const { text, addresses, refused, problem } of applied.entries) {
+  const all = [...applied.entries, ...applied.gateway ?? []]
+  for (const { text, addresses, refused, problem } of all) {
     for (const [address, why] of Object.entries(refused)) process.stderr.write(`gatehouse firewall: ${text} leads to ${address}, ${why}: not allowed. If that is not your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)\n`)
     if (problem !== undefined) process.stderr.write(`gatehouse firewall: ${text}: ${problem}${addresses.length === 0 ? '' : '; what was known of it stays allowed'}. (GH_FIREWALL_NAME)\n`)
   }
   const count = applied.entries.filter(({ addresses }) => addresses.length > 0).length
-  process.stdout.write(`Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}\n`)
-  return applied.entries.some(({ addresses, problem }) => problem !== undefined && addresses.length === 0) ? 1 : 0
+  process.stdout.write(`Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}${applied.gateway === undefined ? '' : `; the gateway may connect to ${applied.gateway.filter(({ addresses }) => addresses.length > 0).length} of ${applied.gateway.length} targets of apps and forwards`}\n`)
+  return all.some(({ addresses, problem }) => problem !== undefined && addresses.length === 0) ? 1 : 0
 }

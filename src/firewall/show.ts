@@ -3,7 +3,7 @@ import { promisify } from 'node:util'
 import { GatehouseError, reason } from '../config/errors.ts'
 import type { Paths } from '../config/paths.ts'
 import { readApplied } from './apply.ts'
-import type { Applied } from './apply.ts'
+import type { Applied, Caller, Entry } from './apply.ts'
 
 const run = promisify(execFile)
 
@@ -63,14 +63,17 @@ export function drops (journal: string): Drop[] {
 /** All of it as text for a person. */
 export function render (rules: Overview, applied: Applied | undefined, recent: Drop[]): string {
   const lines = ['Allowed in:', ...rules.in.map((text) => `  ${text}`), '', 'Allowed out, by user:', ...rules.out.map((text) => `  ${text}`)]
-  if (applied === undefined || applied.entries.length === 0) {
-    lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
-  } else {
-    for (const { text, addresses, refused, problem } of applied.entries) {
-      lines.push(`  node-red: ${text}${addresses.length === 0 ? '  NOT NOW' : addresses.length === 1 && text.includes(addresses[0]!) ? '' : ` = ${addresses.join(', ')}`}`)
+  const list = (caller: Caller, entries: readonly Entry[]): void => {
+    for (const { text, addresses, refused, problem } of entries) {
+      lines.push(`  ${caller}: ${text}${addresses.length === 0 ? '  NOT NOW' : addresses.length === 1 && text.includes(addresses[0]!) ? '' : ` = ${addresses.join(', ')}`}`)
       for (const [address, why] of Object.entries(refused)) lines.push(`    refused: ${address}, ${why}`)
       if (problem !== undefined) lines.push(`    ${problem}`)
     }
+  }
+  list('gatehouse', applied?.gateway ?? [])
+  if (applied === undefined || applied.entries.length === 0) lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
+  else list('node-red', applied.entries)
+  if (applied !== undefined && (applied.entries.length > 0 || applied.gateway !== undefined)) {
     lines.push(`  (names looked up at ${applied.at.slice(0, 19).replace('T', ' ')} UTC)`)
   }
   lines.push('', 'Dropped since the rules were loaded, packets:')

@@ -6,6 +6,7 @@ import { ConfigError, defaults, parseConfig, serialize } from '../config/config.
 import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig } from '../config/load.ts'
+import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
 import { readImager } from './imager.ts'
@@ -192,7 +193,9 @@ export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey):
       if (!await opensWithHostKey(name, path)) await writeFileAtomic(path, await seal(name, ''), 0o600)
     }
     await makeCredentialSecret(paths.config)
-    await consoleLogin(paths)
+    const config = await loadConfig(paths.config)
+    await flag(paths, 'console', config.console.login)
+    await flag(paths, 'targets', gatewayTargets(config).length > 0)
     for (const what of ignored) process.stderr.write(`gatehouse provision: asked for in Raspberry Pi Imager, and ignored: ${what}\n`)
     if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
   } catch (err) {
@@ -213,9 +216,12 @@ export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey):
   }
 }
 
-/** [console] login: a file that gatehouse-console.service waits for. In /run, so that it is gone with the power. */
-async function consoleLogin (paths: Paths): Promise<void> {
-  const flag = join(dirname(paths.problem), 'console')
-  if ((await loadConfig(paths.config)).console.login) await writeFileAtomic(flag, '', 0o644)
-  else await rm(flag, { force: true })
+/**
+ * A file that is there when a unit has something to do: `console` for gatehouse-console.service ([console] login), `targets` for
+ * gatehouse-firewall.service (targets of apps and forwards). In /run, so that it is gone with the power.
+ */
+async function flag (paths: Paths, name: 'console' | 'targets', on: boolean): Promise<void> {
+  const path = join(dirname(paths.problem), name)
+  if (on) await writeFileAtomic(path, '', 0o644)
+  else await rm(path, { force: true })
 }

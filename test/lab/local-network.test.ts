@@ -3,32 +3,16 @@
  * and a stranger on the other end of a cable.
  */
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
+import { type ChildProcess, spawn } from 'node:child_process';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { redirection } from '../../src/firewall/apply.ts';
+import { inside, ruleset, run } from './ruleset.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
 const [box, stranger] = [`gh-ln-box-${process.pid}`, `gh-ln-out-${process.pid}`];
 const address = '192.168.77.1';
 let listener: ChildProcess;
-
-function run(argv: string[], input?: string): Promise<string> {
-  return new Promise((done, fail) => {
-    const child = execFile(argv[0]!, argv.slice(1), (error, stdout, stderr) => (error ? fail(new Error(`${argv.join(' ')}: ${stderr}`)) : done(stdout)));
-    child.stdin?.end(input);
-  });
-}
-const inside = (ns: string, ...argv: string[]): string[] => ['ip', 'netns', 'exec', ns, ...argv];
-
-/** The ruleset with users by number: this machine does not have them. */
-async function ruleset(): Promise<string> {
-  const users = [...(await readFile(path.join(root, 'overlays/usr/lib/sysusers.d/gatehouse.conf'), 'utf8')).matchAll(/^u\s+(\S+)\s+(\d+)/gm)].map(([, name, id]) => [name!, id!]);
-  const numbers = new Map([...users, ['systemd-network', '998'], ['systemd-resolve', '997'], ['systemd-timesync', '996']] as [string, string][]);
-  const byNumber = (names: string): string => names.replaceAll(/[a-z][a-z-]*/g, (name) => numbers.get(name) ?? name);
-  return (await readFile(path.join(root, 'overlays/etc/nftables.conf'), 'utf8')).replaceAll(/skuid (\{[^}]*\}|[a-z-]+)/g, (_, names: string) => `skuid ${byNumber(names)}`);
-}
 
 /** What the stranger gets of a port: the first line said there, or how the kernel refused. `hold`: that many connections at once, as many lines. */
 async function knock(host: string, port: number, { from = '', hold = 1 } = {}): Promise<string[]> {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { parseConfig } from '../../src/config/config.ts'
 import { forbidden } from '../../src/firewall/addresses.ts'
+import { gatewayTargets, unreachable } from '../../src/firewall/gateway-targets.ts'
 import { hosts, script, targets } from '../../src/firewall/apply.ts'
 import { parseEgress } from '../../src/firewall/egress.ts'
 import { grace, resolveNames } from '../../src/firewall/resolve.ts'
@@ -94,11 +95,46 @@ test('Node-RED is told IPv6 addresses only where there is IPv6', async () => {
 
 test('the script replaces the list in one transaction', () => {
   const [egress] = targets(['a.example:80-90/udp'])
-  assert.equal(script([{ egress: egress!, addresses: ['203.0.113.1', '2001:db8::1'] }]),
+  assert.equal(script('node-red', [{ egress: egress!, addresses: ['203.0.113.1', '2001:db8::1'] }]),
     'flush chain inet gatehouse node-red-allow\n' +
     'add rule inet gatehouse node-red-allow ip daddr { 203.0.113.1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n' +
     'add rule inet gatehouse node-red-allow ip6 daddr { 2001:db8::1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n')
-  assert.equal(script([{ egress: egress!, addresses: [] }]), 'flush chain inet gatehouse node-red-allow\n')
+  assert.equal(script('node-red', [{ egress: egress!, addresses: [] }]), 'flush chain inet gatehouse node-red-allow\n')
+})
+
+test('the gateway\'s targets are those of apps and forwards: each once, no unix sockets, nor what it may reach anyway', () => {
+  const config = parseConfig(`
+[[app]]
+path = "/a/"
+upstreams = ["http://127.0.0.1:3000", "https://nas.example.org:5001", "unix:/run/a.sock", "https://cloud.example.org"]
+[[app]]
+path = "/b/"
+upstreams = ["http://[fd00::5]:8080", "http://127.0.0.1", "http://127.0.0.1:3000", "http://192.168.1.9:80"]
+[[forward]]
+port = 22
+target = "127.0.0.1:22"
+[[forward]]
+port = 5432
+target = "Db.example.org:5432"
+[[forward]]
+port = 8081
+target = "localhost:8081"
+[[forward]]
+port = 23
+target = "unix:/run/x.sock"
+[[forward]]
+sni = ["git.example.org"]
+target = "192.168.1.20:443"
+`, 'f')
+  const seen = gatewayTargets(config).map(({ host, ports, protocol }) => `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`)
+  assert.deepEqual(seen, ['127.0.0.1 3000-3000/tcp', 'nas.example.org 5001-5001/tcp', 'fd00::5 8080-8080/tcp', '127.0.0.1 80-80/tcp', '127.0.0.1 22-22/tcp', 'db.example.org 5432-5432/tcp', '127.0.0.1 8081-8081/tcp', '::1 8081-8081/tcp'])
+  assert.deepEqual(gatewayTargets(parseConfig('', 'f')), [])
+  const [egress] = gatewayTargets(config)
+  assert.equal(script('gatehouse', [{ egress: egress!, addresses: ['127.0.0.1'] }]),
+    'flush chain inet gatehouse gatehouse-allow\n' +
+    'add rule inet gatehouse gatehouse-allow ip daddr { 127.0.0.1 } tcp dport 3000 accept comment "gatehouse: http://127.0.0.1:3000"\n')
+  assert.deepEqual(['127.0.0.1', '::1', '192.168.1.9'].map(unreachable), [undefined, undefined, undefined])
+  for (const address of ['100.64.0.9', '224.0.0.1', '169.254.169.254', '0.0.0.0', '::ffff:127.0.0.1']) assert.equal(typeof unreachable(address), 'string', address)
 })
 
 test('gatehouse firewall reads rules, counters and the kernel\'s log', () => {
@@ -118,4 +154,5 @@ test('gatehouse firewall reads rules, counters and the kernel\'s log', () => {
   const text = render(rules, { at: '2026-11-21T10:00:00.000Z', entries: [{ text: 'a.example:80', addresses: ['203.0.113.1'], refused: { '127.0.0.1': 'this machine itself' } }], names: {} }, recent)
   for (const part of [/DHCP answers/, /node-red: a\.example:80 = 203\.0\.113\.1/, /refused: 127\.0\.0\.1, this machine itself/, /7 {2}in {14}nothing listens/, /TCP 10\.0\.0\.9 → 1\.1\.1\.1 port 443/]) assert.match(text, part)
   assert.match(render(rules, undefined, []), /node-red: nobody/)
+  assert.match(render(rules, { at: '2026-11-21T10:00:00.000Z', entries: [], gateway: [{ text: 'db.example.org:5432', addresses: ['10.0.0.3'], refused: {} }], names: {} }, []), /gatehouse: db\.example\.org:5432 = 10\.0\.0\.3\n {2}node-red: nobody/)
 })
