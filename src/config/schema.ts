@@ -169,6 +169,10 @@ export const schema = {
     requests: key(integer(0, 1_000_000), { default: 2_000, example: '2000' }),
     /** Requests a second of one peer. Default: 500. */
     requestsPerPeer: key(integer(0, 1_000_000), { default: 500, example: '500' }),
+    /** Requests of one peer that are under way; WebSockets are connections and count as such. Default: 250. */
+    openRequestsPerPeer: key(integer(0, 100_000), { default: 250, example: '250' }),
+    /** Requests under way on one HTTP/2 connection; 0 speaks HTTP/1.1 only. Default: 100, which is the least RFC 9113 recommends. */
+    streamsPerConnection: key(integer(0, 10_000), { default: 100, example: '100' }),
     /** Size of a request's headers, in KiB. Default: 32. */
     headerKib: key(integer(4, 1_024), { default: 32, example: '32' }),
     /** Size of a request's body, in MiB; bodies are never held in memory. Default: 10240. */

@@ -10,6 +10,7 @@ import { deliver } from './deliver.ts'
 import type { Delivery } from './deliver.ts'
 import { drain } from './drain.ts'
 import type { Guard } from './guard.ts'
+import { http2 } from './http2.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
 import type { Names } from './hygiene.ts'
 import { limitRequests } from './limits.ts'
@@ -60,7 +61,7 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
 
   app.setErrorHandler(async (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply) => {
     // The peer went away; the access log has it.
-    if (request.raw.socket.destroyed) {
+    if (reply.raw.destroyed) {
       reply.hijack()
       return
     }
@@ -73,6 +74,7 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
   app.setNotFoundHandler(async (request, reply) => await sendError(request, reply, 405, 'Method not allowed',
     new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS with a path')))
 
+  await app.register(http2, { limits, log })
   await app.register(drain, {})
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })

@@ -79,6 +79,12 @@ export function isUnconnected (err: Error): boolean {
 
 type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
 
+/** What a request's headers carry to {@link Apps.request} past reply-from, which has no other way: options of undici's. Symbols are not sent. */
+export const extras: unique symbol = Symbol('extras')
+
+/** See {@link extras}. */
+export type Extras = Pick<Dispatcher.RequestOptions, 'signal' | 'onInfo'>
+
 /**
  * All apps. It is also what @fastify/reply-from takes for undici's dispatcher, which lets it choose for each request: an app by the origin
  * (`http://<name>.invalid`), and among the app's upstreams.
@@ -139,9 +145,10 @@ export class Apps {
     const candidates = app.candidates
     const path = app.target(options.path)
     const bodyless = options.body === null || options.body === undefined || options.body === ''
+    const extra = (options.headers as { [extras]?: Extras } | undefined)?.[extras]
     const attempt = (i: number): void => {
       const upstream = candidates[i]!
-      upstream.pool.request({ ...options, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
+      upstream.pool.request({ ...options, ...extra, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
         if (err === null) upstream.up()
         else if (isUnconnected(err)) {
           upstream.down(err.cause instanceof Error ? err.cause : err)

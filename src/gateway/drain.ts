@@ -13,7 +13,7 @@ export interface Tunnel {
 }
 
 /**
- * Ending without cutting anyone off: `app.drain()` closes WebSockets and idle connections, gives the requests under way
+ * Ending without cutting anyone off: `app.drain()` closes WebSockets and idle connections, tells HTTP/2 sessions, gives the requests under way
  * `grace` milliseconds, then cuts what is left. `connections` are the open ones.
  *
  * Fastify's close() does not do: it ends the upstream's connections at once, and the requests on them.
@@ -22,12 +22,14 @@ export const drain = plugin<object>('drain', async (app) => {
   let draining = false
   const tunnels = new Set<Tunnel>()
   app.decorate('tunnels', tunnels)
-  app.addHook('onRequest', async (_request, reply) => {
-    if (draining) reply.header('connection', 'close')
+  app.addHook('onRequest', async (request, reply) => {
+    if (draining && request.raw.httpVersionMajor === 1) reply.header('connection', 'close')
   })
   app.decorate('drain', async (connections: ReadonlySet<Duplex>, grace: number) => {
     draining = true
     for (const tunnel of tunnels) tunnel.close(1001, 'the gateway is closing')
+    // GOAWAY: what is under way goes on to its end, what comes now goes elsewhere.
+    for (const session of app.sessions) session.close()
     const end = Date.now() + grace
     while (connections.size > 0 && Date.now() < end) {
       app.server.closeIdleConnections()

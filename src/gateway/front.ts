@@ -11,7 +11,10 @@ const handshakeTimeout = 15_000
 
 /** Options of {@link acceptTLS}. */
 export interface FrontOptions {
+  /** For HTTP/1.1. */
   server: Server
+  /** For HTTP/2. */
+  acceptHTTP2: (socket: TLSSocket, peer: Peer) => void
   certificates: Certificates
   tailnet: Pick<Tailnet, 'whoIs'>
   limits: Limits
@@ -21,12 +24,12 @@ export interface FrontOptions {
 }
 
 /**
- * Takes connections of tailnet peers through TLS to an HTTP server. The TLSSocket is made here rather than by https.Server,
+ * Takes connections of tailnet peers through TLS to the HTTP servers. The TLSSocket is made here rather than by https.Server,
  * because the peer behind a connection must be known when its requests come, and a TLSSocket over a Duplex has no remote address.
  *
  * @returns what to do with a connection (whose peer is of the tailnet unless another is given), and the set of open ones
  */
-export function acceptTLS ({ server, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void, open: Set<TLSSocket> } {
+export function acceptTLS ({ server, acceptHTTP2, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void, open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
   const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
     const { service } = peer
@@ -43,7 +46,7 @@ export function acceptTLS ({ server, certificates, tailnet, limits, log, name }:
       secureContext: context,
       // Asked at each handshake, so that a new certificate is used from the next connection on.
       SNICallback: (servername, done) => { done(null, certificates.context(servername, name(service))) },
-      ALPNProtocols: ['http/1.1'],
+      ALPNProtocols: limits.settings.streamsPerConnection > 0 ? ['h2', 'http/1.1'] : ['http/1.1'],
     })
     setPeer(socket, peer)
     limits.track(peer.address, conn, socket)
@@ -60,7 +63,10 @@ export function acceptTLS ({ server, certificates, tailnet, limits, log, name }:
     })
     socket.once('secure', () => {
       clearTimeout(timer)
-      server.emit('connection', socket)
+      // tls.Server does this for its own; without it HTTP/2 waits for a handshake that is over.
+      Object.assign(socket, { secureConnecting: false })
+      if (socket.alpnProtocol === 'h2') acceptHTTP2(socket, peer)
+      else server.emit('connection', socket)
     })
   }
   return { accept, open }

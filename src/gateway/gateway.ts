@@ -284,6 +284,7 @@ export class Gateway {
     await node.start()
     const front = acceptTLS({
       server: this.#app!.server as Server,
+      acceptHTTP2: this.#app!.acceptHTTP2,
       certificates: this.certificates,
       tailnet: node.tailnet!,
       limits: this.limits,

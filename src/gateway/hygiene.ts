@@ -5,7 +5,7 @@ import { GatehouseError } from '../config/errors.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
-import { ambiguity, canonicalTarget, hostName } from './target.ts'
+import { ambiguity, canonicalTarget, hostName, streamAmbiguity } from './target.ts'
 import type { Refusal } from './target.ts'
 
 /**
@@ -41,7 +41,8 @@ const condemned = new WeakSet<object>()
  * it refuses gets a harmless target, and {@link hygiene} answers before any other hook.
  */
 export function rewriteUrl (request: IncomingMessage): string {
-  const refused = condemned.has(request.socket) ? { status: 400 as const, message: 'a request before this one was refused' } : ambiguity(request)
+  // For a request over HTTP/2 the socket is its stream: frames cannot be taken for one another.
+  const refused = condemned.has(request.socket) ? { status: 400 as const, message: 'a request before this one was refused' } : request.httpVersionMajor === 2 ? streamAmbiguity(request) : ambiguity(request)
   const target = refused ?? canonicalTarget(request.url ?? '', request.headers.host ?? '')
   if (typeof target === 'string') return target
   refusals.set(request, target)

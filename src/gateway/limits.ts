@@ -1,7 +1,9 @@
+import type { EventEmitter } from 'node:events'
 import { totalmem } from 'node:os'
 import { Transform } from 'node:stream'
 import type { Duplex } from 'node:stream'
 import type { IncomingMessage, Server } from 'node:http'
+import type { TLSSocket } from 'node:tls'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Config } from '../config/config.ts'
 import { GatehouseError } from '../config/errors.ts'
@@ -12,7 +14,7 @@ import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
 /** Which limit held something back: label of the metric, and in the log. */
-export type Limit = 'connections' | 'connections_per_peer' | 'new_connections' | 'new_connections_per_peer' | 'requests' | 'requests_per_peer' | 'body' | 'stalled' | 'memory'
+export type Limit = 'connections' | 'connections_per_peer' | 'new_connections' | 'new_connections_per_peer' | 'requests' | 'requests_per_peer' | 'open_requests_per_peer' | 'control_frames' | 'body' | 'stalled' | 'memory'
 
 /** How often stalled connections and memory are looked at. Milliseconds. */
 const interval = 1_000
@@ -23,8 +25,21 @@ const crawl = 1_024
 /** Times the rate that may come at once: a browser opens the editor with a burst. */
 const burst = 5
 
-interface PeerUse { connections: number, opened: Bucket, requests: Bucket, at: number }
-interface Watched { address: string, conn: Duplex, request: IncomingMessage | undefined, read: number, written: number, at: number }
+interface PeerUse { connections: number, underWay: number, opened: Bucket, requests: Bucket, at: number }
+
+/** What a peer may hold up: an HTTP/1.1 connection, or an HTTP/2 stream. */
+export interface Flow {
+  /** The peer is to go on with a body. */
+  readonly reading: boolean
+  /** Something waits for the peer to take it. */
+  readonly writing: boolean
+  /** Bytes that came from the peer, and bytes that it took. */
+  readonly read: number
+  readonly written: number
+  end: () => void
+}
+
+interface Watched { address: string, flow: Flow, read: number, written: number, at: number }
 
 /**
  * What one peer, and all of them together, may take of the gateway: [limits] in gatehouse.toml. Settings are read at each
@@ -40,6 +55,7 @@ export class Limits {
   #peers = new Map<string, PeerUse>()
   #connections = 0
   #watched = new Map<Duplex, Watched>()
+  #requestOn = new WeakMap<Duplex, IncomingMessage>()
   #opened = new Bucket(Infinity)
   #requests = new Bucket(Infinity)
   #said = new Map<Limit, { at: number, more: number }>()
@@ -83,10 +99,34 @@ export class Limits {
   }
 
   /** Counts an admitted connection to the HTTP server, and ends it when it stalls. `conn` is what lies under its TLS. */
-  track (address: string, conn: Duplex, socket: Duplex): void {
+  track (address: string, conn: Duplex, socket: TLSSocket): void {
     this.count(address, socket)
-    this.#watched.set(socket, { address, conn, request: undefined, read: 0, written: 0, at: performance.now() })
-    socket.once('close', () => this.#watched.delete(socket))
+    // Node counts the time for headers from their first byte.
+    const late = setTimeout(() => {
+      if (socket.bytesRead > 0) return
+      this.refuse('stalled', address)
+      socket.destroy()
+    }, this.settings.headerTimeout)
+    socket.once('close', () => clearTimeout(late))
+    const request = (): IncomingMessage | undefined => this.#requestOn.get(socket)
+    this.trackFlow(address, socket, {
+      // A body that nobody takes here waits for the upstream, not for the peer.
+      get reading () {
+        const body = request()
+        return body !== undefined && !body.complete && !body.destroyed && body.readableLength < body.readableHighWaterMark && !socket.isPaused()
+      },
+      get writing () { return socket.writableLength > 0 || conn.writableLength > 0 },
+      get read () { return socket.bytesRead },
+      // bytesWritten counts what the socket was given, which is what it still holds and what has gone.
+      get written () { return socket.bytesWritten - conn.writableLength },
+      end: () => socket.destroy(),
+    })
+  }
+
+  /** Ends what a peer stalls; it is watched until `stream` closes. */
+  trackFlow (address: string, stream: Duplex, flow: Flow): void {
+    this.#watched.set(stream, { address, flow, read: 0, written: 0, at: performance.now() })
+    stream.once('close', () => this.#watched.delete(stream))
   }
 
   /** Seconds until a request from an address may come; 0 when it may now. */
@@ -104,8 +144,20 @@ export class Limits {
 
   /** A request whose body is to be watched has come on a connection. */
   watch (socket: Duplex, request: IncomingMessage): void {
-    const watched = this.#watched.get(socket)
-    if (watched !== undefined) watched.request = request
+    this.#requestOn.set(socket, request)
+  }
+
+  /** Counts a request that is under way until `done` closes. False when its peer has as many as it may. */
+  begin (address: string, done: EventEmitter): boolean {
+    const peer = this.#peer(address)
+    const { openRequestsPerPeer } = this.settings
+    if (openRequestsPerPeer > 0 && peer.underWay >= openRequestsPerPeer) {
+      this.refuse('open_requests_per_peer', address)
+      return false
+    }
+    peer.underWay++
+    done.once('close', () => { peer.underWay-- })
+    return true
   }
 
   /** Counts a refusal; the log has one line a minute for each limit. */
@@ -129,7 +181,7 @@ export class Limits {
     let peer = this.#peers.get(address)
     if (peer === undefined) {
       const { newConnectionsPerPeer, requestsPerPeer } = this.settings
-      peer = { connections: 0, opened: new Bucket(newConnectionsPerPeer * burst), requests: new Bucket(requestsPerPeer * burst), at: 0 }
+      peer = { connections: 0, underWay: 0, opened: new Bucket(newConnectionsPerPeer * burst), requests: new Bucket(requestsPerPeer * burst), at: 0 }
       this.#peers.set(address, peer)
     }
     peer.at = performance.now()
@@ -138,8 +190,8 @@ export class Limits {
 
   #look (): void {
     const now = performance.now()
-    for (const [address, peer] of this.#peers) if (peer.connections === 0 && now - peer.at > 60_000) this.#peers.delete(address)
-    for (const [socket, watched] of this.#watched) this.#judge(socket as Duplex & { bytesRead: number, bytesWritten: number }, watched, now)
+    for (const [address, peer] of this.#peers) if (peer.connections === 0 && peer.underWay === 0 && now - peer.at > 60_000) this.#peers.delete(address)
+    for (const watched of this.#watched.values()) this.#judge(watched, now)
     const rss = process.memoryUsage.rss()
     const most = memoryLimit(this.settings.memoryMib)
     if (!this.#short && rss > most) {
@@ -156,28 +208,18 @@ export class Limits {
     }
   }
 
-  /** Ends a connection whose peer neither takes what is written to it nor sends the body it has begun. Waiting for nothing is no offence. */
-  #judge (socket: Duplex & { bytesRead: number, bytesWritten: number }, watched: Watched, now: number): void {
-    const { conn, request } = watched
-    // Node counts the time for headers from their first byte.
-    if (request === undefined && socket.bytesRead === 0 && now - watched.at > this.settings.headerTimeout) {
-      this.refuse('stalled', watched.address)
-      socket.destroy()
-      return
-    }
-    const writing = socket.writableLength > 0 || conn.writableLength > 0
-    // A body that nobody takes here waits for the upstream, not for the peer.
-    const reading = request !== undefined && !request.complete && !request.destroyed && request.readableLength < request.readableHighWaterMark && !socket.isPaused()
-    // bytesWritten counts what the socket was given, which is what it still holds and what has gone.
-    const written = socket.bytesWritten - conn.writableLength
-    const moved = writing ? written - watched.written >= crawl : socket.bytesRead - watched.read >= crawl
-    if (socket.bytesRead > 0 && ((!writing && !reading) || moved)) {
+  /** Ends what a peer neither takes nor goes on with. Waiting for nothing is no offence. */
+  #judge (watched: Watched, now: number): void {
+    const { flow } = watched
+    const { read, written, writing } = flow
+    const moved = writing ? written - watched.written >= crawl : read - watched.read >= crawl
+    if ((!writing && !flow.reading) || moved) {
       watched.at = now
-      watched.read = socket.bytesRead
+      watched.read = read
       watched.written = written
     } else if (now - watched.at > this.settings.stallTimeout) {
       this.refuse('stalled', watched.address)
-      socket.destroy()
+      flow.end()
     }
   }
 }
@@ -213,6 +255,9 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
     if (wait > 0) {
       await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests than the gateway allows', 'Try again in a moment; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': String(Math.ceil(wait)) })
       return reply
+    }
+    if (!limits.begin(address, reply.raw)) {
+      return await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests at a time than the gateway allows', 'Wait until others have ended; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': '1' })
     }
     if (Number(request.headers['content-length'] ?? 0) > bodyLimit(limits)) {
       limits.refuse('body', address)

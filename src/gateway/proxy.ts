@@ -1,16 +1,19 @@
 import httpProxy from '@fastify/http-proxy'
+import { EventEmitter } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
-import { isUnconnected } from './apps.ts'
-import type { Apps } from './apps.ts'
+import { extras, isUnconnected } from './apps.ts'
+import type { Apps, Extras } from './apps.ts'
 import type { Delivery } from './deliver.ts'
 import { requestHeaders, responseHeaders } from './headers.ts'
 import { BodyTooLarge, tooLarge } from './limits.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
+
+const waiting = new WeakMap<object, Extras>()
 
 /** Options of {@link proxy}. */
 export interface ProxyOptions {
@@ -34,8 +37,12 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
     disableRequestLogging: true,
     destroyAgent: true,
     undici: apps as never,
-    preHandler: async (request: FastifyRequest) => {
+    preHandler: async (request: FastifyRequest, reply: FastifyReply) => {
       request.app = request.to.name
+      // A peer that takes its request back, or is gone, has no use for an answer.
+      const signal = new EventEmitter()
+      reply.raw.once('close', () => { if (!reply.raw.writableFinished) signal.emit('abort') })
+      waiting.set(request.raw, { signal })
     },
     replyOptions: {
       getUpstream: (request) => `http://${(request as FastifyRequest).to.name}.invalid`,
@@ -53,7 +60,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
         const { to } = request as FastifyRequest
         if (to.strip) out['x-forwarded-prefix'] = to.path.slice(0, -1)
         delivery.prepare(request as FastifyRequest, out)
-        return out
+        return Object.assign(out, { [extras]: waiting.get(request.raw)! })
       },
       // The connection to the origin is not the connection to the peer: Keep-Alive and the like stay on their side.
       rewriteHeaders: (headers) => responseHeaders(headers as IncomingHttpHeaders),
@@ -88,6 +95,10 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
 /** Answers a request whose upstream failed: 504 when it was late, 502 when it was not there. */
 export async function failed (request: FastifyRequest, reply: FastifyReply, error: Error): Promise<void> {
   if (reply.sent || reply.raw.headersSent) return
+  if (reply.raw.destroyed) {
+    reply.hijack()
+    return
+  }
   const cause = error.cause instanceof Error ? error.cause : error
   const code = (cause as NodeJS.ErrnoException).code ?? ''
   const { to } = request

@@ -8,7 +8,7 @@ export interface Refusal {
 }
 
 /** A request has this many header lines at most: browsers send some 30, and Node would drop those past 2,000 unseen. */
-const maxHeaders = 200
+export const maxHeaders = 200
 
 const refuse = (message: string, status: Refusal['status'] = 400): Refusal => ({ status, message })
 
@@ -39,6 +39,47 @@ export function ambiguity (request: Pick<IncomingMessage, 'httpVersion' | 'rawHe
     }
   }
   return hosts === 0 ? refuse('the request has no Host header') : undefined
+}
+
+/** Headers of an HTTP/1.1 connection, which is not there in HTTP/2 (RFC 9113 §8.2.2): a server behind would take them for its own. */
+const connectionSpecific = /^(?:connection|keep-alive|proxy-connection|transfer-encoding|upgrade|http2-settings)$/
+
+/**
+ * {@link ambiguity} for a request that came over HTTP/2 and goes on over HTTP/1.1. Much of it nghttp2 refuses before, and it is refused here
+ * again: what is well-formed in one protocol ends a line in the other.
+ */
+export function streamAmbiguity (request: Pick<IncomingMessage, 'rawHeaders'>): Refusal | undefined {
+  if (request.rawHeaders.length > 2 * (maxHeaders + 4)) return refuse(`the request has more than ${maxHeaders} headers`, 431)
+  const pseudo = new Map<string, string>()
+  let host: string | undefined
+  let lengths = 0
+  for (let i = 0; i < request.rawHeaders.length; i += 2) {
+    const name = request.rawHeaders[i]!
+    const value = request.rawHeaders[i + 1]!
+    if (/[\0\r\n]/.test(value)) return refuse('a header has a line break in it')
+    if (name.startsWith(':')) {
+      if (pseudo.has(name)) return refuse(`the request has two of ${name}`)
+      pseudo.set(name, value)
+      continue
+    }
+    if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name)) return refuse('the name of a header is none')
+    if (connectionSpecific.test(name) || (name === 'te' && value.toLowerCase() !== 'trailers')) return refuse(`${name} does not exist in HTTP/2`)
+    if (name === 'content-length' && ++lengths > 1) return refuse('the request has two Content-Lengths')
+    if (name === 'host') {
+      if (host !== undefined) return refuse('the request has two Host headers')
+      host = value
+    }
+  }
+  if (pseudo.get(':method') === 'CONNECT' || pseudo.has(':protocol')) return refuse('the gateway opens no tunnels')
+  if (pseudo.get(':scheme') !== 'https') return refuse('the scheme is not https')
+  const path = pseudo.get(':path') ?? ''
+  if (!/^\/[\x21-\x7e]*$/.test(path)) return refuse('the request target is not a path')
+  const authority = pseudo.get(':authority')
+  // Node takes :authority, other servers Host.
+  if (authority !== undefined && host !== undefined && hostName(authority) !== hostName(host)) return refuse(':authority and Host name two hosts')
+  const named = authority ?? host
+  if (named === undefined) return refuse('the request names no host')
+  return isHost(named) ? undefined : refuse('the host is not a name')
 }
 
 /** RFC 3986 §3.2.2: a name, an IPv4 address or an IPv6 address in brackets, and perhaps a port. */

@@ -3,6 +3,8 @@ import { EventEmitter, once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { Agent, request as httpRequest } from 'node:http'
 import type { IncomingMessage, RequestOptions } from 'node:http'
+import { connect as connectHTTP2 } from 'node:http2'
+import type { ClientHttp2Session, ClientSessionOptions } from 'node:http2'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -93,10 +95,20 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** A TLS connection of the peer, to the node or to a Service (`svc:name-443`), which trusts the authority and checks the name. */
-  async connect (port: number | string = 443, servername: string = name): Promise<TLSSocket> {
-    const socket = tlsConnect({ socket: this.tailnet.connect(port), servername, ca: this.authority.certificate, ALPNProtocols: ['http/1.1'] })
+  async connect (port: number | string = 443, servername: string = name, protocols: string[] = ['http/1.1']): Promise<TLSSocket> {
+    const socket = tlsConnect({ socket: this.tailnet.connect(port), servername, ca: this.authority.certificate, ALPNProtocols: protocols })
     await once(socket, 'secureConnect')
     return socket
+  }
+
+  /** A connection of the peer over HTTP/2. */
+  async session (options: ClientSessionOptions = {}): Promise<ClientHttp2Session> {
+    const socket = await this.connect(443, name, ['h2', 'http/1.1'])
+    if (socket.alpnProtocol !== 'h2') throw new Error(`the gateway chose ${String(socket.alpnProtocol)}`)
+    const session = connectHTTP2(`https://${name}`, { ...options, createConnection: () => socket })
+    // Told by what becomes of the requests.
+    session.on('error', () => {})
+    return session
   }
 
   /**
