@@ -103,6 +103,8 @@ export const schema = {
     registry: key(text(url('https:', 'http:')), { example: '"https://npm.example.org"' }),
     /** Function nodes may name modules of their own on the Setup tab, which are then installed (Node-RED's functionExternalModules). Default: no. */
     functionModules: key(flag(), { default: false, example: 'true' }),
+    /** Flows under version control in Node-RED itself (its projects, by git). Default: no. */
+    projects: key(flag(), { default: false, example: 'true' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
     settingsFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.js$/.test(value)
       ? undefined

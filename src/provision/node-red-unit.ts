@@ -48,6 +48,7 @@ export function nodeRedDropIn (config: NodeRed, directory: string): string {
     if (config.registry !== undefined) service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
   }
   if (config.functionModules) service.push('Environment=GATEHOUSE_FUNCTION_MODULES=yes')
+  if (config.projects) service.push('Environment=GATEHOUSE_PROJECTS=yes')
   if (config.settingsFile !== undefined) service.push(`LoadCredential=settings.js:${join(directory, config.settingsFile)}`)
   if (config.devices.length > 0) {
     const chosen = config.devices.map((name) => hardware[name])

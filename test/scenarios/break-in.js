@@ -141,10 +141,32 @@ const kinds = {
     const ports = Array.from({ length: 65535 }, (_, i) => i + 1).filter((port) => port <= 1100 || [1880, 3000, 5355, 8080, 8443, 9090, 9229, 41641].includes(port));
     await Promise.all(['127.0.0.1', '::1', '127.0.0.53'].flatMap((host) => ports.map(async (port) => { if (await tcp(host, port) === 'CONNECTED') open.push(`${host}:${port}`); })));
     note('TCP 1-1100 and others of 127.0.0.1, ::1, 127.0.0.53', open.join(' ') || 'none open', open.length === 0);
+  },
+
+  /** Whatever is below /dev, to read from or write to. Terminals without a machine behind them answer EIO. */
+  devices() {
+    const open = [];
+    let tried = 0;
+    for (const entry of fs.readdirSync('/dev', { recursive: true, withFileTypes: true })) {
+      if (!entry.isCharacterDevice() && !entry.isBlockDevice()) continue;
+      const file = `${entry.parentPath}/${entry.name}`;
+      tried++;
+      for (const flags of [fs.constants.O_RDONLY, fs.constants.O_WRONLY]) {
+        try { fs.closeSync(fs.openSync(file, flags | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY)); open.push(file); break; } catch {}
+      }
+    }
+    const pseudo = /^\/dev\/(null|zero|full|random|urandom|tty|ptmx|pts\/.*)$/;
+    const extra = open.filter((file) => !pseudo.test(file) && !new RegExp(options.given).test(file));
+    note(`open devices (${tried}) that were not given to it`, extra.join(' ') || 'none', extra.length === 0);
+    for (const file of options.wanted) note(`(allowed) open ${file}`, open.includes(file) ? 'open' : 'refused', open.includes(file));
+  },
+
+  /** To be reached itself. */
+  async listen() {
     const listening = await new Promise((resolve) => { const server = net.createServer().on('error', (error) => resolve(error.code)).listen(9999, () => { server.close(); resolve('LISTENING'); }); });
     note('listen on TCP 9999', listening, listening !== 'LISTENING');
-    const bound = await new Promise((resolve) => { const socket = dgram.createSocket({ type: 'udp4', reuseAddr: true }).on('error', (error) => resolve(error.code)); socket.bind(41641, () => { socket.close(); resolve('BOUND'); }); });
-    note('take the gateway\'s UDP port', bound, bound !== 'BOUND');
+    const bound = await new Promise((resolve) => { const socket = dgram.createSocket({ type: 'udp4', reuseAddr: true }).on('error', (error) => resolve(error.code)); socket.bind(options.udp, () => { socket.close(); resolve('BOUND'); }); });
+    note(`take UDP port ${options.udp}`, bound, bound !== 'BOUND');
   },
 
   /** A fork bomb that ends by itself. */

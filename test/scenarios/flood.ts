@@ -4,7 +4,8 @@
  * Usage: node flood.ts syn|udp|malformed|ports ADDRESS COUNT
  * - syn: TCP SYNs from forged addresses of the segment to random ports
  * - udp: datagrams to the WireGuard port, each from a port of its own, so that each is a new flow
- * - malformed: IP packets that no sender makes: wrong lengths and checksums, impossible flags and options, fragments that overlap
+ * - malformed: IP packets that no sender makes: wrong lengths and checksums, impossible flags and options, fragments that overlap;
+ *   IPv6 too: headers that contradict each other, routing headers, neighbour discovery from afar
  * - ports: one datagram to every UDP port (COUNT of them, from 1 on); IPv6 too
  *
  * Raw sockets by way of node:ffi: Node.js has none of its own.
@@ -13,6 +14,7 @@ import dgram from 'node:dgram';
 import { randomBytes, randomInt } from 'node:crypto';
 import { dlopen } from 'node:ffi';
 import { isIPv6 } from 'node:net';
+import { networkInterfaces } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 const [kind, address, number] = process.argv.slice(2);
@@ -33,6 +35,27 @@ function checksum(...parts: Buffer[]): number {
 }
 
 const octets = (text: string): Buffer => Buffer.from(text.split('.').map(Number));
+
+/** An IPv6 address without IPv4 in it. */
+function octets6(text: string): Buffer {
+  const [head = [], tail] = text.replace(/%.*/, '').split('::').map((part) => part.split(':').filter(Boolean));
+  const groups = tail === undefined ? head : [...head, ...Array<string>(8 - head.length - tail.length).fill('0'), ...tail];
+  return Buffer.from(groups.map((group) => group.padStart(4, '0')).join(''), 'hex');
+}
+
+/** An IPv6 packet (RFC 8200) around a payload. */
+function ip6(next: number, payload: Buffer, { length = payload.length, hops = 64 } = {}): Buffer {
+  const header = Buffer.alloc(40);
+  header[0] = 0x60;
+  header.writeUInt16BE(length, 4);
+  header[6] = next;
+  header[7] = hops;
+  // A neighbour that is none.
+  Buffer.from('fe80000000000000', 'hex').copy(header, 8);
+  randomBytes(8).copy(header, 16);
+  octets6(address!).copy(header, 24);
+  return Buffer.concat([header, payload]);
+}
 
 /** An IPv4 packet (RFC 791) around a payload. The kernel fills in the header's checksum. */
 function ip(from: Buffer, to: Buffer, protocol: number, payload: Buffer, change: (header: Buffer) => void = () => {}): Buffer {
@@ -63,20 +86,25 @@ function tcp(from: Buffer, to: Buffer, flags: number, port = randomInt(1, 65536)
 }
 
 async function raw(make: () => Buffer): Promise<number> {
+  const six = isIPv6(address!.replace(/%.*/, ''));
   const { functions: libc } = dlopen('libc.so.6', {
     socket: { arguments: ['i32', 'i32', 'i32'], return: 'i32' },
     sendto: { arguments: ['i32', 'buffer', 'u64', 'i32', 'buffer', 'u32'], return: 'i64' },
   });
-  // AF_INET, SOCK_RAW, IPPROTO_RAW: the header is ours.
-  const fd = libc['socket']!(2, 3, 255) as number;
+  // AF_INET or AF_INET6, SOCK_RAW, IPPROTO_RAW: the header is ours.
+  const fd = libc['socket']!(six ? 10 : 2, 3, 255) as number;
   if (fd < 0) throw new Error('no raw socket: run as root');
-  const to = Buffer.alloc(16);
-  to.writeUInt16LE(2, 0);
-  octets(address!).copy(to, 4);
+  const to = Buffer.alloc(six ? 28 : 16);
+  to.writeUInt16LE(six ? 10 : 2, 0);
+  if (six) {
+    octets6(address!).copy(to, 8);
+    const [, link] = address!.split('%');
+    to.writeUInt32LE(networkInterfaces()[link ?? '']?.find(({ family }) => family === 'IPv6')?.scopeid ?? 0, 24);
+  } else octets(address!).copy(to, 4);
   let sent = 0;
   for (let i = 0; i < count; i++) {
     const packet = make();
-    if ((libc['sendto']!(fd, packet, BigInt(packet.length), 0, to, 16) as bigint) >= 0n) sent++;
+    if ((libc['sendto']!(fd, packet, BigInt(packet.length), 0, to, to.length) as bigint) >= 0n) sent++;
     if (i % 200 === 199) await sleep(20);
   }
   return sent;
@@ -124,10 +152,32 @@ const malformed: (() => Buffer)[] = [
   () => ip(forged(), to, 1, Buffer.concat([Buffer.from([[5, 1], [4, 0], [3, 3]][randomInt(3)]!), randomBytes(62)])),
 ];
 
+const malformed6: (() => Buffer)[] = [
+  // A length that is not there, and one that leaves some out.
+  () => ip6(17, randomBytes(16), { length: 1200 }),
+  () => ip6(17, randomBytes(200), { length: 3 }),
+  // Any next header, cut short or random.
+  () => ip6(randomInt(256), randomBytes(randomInt(8))),
+  () => ip6(randomInt(256), randomBytes(randomInt(1, 200))),
+  // Hop-by-hop options that run over the end, twice in a row; a routing header of type 0 (RFC 5095).
+  () => ip6(0, Buffer.concat([Buffer.from([0, 200]), randomBytes(30)])),
+  () => ip6(0, Buffer.concat([Buffer.from([0, 0, 1, 4, 0, 0, 0, 0]), Buffer.from([6, 0, 1, 4, 0, 0, 0, 0]), randomBytes(20)])),
+  () => ip6(43, Buffer.concat([Buffer.from([6, 2, 0, 1, 0, 0, 0, 0]), randomBytes(36)])),
+  // Fragments: one alone, ones that overlap, of nothing (RFC 6946).
+  () => ip6(44, Buffer.concat([Buffer.from([17, 0, 0, 1 | (randomInt(3) << 3), 0, 0, 0, randomInt(4)]), randomBytes(64)])),
+  () => ip6(44, Buffer.from([6, 0, 0, 0, 0, 0, 0, 9])),
+  // TCP and UDP with checksums that are wrong.
+  () => ip6(6, tcp(Buffer.alloc(4), Buffer.alloc(4), randomInt(256))),
+  () => ip6(17, Buffer.concat([Buffer.from([0x10, 0x00, 0xa2, 0xa9, 0, 28, 0x12, 0x34]), randomBytes(20)])),
+  // Neighbour discovery: from afar (hop limit 64), and of the right form with nonsense in it. A redirect.
+  () => ip6(58, Buffer.concat([Buffer.from([133 + randomInt(5), 0]), randomBytes(30)])),
+  () => ip6(58, Buffer.concat([Buffer.from([133 + randomInt(5), 0]), randomBytes(30)]), { hops: 255 }),
+];
+
 const kinds: Record<string, () => Promise<number>> = {
   syn: () => raw(() => { const from = forged(); return ip(from, to, 6, tcp(from, to, 2)); }),
   udp: () => datagrams(() => 41641, true),
-  malformed: () => raw(() => malformed[randomInt(malformed.length)]!()),
+  malformed: () => raw(() => (isIPv6(address.replace(/%.*/, '')) ? malformed6[randomInt(malformed6.length)]! : malformed[randomInt(malformed.length)]!)()),
   ports: () => datagrams((i) => i + 1, false),
 };
 if (!Object.hasOwn(kinds, kind)) throw new Error(`no kind ${kind}`);

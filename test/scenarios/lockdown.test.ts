@@ -17,7 +17,8 @@ const stranger = '10.77.0.60';
 const mac = '52:54:00:12:34:56';
 /** The link-local address that follows from it (RFC 4291, appendix A). */
 const linkLocal = 'fe80::5054:ff:fe12:3456%eth0';
-const list = `[node_red]\nallow = ["${stranger}:8080", "broker.lab.test:8081/tcp"]\n`;
+const registry = 'http://registry.lab.test:4873';
+const list = `[node_red]\nallow = ["${stranger}:8080", "broker.lab.test:8081/tcp", "palette"]\nregistry = "${registry}"\ndevices = ["serial"]\nprojects = true\n`;
 
 let lab: Lab;
 let owner: LabClient;
@@ -77,7 +78,7 @@ before(async () => {
   lab = await Lab.start({ name: 'lock' });
   owner = await lab.client('laptop');
   lan = await lab.host('stranger', stranger);
-  await lab.setHost('broker.lab.test', stranger);
+  for (const host of ['broker.lab.test', 'registry.lab.test']) await lab.setHost(host, stranger);
   const rules = `table inet watch {
     counter overheard { }
     set what { type inet_proto . inet_service; size 200; flags dynamic; }
@@ -90,7 +91,7 @@ before(async () => {
     }
   }`;
   assert.equal((await lab.run(lan, ['nft', '-f', '-'], rules)).code, 0);
-  machine = await bootAppliance(lab, 'amd64', { mac, toml: `${settings(lab)}${list}` });
+  machine = await bootAppliance(lab, 'amd64', { mac, serial: path.join(lab.dir, 'serial'), toml: `${settings(lab)}${list}` });
   // A stranger on the LAN knocks from power-on: the link-local address follows from the card's, the other comes with the lease.
   const booting = new AbortController();
   const answered: unknown[] = [];
@@ -147,13 +148,14 @@ test('while it boots, and when it is up, nothing answers on the local network: T
 });
 
 test('floods from the local network: it goes on serving, and counts what it drops', async () => {
-  for (const [kind, what, count, counter] of [
-    ['syn', 'SYN flood, 10,000 from forged addresses', 10_000, 'in'],
-    ['udp', 'connection flood: 3,000 new flows to the WireGuard port', 3_000, 'in-rate'],
-    ['malformed', '6,000 malformed packets', 6_000, 'in-invalid'],
+  for (const [kind, what, count, counter, target] of [
+    ['syn', 'SYN flood, 10,000 from forged addresses', 10_000, 'in', address],
+    ['udp', 'connection flood: 3,000 new flows to the WireGuard port', 3_000, 'in-rate', address],
+    ['malformed', '6,000 malformed packets, IPv4', 6_000, 'in-invalid', address],
+    ['malformed', '4,000 malformed packets, IPv6 link-local', 4_000, 'in', linkLocal],
   ] as const) {
     const before = await dropped(counter);
-    const [sent, ms] = await Promise.all([flood(kind, address, count), served()]);
+    const [sent, ms] = await Promise.all([flood(kind, target, count), served()]);
     const counted = await dropped(counter) - before;
     assert.ok(sent > count / 2 && counted > 0, `${what}: ${sent} sent, ${counted} counted as ${counter}`);
     attempts.note('LAN', what, `page served meanwhile in ${Math.round(ms)} ms; ${counted} dropped as ${counter}`, true);
@@ -254,6 +256,7 @@ test('as Node-RED: the network, but for what its list names; names, but for thos
     ],
     names: ['exfil.secret-data.lab.test', 'acme.lab.test'],
   }), 150));
+  noteAll(from, await asNodeRed(await breakIn('listen', { udp: 41641 })));
   const wanted = watch.arrived.filter(({ port }) => port === 8080 || port === 8081);
   const unwanted = watch.arrived.filter(({ port }) => port !== 8080 && port !== 8081);
   attempts.note(from, 'packets that arrived elsewhere on the LAN', JSON.stringify(unwanted), unwanted.length === 0);
@@ -261,6 +264,48 @@ test('as Node-RED: the network, but for what its list names; names, but for thos
   const asked = (await lab.queries()).filter((query) => query.name.includes('exfil'));
   attempts.note(from, 'DNS tunnel: questions that reached a server', JSON.stringify(asked), asked.length === 0);
   assert.ok(await dropped('out-node-red') > 0, 'the firewall counted the tries');
+  held(from);
+});
+
+test('hardware: the serial port that is given, and no other device', async () => {
+  const from = 'Node-RED';
+  noteAll(from, await asNodeRed(await breakIn('devices', { given: '^/dev/ttyS\\d+$', wanted: ['/dev/ttyS1'] })));
+  await asNodeRed('echo out of the box >/dev/ttyS1');
+  await eventually('what it writes there comes out of the port', 30, async () => ((await readFile(path.join(lab.dir, 'serial'), 'utf8')).includes('out of the box') ? true : undefined));
+  held(from);
+});
+
+test('palette: npm installs a node from the registry that is named, in the sandbox, and a flow uses it', async () => {
+  const from = 'Node-RED';
+  const shop = lab.exec(lan, [process.execPath, path.join(import.meta.dirname, 'registry.ts'), path.join(import.meta.dirname, '../../node_modules/node-red-node-random'), '4873']);
+  let asked = '';
+  await new Promise<void>((up) => shop.stdout!.setEncoding('utf8').on('data', (text: string) => { asked += text; if (/^up$/m.test(asked)) up(); }));
+  const json = { 'content-type': 'application/json' };
+  const installed = await owner.fetch(`https://${name}/nodes`, { method: 'POST', headers: json, body: '{"module":"node-red-node-random"}', timeout: 240_000 });
+  assert.equal(installed.status, 200, `${installed.body.toString()}\n${asked}`);
+  const { nodes } = JSON.parse(installed.body.toString()) as { nodes: { types: string[]; enabled: boolean; err?: string }[] };
+  attempts.note(from, '(allowed) install a node', `${nodes[0]?.types.join()} after ${Math.round(installed.ms / 1000)} s`, nodes[0]?.enabled === true && nodes[0].err === undefined);
+  assert.match(asked, /^GET \/node-red-node-random\nGET \/-\/node-red-node-random-[\d.]+\.tgz$/m);
+  const flow = [
+    { id: 'ask', type: 'http in', url: '/three', method: 'get', wires: [['dice']] },
+    { id: 'dice', type: 'random', low: '3', high: '3', inte: 'true', property: 'payload', wires: [['told']] },
+    { id: 'told', type: 'http response', statusCode: '', headers: {}, wires: [] },
+  ];
+  const added = await owner.fetch(`https://${name}/flow`, { method: 'POST', headers: json, body: JSON.stringify({ label: 'Installed', nodes: flow }) });
+  assert.equal(added.status, 200, added.body.toString());
+  await eventually('the node that was installed is at work', 60, async () => ((await owner.fetch(`https://${name}/app/three`)).body.toString() === '3' ? true : undefined));
+  shop.kill();
+  held(from);
+});
+
+test('projects: Node-RED keeps its flows in git, which is there for it and its own user', async () => {
+  const from = 'Node-RED';
+  const json = { 'content-type': 'application/json' };
+  const post = async (url: string, body: object): Promise<number> => (await owner.fetch(`https://${name}${url}`, { method: 'POST', headers: json, body: JSON.stringify(body), timeout: 120_000 })).status;
+  assert.equal(await post('/settings/user', { git: { user: { name: 'Owner', email: 'owner@example.com' } } }), 204);
+  assert.equal(await post('/projects', { name: 'garden', summary: '', migrateFiles: true, files: { flow: 'flows.json', credentials: 'flows_cred.json' }, credentialSecret: 'of this project' }), 200);
+  const log = await eventually('the flows go on, as a project', 60, async () => await asNodeRed('cd /var/lib/node-red/projects/garden && git log --format="%an: %s" && git status --short'));
+  attempts.note(from, '(allowed) keep flows in git', log, /^Owner: Create project\n\[0\]/m.test(log));
   held(from);
 });
 
@@ -303,7 +348,7 @@ test('as the gateway\'s user, in its sandbox: the account key, Node-RED\'s files
   // The unit as it is, with another program in it. What it shares with the real one stays (no RuntimeDirectory: it would be removed).
   const script = [
     await breakIn('read', { secrets: all, victim, sockets: ['/run/gatehouse-admin.sock'] }), await breakIn('syscalls', { victim: 1 }),
-    await breakIn('programs', { unit: 'gatehouse.service' }), await breakIn('write', { home: '/var/lib/gatehouse', places: ['/var/lib/node-red', '/var/lib/gatehouse-tls', '/var/lib/gatehouse-certs', '/run/node-red', '/usr/lib/gatehouse'] }),
+    await breakIn('programs', { unit: 'gatehouse.service' }), await breakIn('listen', { udp: 5353 }), await breakIn('write', { home: '/var/lib/gatehouse', places: ['/var/lib/node-red', '/var/lib/gatehouse-tls', '/var/lib/gatehouse-certs', '/run/node-red', '/usr/lib/gatehouse'] }),
   ].join('\n');
   const run = await machine.run(
     `echo ${Buffer.from(script).toString('base64')} | base64 -d >/run/attack.sh; chmod 644 /run/attack.sh
@@ -354,12 +399,18 @@ test('from the tailnet: nobody without a right, a viewer, a tagged machine; othe
 });
 
 test('units: as strict as promised, by systemd\'s own count', async () => {
-  const most = { gatehouse: 1.5, 'gatehouse-certs': 1.5, 'gatehouse-firewall': 1.5, 'gatehouse-provision': 1.5, 'node-red': 2.0 };
-  const { stdout } = await machine.run(`for u in ${Object.keys(most).join(' ')}; do systemd-analyze security --no-pager $u | tail -1; done`, { timeout: 180 });
-  for (const [unit, limit] of Object.entries(most)) {
-    const level = Number(new RegExp(`for ${unit}\\.service: ([\\d.]+)`).exec(stdout)?.[1]);
-    attempts.note('systemd-analyze', `exposure of ${unit}.service, at most ${limit}`, String(level), level <= limit);
-  }
+  // What is not named here is held to 2.0: a new unit is strict, or it is added with the reason why it cannot be.
+  const most: Record<string, number> = {
+    gatehouse: 1.5, 'gatehouse-certs': 1.5, 'gatehouse-firewall': 1.5, 'gatehouse-provision': 1.5,
+    'gatehouse-report': 4, // writes to the consoles and, with the system's own mounts, to the card
+    'gatehouse-firewall-failed': 5, // one echo
+    'gatehouse-console': 10, // a root shell, for whoever has the card and a keyboard at the device
+    'gatehouse-reset': 9.5, 'gatehouse-trial': 8.5, 'gatehouse-update-install': 8, // make file systems, choose what boots, write partitions; without a network
+  };
+  const { stdout } = await machine.run('cd /usr/lib/systemd/system; systemd-analyze security --no-pager $(ls gatehouse*.service node-red.service | grep -v @) | grep Overall', { timeout: 180 });
+  const levels = [...stdout.matchAll(/for (\S+)\.service: ([\d.]+)/g)].map(([, unit, level]) => [unit!, Number(level)] as const);
+  assert.ok(levels.length >= 12, stdout);
+  for (const [unit, level] of levels) attempts.note('systemd-analyze', `exposure of ${unit}.service, at most ${(most[unit] ?? 2).toFixed(1)}`, String(level), level <= (most[unit] ?? 2));
   held('systemd-analyze');
   const { stdout: state } = await machine.run('systemctl is-active gatehouse-console; cut -d: -f1,2 /etc/passwd /etc/shadow; find /lib/modules -name "dccp*.ko*" -o -name "sctp*.ko*" -o -name "rds*.ko*" -o -name "tipc*.ko*" -o -name "squashfs*.ko*"');
   const [console, ...lines] = state.trim().split('\n');
@@ -369,7 +420,8 @@ test('units: as strict as promised, by systemd\'s own count', async () => {
 });
 
 test('secrets: the used auth key is nowhere any more, what stays is for root alone and opens under its own name only', async () => {
-  const used = await machine.run(`grep -rlF ${lab.ready.authKey} /efi /var/lib /var/log /run /etc 2>/dev/null`, { timeout: 120 });
+  // Handed to grep in another form, or it would find this very command. What systemd has handed to the gateway stays until that starts anew.
+  const used = await machine.run(`grep -rlF -f <(echo ${Buffer.from(lab.ready.authKey).toString('base64')} | base64 -d) /efi /var/lib /var/log /run /etc 2>/dev/null | grep -v ^/run/credentials/gatehouse.service/`, { timeout: 120 });
   assert.equal(used.stdout, '', 'the auth key can be found nowhere');
   const { stdout } = await machine.run('cd /var/lib/gatehouse-config; stat -c "%U %a" authkey credential-secret eab-hmac-key');
   assert.deepEqual(stdout.trim().split('\n'), ['root 600', 'root 600', 'root 600']);

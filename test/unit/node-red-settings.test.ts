@@ -45,6 +45,15 @@ test('a user\'s own settings count, but not for what belongs to the appliance', 
   assert.match(said, /uiPort, adminAuth, credentialSecret cannot be set there/)
 })
 
+test('projects are on by configuration and not otherwise, whatever else of the editor a user sets', () => {
+  const own = 'module.exports = { editorTheme: { page: { title: "Mine" }, projects: { enabled: true, workflow: { mode: "auto" } } } }'
+  for (const [env, enabled] of [[{}, false], [{ GATEHOUSE_PROJECTS: 'yes' }, true]] as const) {
+    assert.equal(settings(undefined, env).settings['editorTheme'].projects.enabled, enabled)
+    const { editorTheme } = settings(own, env).settings
+    assert.deepEqual([editorTheme.page.title, editorTheme.projects], ['Mine', { enabled, workflow: { mode: 'auto' } }])
+  }
+})
+
 test('a mistake in them is said, and Node-RED starts without them', () => {
   for (const own of ['throw new Error("oops")', 'module.exports = 5', 'require("./not-there")']) {
     const { settings: without, said } = settings(own)

@@ -37,6 +37,11 @@ test('each device gives its own class and group, and none another\'s', () => {
   assert.doesNotMatch(dropIn('devices = ["i2c"]'), /tty|dialout/)
 })
 
+test('projects are switched on by the environment', () => {
+  assert.match(dropIn('projects = true'), /^Environment=GATEHOUSE_PROJECTS=yes$/m)
+  assert.equal(dropIn('projects = false'), '')
+})
+
 test('a registry cannot smuggle in another setting', () => {
   const text = dropIn('allow = ["palette"]\nregistry = "https://npm.example.org/%22/\\\\\\"x"')
   assert.equal(text.split('\n').filter((line) => line.includes('npm_config_registry')).length, 1)

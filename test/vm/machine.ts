@@ -56,6 +56,8 @@ export interface MachineOptions {
   cpus?: number;
   /** Size of the disk in MiB, of which /var gets what the image leaves. Sparse. Default: 2048. */
   diskSize?: number;
+  /** A file that gets what the machine sends to a second serial port (/dev/ttyS1, a PC's). Default: there is none. */
+  serial?: string;
   /** The card's hardware address. Default: a random one with QEMU's prefix. */
   mac?: string;
   /** The clock at start, as QEMU's `-rtc base=`: `utc` or `2006-06-17T16:01:21`. Default: `utc`. A Pi has no clock at all. */
@@ -283,6 +285,7 @@ export class Machine {
       // The PC's firmware has a network stack, which answers before the system is there; a Pi's has none.
       '-fw_cfg', 'name=opt/org.tianocore/IPv4Support,string=no', '-fw_cfg', 'name=opt/org.tianocore/IPv6Support,string=no',
       '-chardev', `file,id=console,path=${this.consoleLog},append=on`, '-serial', 'chardev:console',
+      ...(this.options.serial === undefined ? [] : ['-serial', `file:${this.options.serial}`]),
       '-chardev', `socket,id=shell,path=${join(this.#sockets, 'shell')},server=on,wait=off`,
       '-device', 'virtio-serial-pci', '-device', 'virtserialport,chardev=shell,name=gatehouse.test',
       ...credential('systemd.extra-unit.gatehouse-test.service', agentUnit),

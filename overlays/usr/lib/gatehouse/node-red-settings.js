@@ -14,6 +14,7 @@ fs.rmSync(socket, { force: true });
 
 /** What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment. */
 const palette = process.env.GATEHOUSE_PALETTE === 'yes';
+const projects = process.env.GATEHOUSE_PROJECTS === 'yes';
 const functionModules = process.env.GATEHOUSE_FUNCTION_MODULES === 'yes';
 
 /** What belongs to the appliance: the door, the keys, the limits. A user's own settings cannot change it. */
@@ -50,7 +51,6 @@ const defaults = {
     // The browser, which is in the internet, reads the catalogue; the appliance does not.
     palette: palette ? {} : { catalogues: [] },
     tours: false,
-    projects: { enabled: false },
   },
   logging: { console: { level: 'info', metrics: false, audit: false } },
 };
@@ -75,4 +75,7 @@ function additions() {
   }
 }
 
-module.exports = { ...defaults, ...additions(), ...fixed };
+const given = additions();
+module.exports = { ...defaults, ...given, ...fixed };
+// Of the editor's looks all is the user's but this: gatehouse.toml says whether there are projects.
+module.exports.editorTheme = { ...module.exports.editorTheme, projects: { ...given.editorTheme?.projects, enabled: projects } };
