@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds build/tsnet.wasm: the pinned modules of Tailscale, the patch series over them, our shim, compiled to wasip1.
-# Needs: go (any version that can fetch the one go.mod names), patch. TSNET_NAMES=1 keeps Go's names, for profiles.
+# Needs: go (any version that can fetch the one go.mod names), patch, the npm packages of the repository. TSNET_NAMES=1 keeps Go's names, for profiles.
 set -eu
 cd "$(dirname "$0")"
 export GOTOOLCHAIN="${GATEHOUSE_GOTOOLCHAIN:-$(sed -n 's/^toolchain //p' go/go.mod)}" GOFLAGS="" GOWORK=off CGO_ENABLED=0
@@ -37,6 +37,9 @@ sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
 wireguard_sum="h1:CnIEL2n7Xql6Ux1k+Vu5S5ubDHCT/kxFgkKCY8FjefU="
 unpack tailscale.com tailscale.com "$sum" patches
 unpack wireguard-go github.com/tailscale/wireguard-go "$wireguard_sum" patches-wireguard
+# The compiler is npm's: ../../package.json pins it. Without a runtime, and with no data of its own: the memory is the Go module's.
+../../node_modules/.bin/node ../../node_modules/assemblyscript/bin/asc.js assembly/aead.ts --outFile go/aead.wasm -O3 --runtime stub --noAssert \
+  --importMemory --enable simd --use abort=
 strip=' -s'; [ -z "${TSNET_NAMES:-}" ] || strip=''
 (cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags="-w$strip" -o ../build/tsnet.wasm.new .)
 mv build/tsnet.wasm.new build/tsnet.wasm

@@ -26,6 +26,7 @@ export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Recor
     // Tailscale's logs stay here: an appliance uploads nothing unless its owner says so.
     TS_NO_LOGS_NO_SUPPORT: 'true',
     ...(env.TSNET_FORCE_LOGIN && { TSNET_FORCE_LOGIN: env.TSNET_FORCE_LOGIN }),
+    ...(env.TSNET_SIMD && { TSNET_SIMD: env.TSNET_SIMD }),
     ...options.env,
   };
 }

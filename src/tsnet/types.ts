@@ -43,7 +43,10 @@ export interface CommonOptions {
   ephemeral?: boolean;
   /** UDP port of WireGuard. Default 0: one chosen by the system. */
   port?: number;
-  /** Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on, but for TSNET_FORCE_LOGIN. */
+  /**
+   * Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on, but for
+   * TSNET_FORCE_LOGIN and TSNET_SIMD (`0`: packets are encrypted by Go's code, not by the module with SIMD).
+   */
   env?: Record<string, string>;
   /** Default: TSNET_NETWORK, then `auto`. */
   network?: Network;
@@ -135,6 +138,8 @@ export interface Stats {
   sockets: number;
   /** How packets leave the process: see {@link Network}. */
   network: 'ffi' | 'node';
+  /** How packets are encrypted: by the module with SIMD, or, on a processor that lacks it, by Go's code. */
+  cipher: 'simd' | 'go';
   /** Bytes of the module's memory. It grows and never shrinks. */
   memory: number;
 }

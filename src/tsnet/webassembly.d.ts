@@ -2,10 +2,10 @@
 declare namespace WebAssembly {
   type Imports = Record<string, Record<string, unknown>>;
   class Module {
-    private constructor();
+    constructor(bytes: Uint8Array);
   }
   class Instance {
-    private constructor();
+    constructor(module: Module, imports: Imports);
     readonly exports: Record<string, unknown>;
   }
   class Memory {

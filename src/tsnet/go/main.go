@@ -98,6 +98,7 @@ type node struct {
 func main() {
 	log.SetFlags(0)
 	installHostNetwork()
+	installAEAD()
 	// For the OAuth exchange, which takes the default client.
 	http.DefaultTransport.(*http.Transport).DialContext = hostDialer{}.DialContext
 	fd := hostControl()

@@ -5,6 +5,7 @@
 import type { WASI } from 'node:wasi';
 import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
 import type { Network, Stats } from '../types.ts';
+import { type Aead, loadAead } from './aead.ts';
 import { errno, errnoOf } from './errno.ts';
 import { ByteQueue, DgramSocket, type HostFile, ipText, putSockName, TCPFile, type UDPSocket } from './files.ts';
 import { Memory } from './memory.ts';
@@ -62,6 +63,7 @@ export class Host {
   readonly memory = new Memory();
   /** How UDP goes and the module sleeps: by system calls, or by Node's own modules. */
   network: 'ffi' | 'node' = 'node';
+  private aead: Aead | undefined;
   private readonly files = new Map<number, HostFile>();
   private sleeper: Sleeper;
   private readonly controlFile = new ControlFile();
@@ -178,7 +180,7 @@ export class Host {
       if (file instanceof StreamFile) streams++;
       else if (file instanceof TCPFile || 'udp' in file) sockets++;
     }
-    return { streams, sockets, memory: this.memory.data.byteLength, network: this.network };
+    return { streams, sockets, memory: this.memory.data.byteLength, network: this.network, cipher: this.aead ? 'simd' : 'go' };
   }
 
   /** The import object for WebAssembly.instantiate. */
@@ -283,6 +285,13 @@ export class Host {
       },
       emit: (buf: number, n: number) => this.post({ t: 'emit', body: Buffer.from(this.bytes(buf, n)).toString() }),
       control: () => this.add(() => this.controlFile),
+      aead_load: (module: number, n: number) => {
+        this.aead = loadAead(this.bytes(module, n), this.memory.object);
+        return this.aead ? 0 : -errno.ENOSYS;
+      },
+      // Only called when that has given 0. Through JavaScript: the memory exists only when these imports have been given.
+      aead_seal: (ctx: number, dst: number, src: number, n: number, ad: number, adN: number) => this.aead!.seal(ctx, dst, src, n, ad, adN),
+      aead_open: (ctx: number, dst: number, src: number, n: number, ad: number, adN: number) => this.aead!.open(ctx, dst, src, n, ad, adN),
     };
     return { wasi_snapshot_preview1: { ...preview1, ...own }, tsnet_host: host } as unknown as WebAssembly.Imports;
   }

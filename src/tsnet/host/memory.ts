@@ -8,6 +8,10 @@ export class Memory {
     this.memory = memory;
   }
 
+  get object(): WebAssembly.Memory {
+    return this.memory!;
+  }
+
   get data(): DataView {
     const buffer = this.memory!.buffer;
     if (this.view.buffer !== buffer) {
