@@ -1,4 +1,6 @@
 import { parseEgress } from '../firewall/egress.ts'
+import { checkHeader } from '../gateway/header-rules.ts'
+import type { Direction } from '../gateway/header-rules.ts'
 import { duration, flag, integer, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
@@ -134,6 +136,18 @@ export const schema = {
     connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
     /** How long the app may take from the end of a request to the headers of its answer. Default: 120 s. */
     responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"120 s"' }),
+    /** Headers not passed on to the app. Default: none but those of the connection and copies of the gateway's own. */
+    requestRemove: key(listOf(text(header('request', true))), { default: [], example: '["X-Example"]' }),
+    /** Headers a request goes to the app with, `Name: value`, whatever the peer sent of them. Default: none. */
+    requestSet: key(listOf(text(header('request'))), { default: [], example: '["X-Example: value"]' }),
+    /** The same, joined to what the peer sent. Default: none. */
+    requestAdd: key(listOf(text(header('request'))), { default: [], example: '["X-Example: value"]' }),
+    /** Headers of the app's answers that peers do not get. Default: none but those of the connection and of software versions. */
+    answerRemove: key(listOf(text(header('answer', true))), { default: [], example: '["X-Example"]' }),
+    /** Headers the app's answers go to peers with, whatever the app says. Default: none. */
+    answerSet: key(listOf(text(header('answer'))), { default: [], example: '["Cache-Control: no-store"]' }),
+    /** The same, joined to what the app says. Default: none. */
+    answerAdd: key(listOf(text(header('answer'))), { default: [], example: '["Vary: Cookie"]' }),
   }],
   forward: [{
     /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
@@ -262,6 +276,13 @@ export function appIdentity ({ service, path }: { service: string | undefined, p
 
 function notPath (path: string): Wrong {
   return { message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (Node-RED's own) or /.gatehouse/`, cure: 'Write path = "/grafana/"' }
+}
+
+function header (direction: Direction, removes = false) {
+  return (value: string, key: { name: string }): Wrong | undefined => {
+    const wrong = checkHeader(value, direction, removes)
+    return wrong && { ...wrong, message: `${key.name}: ${wrong.message}` }
+  }
 }
 
 function checkUpstream (value: string): Wrong | undefined {

@@ -4,6 +4,8 @@ import type { Config } from '../config/config.ts'
 import { appIdentity } from '../config/schema.ts'
 import type { Right } from './access.ts'
 import { GatehouseError } from '../config/errors.ts'
+import { headerRules } from './header-rules.ts'
+import type { HeaderRules } from './header-rules.ts'
 import type { Logger } from './log.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
@@ -25,16 +27,19 @@ export class App {
   readonly strip: boolean
   /** What a peer needs; undefined: as for Node-RED, by method and path. */
   readonly right: Right | undefined
+  /** What is changed in the headers of its requests, and of its answers. */
+  readonly rules: { request: HeaderRules, answer: HeaderRules } | undefined
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
 
-  constructor ({ name, label, service, path, strip, right, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'upstreams'>) {
+  constructor ({ name, label, service, path, strip, right, rules, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'rules' | 'upstreams'>) {
     this.name = name
     this.label = label
     this.service = service
     this.path = path
     this.strip = strip
     this.right = right
+    this.rules = rules
     this.upstreams = upstreams
   }
 
@@ -99,25 +104,33 @@ export class Apps {
   #log: Logger
 
   constructor (nodeRed: Upstream, log: Logger) {
-    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, upstreams: [nodeRed] })
+    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, rules: undefined, upstreams: [nodeRed] })
     this.#log = log
   }
 
   get all (): readonly App[] { return [...this.#others, this.nodeRed] }
 
-  /** Takes over settings: apps that are new or changed begin anew, requests under way end as they began. */
-  configure (settings: Config['app'], ca: (file: string) => string | undefined): void {
+  /**
+   * Takes over settings: apps that are new or changed begin anew, requests under way end as they began.
+   *
+   * @returns whether anything has changed
+   */
+  configure (settings: Config['app'], ca: (file: string) => string | undefined): boolean {
     const key = JSON.stringify(settings)
-    if (key === this.#key) return
+    if (key === this.#key) return false
     this.#key = key
     const before = this.#others
     this.#others = settings
       .map((entry) => {
         const { service, right, upstreams, serverName, caFile, connectTimeout, responseTimeout } = entry
         const { name, label, path } = appIdentity(entry)
+        const rules = {
+          request: headerRules({ remove: entry.requestRemove, set: entry.requestSet, add: entry.requestAdd }),
+          answer: headerRules({ remove: entry.answerRemove, set: entry.answerSet, add: entry.answerAdd }),
+        }
         // Without its own authority an app is trusted by none, rather than by the system's.
         const authority = caFile === undefined ? undefined : ca(caFile) ?? []
-        return new App({ name, label, service, path, right, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
+        return new App({ name, label, service, path, right, rules, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
           const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, connectTimeout, responseTimeout })
           upstream.on('change', () => {
             if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
@@ -130,6 +143,7 @@ export class Apps {
       // The longest path is the most particular.
       .toSorted((a, b) => b.path.length - a.path.length)
     for (const app of before) app.close()
+    return true
   }
 
   /** The app a canonical target at the node's name, or at a Service's, belongs to. Only the node's has one for every path. */

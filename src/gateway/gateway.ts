@@ -260,7 +260,8 @@ export class Gateway {
     this.#localRights = config.local_network.listen ? config.local_network.rights : []
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
-    this.apps.configure(config.app, this.#options.authority ?? (() => undefined))
+    // What is stored came of other apps, or by other rules.
+    if (this.apps.configure(config.app, this.#options.authority ?? (() => undefined))) this.delivery.cache.purge()
     this.services.configure(config.app.flatMap(({ service }) => service ?? []))
     this.#takeNames()
     this.forwards.configure(config.forward)

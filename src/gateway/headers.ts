@@ -20,11 +20,26 @@ const hopByHop = new Set([
   'transfer-encoding', 'upgrade', 'http2-settings', 'expect',
 ])
 
+/** What says where a message ends and how it is packed: made anew for each side. */
+const framing = new Set(['content-length', 'content-encoding', 'content-range', 'accept-encoding'])
+
 /**
  * Response headers that say what software answers, to nobody's use but an attacker's; and Strict-Transport-Security, since
  * whether the name is served over TLS is the gateway's to say.
  */
 export const leaks: ReadonlySet<string> = new Set(['server', 'x-powered-by', 'x-aspnet-version', 'x-aspnetmvc-version', 'x-generator', 'x-runtime', 'strict-transport-security'])
+
+/**
+ * Why a header is not for [[app]] to change, whether with a request to the app or with its answer; undefined when it is. Underscores count as hyphens,
+ * as some origins take them.
+ */
+export function ownHeader (name: string, direction: 'request' | 'answer'): string | undefined {
+  const folded = name.toLowerCase().replaceAll('_', '-')
+  if (hopByHop.has(folded) || framing.has(folded) || folded.startsWith('sec-websocket-')) return 'of the connection, not of the message: the gateway sets it itself'
+  if (direction === 'request' && (owned.has(folded) || folded === 'host' || /^(?:tailscale|x-forwarded|x-gatehouse)-/.test(folded))) return 'the gateway\'s own word to the app, which nothing may change'
+  if (direction === 'answer' && (folded === 'strict-transport-security' || folded === 'cache-status' || folded === 'date' || folded === 'age')) return 'the gateway\'s own word to the peer'
+  return undefined
+}
 
 /** What is true of the request, for {@link requestHeaders}. */
 export interface Origin {

@@ -7,6 +7,7 @@ import { GatehouseError } from '../config/errors.ts'
 import { extras, isUnconnected } from './apps.ts'
 import type { Apps, Extras } from './apps.ts'
 import type { Delivery } from './deliver.ts'
+import { applyRules } from './header-rules.ts'
 import { requestHeaders, responseHeaders } from './headers.ts'
 import { BodyTooLarge, tooLarge } from './limits.ts'
 import { sendError } from './pages.ts'
@@ -59,11 +60,16 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
         if (request.method === 'GET' || request.method === 'HEAD') delete out['content-length']
         const { to } = request as FastifyRequest
         if (to.strip) out['x-forwarded-prefix'] = to.path.slice(0, -1)
+        if (to.rules !== undefined) applyRules(out, to.rules.request)
         delivery.prepare(request as FastifyRequest, out)
         return Object.assign(out, { [extras]: waiting.get(request.raw)! })
       },
       // The connection to the origin is not the connection to the peer: Keep-Alive and the like stay on their side.
-      rewriteHeaders: (headers) => responseHeaders(headers as IncomingHttpHeaders),
+      rewriteHeaders: (headers, request) => {
+        const out = responseHeaders(headers as IncomingHttpHeaders)
+        const { to } = request as unknown as FastifyRequest
+        return to.rules === undefined ? out : applyRules(out, to.rules.answer)
+      },
       onResponse: (request, reply, res) => {
         // What the types call the response is reply-from's own record of it.
         const stream = (res as unknown as { stream: Readable }).stream

@@ -1,12 +1,13 @@
 import { ServerResponse, request as httpRequest } from 'node:http'
 import { request as httpsRequest } from 'node:https'
-import type { IncomingMessage, OutgoingHttpHeaders } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { WhoIs } from '../tsnet/types.ts'
 import { isUnconnected } from './apps.ts'
 import type { App } from './apps.ts'
 import type { Tunnel } from './drain.ts'
 import { FrameGate } from './frames.ts'
+import { applyRules } from './header-rules.ts'
 import { leaks, requestHeaders, responseHeaders } from './headers.ts'
 import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
@@ -70,7 +71,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { met
       return reply
     }
     if (answer.socket === undefined) {
-      reply.code(answer.response.statusCode ?? 502).headers(responseHeaders(answer.response.headers)).header('connection', 'close')
+      reply.code(answer.response.statusCode ?? 502).headers(answerHeaders(answer.response.headers, request.to)).header('connection', 'close')
       return await reply.send(answer.response)
     }
     request.upgrade = true
@@ -78,7 +79,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { met
     reply.raw.statusCode = 101
     reply.raw.detachSocket(upgrade.socket as never)
     upgrades.delete(request.raw)
-    const opened = tunnel(upgrade, answer as Agreed, { peer: peerOf(request.raw.socket), access: request.access! })
+    const opened = tunnel(upgrade, answer as Agreed, request.to, { peer: peerOf(request.raw.socket), access: request.access! })
     app.tunnels.add(opened)
     metrics.websockets.inc({ route: request.app })
     upgrade.socket.once('close', () => {
@@ -100,6 +101,7 @@ async function handshake (raw: IncomingMessage, app: App, timeout: number, whoIs
   // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the upstream as a request.
   delete headers['content-length']
   if (app.strip) headers['x-forwarded-prefix'] = app.path.slice(0, -1)
+  if (app.rules !== undefined) applyRules(headers, app.rules.request)
   const { candidates } = app
   for (const [i, upstream] of candidates.entries()) {
     try {
@@ -144,11 +146,19 @@ async function ask (raw: IncomingMessage, where: Where, path: string, headers: O
   })
 }
 
-function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed, who: Pick<Tunnel, 'peer' | 'access'>): Tunnel {
+function answerHeaders (headers: IncomingHttpHeaders, { rules }: App): ReturnType<typeof responseHeaders> {
+  const out = responseHeaders(headers)
+  return rules === undefined ? out : applyRules(out, rules.answer)
+}
+
+function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed, { rules }: App, who: Pick<Tunnel, 'peer' | 'access'>): Tunnel {
   const lines = ['HTTP/1.1 101 Switching Protocols']
   for (let i = 0; i < response.rawHeaders.length; i += 2) {
-    if (!leaks.has(response.rawHeaders[i]!.toLowerCase())) lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
+    const name = response.rawHeaders[i]!.toLowerCase()
+    if (leaks.has(name) || rules?.answer.remove.has(name) === true || rules?.answer.set.some(([set]) => set === name) === true) continue
+    lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
   }
+  for (const [name, value] of [...rules?.answer.set ?? [], ...rules?.answer.add ?? []]) lines.push(`${name}: ${value}`)
   client.socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
   const gate = new FrameGate()
   if (head.length > 0) gate.write(head)

@@ -14,7 +14,7 @@ import { alice } from './support/tailnet.ts'
 import { capability } from '../../src/gateway/access.ts'
 
 type Settings = Config['app'][number]
-const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, connectTimeout: 5_000, responseTimeout: 120_000, ...more })
+const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, connectTimeout: 5_000, responseTimeout: 120_000, requestRemove: [], requestSet: [], requestAdd: [], answerRemove: [], answerSet: [], answerAdd: [], ...more })
 const configure = (bench: Bench, ...apps: Settings[]): void => { bench.gateway.configure({ ...defaults(), app: apps }) }
 
 /** A server of its own that says who it is and what it was asked. */
