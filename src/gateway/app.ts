@@ -9,6 +9,7 @@ import { authorize } from './authorize.ts'
 import { deliver } from './deliver.ts'
 import type { Delivery } from './deliver.ts'
 import { drain } from './drain.ts'
+import { expectation } from './expectation.ts'
 import type { Guard } from './guard.ts'
 import { http2 } from './http2.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './hygiene.ts'
@@ -78,6 +79,7 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
   await app.register(drain, {})
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })
+  await app.register(expectation, {})
   await app.register(hygiene, { names })
   await app.register(limitRequests, { limits })
   await app.register(chooseApp, { apps })

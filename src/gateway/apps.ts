@@ -1,4 +1,4 @@
-import type { IncomingMessage } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import type { Dispatcher } from 'undici'
 import type { Config } from '../config/config.ts'
 import { appIdentity } from '../config/schema.ts'
@@ -88,7 +88,10 @@ type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
 export const extras: unique symbol = Symbol('extras')
 
 /** See {@link extras}. */
-export type Extras = Pick<Dispatcher.RequestOptions, 'signal' | 'onInfo'>
+export interface Extras extends Pick<Dispatcher.RequestOptions, 'signal' | 'onInfo'> {
+  /** Set with the answer; filled when its body has ended. */
+  trailers?: IncomingHttpHeaders
+}
 
 /**
  * All apps. It is also what @fastify/reply-from takes for undici's dispatcher, which lets it choose for each request: an app by the origin
@@ -162,8 +165,11 @@ export class Apps {
     const extra = (options.headers as { [extras]?: Extras } | undefined)?.[extras]
     const attempt = (i: number): void => {
       const upstream = candidates[i]!
-      upstream.pool.request({ ...options, ...extra, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
-        if (err === null) upstream.up()
+      upstream.pool.request({ ...options, signal: extra?.signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
+        if (err === null) {
+          upstream.up()
+          if (extra !== undefined) extra.trailers = data.trailers as IncomingHttpHeaders
+        }
         else if (isUnconnected(err)) {
           upstream.down(err.cause instanceof Error ? err.cause : err)
           if (bodyless && i + 1 < candidates.length) {

@@ -117,3 +117,11 @@ export function responseHeaders (headers: IncomingHttpHeaders): Record<string, s
   }
   return out
 }
+
+/** What decides how a message is framed, routed, read or stored, and so may not come after it (RFC 9110 §6.5.1). */
+const notInTrailers = /^(?:content-.*|set-cookie2?|cookie|host|authorization|www-authenticate|authentication-info|cache-control|expires|pragma|vary|age|date|location|retry-after|accept-ranges|etag|last-modified|clear-site-data|alt-svc)$/
+
+/** Trailers of an answer that are passed on. */
+export function responseTrailers (trailers: IncomingHttpHeaders): Record<string, string | string[]> {
+  return Object.fromEntries(Object.entries(responseHeaders(trailers)).filter(([name]) => !notInTrailers.test(name) && !owned.has(name)))
+}

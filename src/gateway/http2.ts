@@ -156,7 +156,7 @@ export const http2 = plugin<Http2Options>('http2', async (app, { limits, log }) 
         end: () => { stream.close(constants.NGHTTP2_ENHANCE_YOUR_CALM) },
       })
       // Answered before its body was there: the rest is not wanted (RFC 9113 §8.1).
-      stream.once('finish', () => setImmediate(() => { if (response.writableEnded && !request.complete && !stream.closed) stream.close(constants.NGHTTP2_NO_ERROR) }))
+      stream.once('finish', () => setImmediate(() => { if (response.writableEnded && !stream.closed && sending.has(stream.state.state)) stream.close(constants.NGHTTP2_NO_ERROR) }))
       app.routing(request as unknown as IncomingMessage, response as unknown as ServerResponse)
     })
   })

@@ -8,13 +8,16 @@ import { extras, isUnconnected } from './apps.ts'
 import type { Apps, Extras } from './apps.ts'
 import type { Delivery } from './deliver.ts'
 import { applyRules } from './header-rules.ts'
-import { requestHeaders, responseHeaders } from './headers.ts'
+import { requestHeaders, responseHeaders, responseTrailers } from './headers.ts'
 import { BodyTooLarge, tooLarge } from './limits.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
 const waiting = new WeakMap<object, Extras>()
+
+/** Requests that are being answered by {@link failed}, which takes a moment. */
+const broken = new WeakSet<object>()
 
 /** Options of {@link proxy}. */
 export interface ProxyOptions {
@@ -43,7 +46,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
       // A peer that takes its request back, or is gone, has no use for an answer.
       const signal = new EventEmitter()
       reply.raw.once('close', () => { if (!reply.raw.writableFinished) signal.emit('abort') })
-      waiting.set(request.raw, { signal })
+      waiting.set(request.raw, { signal, onInfo: (info) => { interim(request, reply, info) } })
     },
     replyOptions: {
       getUpstream: (request) => `http://${(request as FastifyRequest).to.name}.invalid`,
@@ -74,7 +77,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
         // What the types call the response is reply-from's own record of it.
         const stream = (res as unknown as { stream: Readable }).stream
         // An invalid status has been answered with 502 already (reply-from#374).
-        if (reply.sent) {
+        if (reply.sent || broken.has(request)) {
           stream.destroy()
           return
         }
@@ -88,7 +91,12 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
         const location = reply.getHeader('location')
         if (to.strip && typeof location === 'string' && /^\/(?!\/)/.test(location) && !to.owns(location.split(/[?#]/, 1)[0]!)) reply.header('location', to.path.slice(0, -1) + location)
         void delivery.take(request as FastifyRequest, reply as FastifyReply, stream).then(
-          (body) => { if (body !== undefined) reply.send(body) },
+          (body) => {
+            if (body === undefined) return
+            // What is compressed had a length, and so no trailers.
+            if (body === stream) passTrailers(request as FastifyRequest, reply as FastifyReply, stream)
+            reply.send(body)
+          },
           (err: Error) => { void failed(request as FastifyRequest, reply as FastifyReply, err) })
       },
       onError: (reply, { error }) => {
@@ -98,9 +106,37 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
   })
 })
 
+/** An answer before the answer (RFC 9110 §15.2), such as 103 with what a browser may fetch meanwhile. */
+function interim (request: FastifyRequest, reply: FastifyReply, { statusCode, headers }: { statusCode: number, headers: IncomingHttpHeaders | Array<string | Buffer> }): void {
+  const raw = reply.raw as ServerResponse & { writeInformation: (status: number, headers: Record<string, string>) => void }
+  // 100 is between the gateway and each side; 101 is an upgrade; HTTP/1.0 knows none.
+  if (statusCode < 102 || request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed) return
+  const { 'content-length': _length, 'set-cookie': _cookie, ...fields } = responseHeaders(headers as IncomingHttpHeaders)
+  try {
+    raw.writeInformation(statusCode, Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, Array.isArray(value) ? value.join(', ') : value])))
+  } catch {
+    // A hint that cannot be said is none.
+  }
+}
+
+/** Has what an app sends after its answer follow it, where there is room for it: in chunks, and over HTTP/2. */
+function passTrailers (request: FastifyRequest, reply: FastifyReply, stream: Readable): void {
+  const { statusCode } = reply
+  if (request.method === 'HEAD' || request.raw.httpVersion === '1.0' || statusCode === 204 || statusCode === 304 || reply.hasHeader('content-length')) return
+  // Before the body is piped: its end is also the answer's.
+  stream.once('end', () => {
+    try {
+      reply.raw.addTrailers(responseTrailers(waiting.get(request.raw)?.trailers ?? {}) as Record<string, string>)
+    } catch {
+      // The answer is whole without them.
+    }
+  })
+}
+
 /** Answers a request whose upstream failed: 504 when it was late, 502 when it was not there. */
 export async function failed (request: FastifyRequest, reply: FastifyReply, error: Error): Promise<void> {
   if (reply.sent || reply.raw.headersSent) return
+  broken.add(request)
   if (reply.raw.destroyed) {
     reply.hijack()
     return

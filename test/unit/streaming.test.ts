@@ -57,21 +57,3 @@ test('HEAD has the headers of GET and no body, and the connection goes on', asyn
   const answer = await bench.raw(`HEAD / HTTP/1.1\r\nHost: ${name}\r\n\r\nGET / HTTP/1.1\r\nHost: ${name}\r\n\r\n`, 400)
   assert.match(answer, /^HTTP\/1\.1 200 OK\r\n[^]*content-length: 4\r\n[^]*\r\n\r\nHTTP\/1\.1 200 OK\r\n[^]*\r\n\r\nbody$/i)
 })
-
-test('an interim answer (103) of the origin does not become the answer', async () => {
-  await using bench = await Bench.start()
-  bench.origin.handler = (_request, response) => { response.writeEarlyHints({ link: '</a.css>; rel=preload' }, () => { response.end('final') }) }
-  const answer = await bench.fetch()
-  assert.deepEqual([answer.status, answer.text], [200, 'final'])
-})
-
-test('an answer with trailers arrives whole', async () => {
-  await using bench = await Bench.start()
-  bench.origin.handler = (_request, response) => {
-    response.writeHead(200, { trailer: 'x-sum' }).write('body')
-    response.addTrailers({ 'x-sum': '4' })
-    response.end()
-  }
-  const answer = await bench.fetch()
-  assert.deepEqual([answer.status, answer.text, answer.headers['x-sum']], [200, 'body', undefined])
-})
