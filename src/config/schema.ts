@@ -136,6 +136,10 @@ export const schema = {
     connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
     /** How long the app may take from the end of a request to the headers of its answer. Default: 120 s. */
     responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"120 s"' }),
+    /** How long the app may send nothing of an answer that has begun; the answer is then broken off. 0 is no limit: the pauses of an event stream have none. Default: 0 s. */
+    idleTimeout: key(duration(0, 86_400_000), { default: 0, example: '"60 s"' }),
+    /** How long a request may take from its headers to the end of its answer; 0 is no limit: an upload takes as long as it takes. Default: 0 s. */
+    totalTimeout: key(duration(0, 86_400_000), { default: 0, example: '"10 min"' }),
     /** Headers not passed on to the app. Default: none but those of the connection and copies of the gateway's own. */
     requestRemove: key(listOf(text(header('request', true))), { default: [], example: '["X-Example"]' }),
     /** Headers a request goes to the app with, `Name: value`, whatever the peer sent of them. Default: none. */

@@ -1,4 +1,6 @@
+import { EventEmitter } from 'node:events'
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
+import { isIP } from 'node:net'
 import type { Dispatcher } from 'undici'
 import type { Config } from '../config/config.ts'
 import { appIdentity } from '../config/schema.ts'
@@ -29,10 +31,12 @@ export class App {
   readonly right: Right | undefined
   /** What is changed in the headers of its requests, and of its answers. */
   readonly rules: { request: HeaderRules, answer: HeaderRules } | undefined
+  /** Milliseconds from a request's headers to the end of its answer; 0 is no limit. */
+  readonly totalTimeout: number
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
 
-  constructor ({ name, label, service, path, strip, right, rules, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'rules' | 'upstreams'>) {
+  constructor ({ name, label, service, path, strip, right, rules, totalTimeout, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'rules' | 'totalTimeout' | 'upstreams'>) {
     this.name = name
     this.label = label
     this.service = service
@@ -40,6 +44,7 @@ export class App {
     this.strip = strip
     this.right = right
     this.rules = rules
+    this.totalTimeout = totalTimeout
     this.upstreams = upstreams
   }
 
@@ -82,6 +87,9 @@ export function isUnconnected (err: Error): boolean {
   return unconnected.test((cause as NodeJS.ErrnoException).code ?? '')
 }
 
+/** Code of a request that took longer than total_timeout. */
+export const totalTimeoutCode = 'GH_TOTAL_TIMEOUT'
+
 type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
 
 /** What a request's headers carry to {@link Apps.request} past reply-from, which has no other way: options of undici's. Symbols are not sent. */
@@ -107,7 +115,7 @@ export class Apps {
   #log: Logger
 
   constructor (nodeRed: Upstream, log: Logger) {
-    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, rules: undefined, upstreams: [nodeRed] })
+    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, rules: undefined, totalTimeout: 0, upstreams: [nodeRed] })
     this.#log = log
   }
 
@@ -125,7 +133,7 @@ export class Apps {
     const before = this.#others
     this.#others = settings
       .map((entry) => {
-        const { service, right, upstreams, serverName, caFile, connectTimeout, responseTimeout } = entry
+        const { service, right, upstreams, serverName, caFile, connectTimeout, responseTimeout, idleTimeout, totalTimeout } = entry
         const { name, label, path } = appIdentity(entry)
         const rules = {
           request: headerRules({ remove: entry.requestRemove, set: entry.requestSet, add: entry.requestAdd }),
@@ -133,8 +141,8 @@ export class Apps {
         }
         // Without its own authority an app is trusted by none, rather than by the system's.
         const authority = caFile === undefined ? undefined : ca(caFile) ?? []
-        return new App({ name, label, service, path, right, rules, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
-          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, connectTimeout, responseTimeout })
+        return new App({ name, label, service, path, right, rules, totalTimeout, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
+          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, connectTimeout, responseTimeout, idleTimeout })
           upstream.on('change', () => {
             if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
             else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${label}: ${upstream.error.line}`)
@@ -163,20 +171,30 @@ export class Apps {
     const path = app.target(options.path)
     const bodyless = options.body === null || options.body === undefined || options.body === ''
     const extra = (options.headers as { [extras]?: Extras } | undefined)?.[extras]
+    // Who waits for the answer may give it up (proxy.ts), and so may the app's own limit.
+    const signal = extra?.signal instanceof EventEmitter ? extra.signal as EventEmitter & { reason?: Error } : Object.assign(new EventEmitter(), { reason: undefined as Error | undefined })
+    const late = app.totalTimeout === 0 ? undefined : setTimeout(() => {
+      signal.reason = Object.assign(new Error(`not done within ${app.totalTimeout / 1_000} s`), { code: totalTimeoutCode })
+      signal.emit('abort')
+    }, app.totalTimeout)
     const attempt = (i: number): void => {
       const upstream = candidates[i]!
-      upstream.pool.request({ ...options, signal: extra?.signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
+      upstream.pool.request({ ...options, signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
         if (err === null) {
           upstream.up()
           if (extra !== undefined) extra.trailers = data.trailers as IncomingHttpHeaders
-        }
-        else if (isUnconnected(err)) {
+          data.body.once('close', () => clearTimeout(late)).once('error', (broken: NodeJS.ErrnoException) => {
+            const limit = broken.code === totalTimeoutCode ? 'total_timeout' : broken.code === 'UND_ERR_BODY_TIMEOUT' ? 'idle_timeout' : undefined
+            if (limit !== undefined) this.#log.warn({ code: 'GH_UPSTREAM_TIMEOUT', app: app.name }, `${app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`)
+          })
+        } else if (isUnconnected(err)) {
           upstream.down(err.cause instanceof Error ? err.cause : err)
           if (bodyless && i + 1 < candidates.length) {
             attempt(i + 1)
             return
           }
         }
+        if (err !== null) clearTimeout(late)
         answer(err, data)
       })
     }
@@ -195,7 +213,8 @@ function where (url: string, tls: { ca: string | string[] | undefined, serverNam
   const { protocol, hostname, port } = new URL(url)
   const host = hostname.replace(/^\[|\]$/g, '')
   if (protocol === 'http:') return { host, port: Number(port || 80) }
-  return { host, port: Number(port || 443), tls: { servername: tls.serverName ?? host, ...(tls.ca === undefined ? {} : { ca: tls.ca }) } }
+  // SNI is for names alone (RFC 6066 §3); a certificate is then verified by the address.
+  return { host, port: Number(port || 443), tls: { servername: tls.serverName ?? (isIP(host) === 0 ? host : ''), ...(tls.ca === undefined ? {} : { ca: tls.ca }) } }
 }
 
 /** Finds a request's app before anything asks about it; sends `/path` to `/path/`, so that relative links work. */

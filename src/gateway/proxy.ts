@@ -4,7 +4,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
-import { extras, isUnconnected } from './apps.ts'
+import { extras, isUnconnected, totalTimeoutCode } from './apps.ts'
 import type { Apps, Extras } from './apps.ts'
 import type { Delivery } from './deliver.ts'
 import { applyRules } from './header-rules.ts'
@@ -111,12 +111,18 @@ function interim (request: FastifyRequest, reply: FastifyReply, { statusCode, he
   const raw = reply.raw as ServerResponse & { writeInformation: (status: number, headers: Record<string, string>) => void }
   // 100 is between the gateway and each side; 101 is an upgrade; HTTP/1.0 knows none.
   if (statusCode < 102 || request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed) return
-  const { 'content-length': _length, 'set-cookie': _cookie, ...fields } = responseHeaders(headers as IncomingHttpHeaders)
+  const { 'content-length': _length, 'set-cookie': _cookie, ...fields } = withoutRemoved(responseHeaders(headers as IncomingHttpHeaders), request.to)
   try {
     raw.writeInformation(statusCode, Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, Array.isArray(value) ? value.join(', ') : value])))
   } catch {
     // A hint that cannot be said is none.
   }
+}
+
+/** What peers are not to get of an app's answer, they get neither before it nor behind. */
+function withoutRemoved (headers: Record<string, string | string[]>, { rules }: FastifyRequest['to']): Record<string, string | string[]> {
+  for (const name of rules?.answer.remove ?? []) delete headers[name]
+  return headers
 }
 
 /** Has what an app sends after its answer follow it, where there is room for it: in chunks, and over HTTP/2. */
@@ -126,12 +132,20 @@ function passTrailers (request: FastifyRequest, reply: FastifyReply, stream: Rea
   // Before the body is piped: its end is also the answer's.
   stream.once('end', () => {
     try {
-      reply.raw.addTrailers(responseTrailers(waiting.get(request.raw)?.trailers ?? {}) as Record<string, string>)
+      reply.raw.addTrailers(withoutRemoved(responseTrailers(waiting.get(request.raw)?.trailers ?? {}), request.to) as Record<string, string>)
     } catch {
       // The answer is whole without them.
     }
   })
 }
+
+/** What a limit that is over means, by the codes of undici and of ours. */
+const lateness = [
+  { codes: /^UND_ERR_CONNECT_TIMEOUT$/, key: 'connect_timeout', message: 'took no connection in time' },
+  { codes: new RegExp(`^${totalTimeoutCode}$`), key: 'total_timeout', message: 'took the request but was not done with it in time' },
+  { codes: /^UND_ERR_BODY_TIMEOUT$/, key: 'idle_timeout', message: 'began an answer and did not go on with it' },
+  { codes: /TIMEOUT|TIMEDOUT/, key: 'response_timeout', message: 'took the request but did not answer' },
+]
 
 /** Answers a request whose upstream failed: 504 when it was late, 502 when it was not there. */
 export async function failed (request: FastifyRequest, reply: FastifyReply, error: Error): Promise<void> {
@@ -150,9 +164,10 @@ export async function failed (request: FastifyRequest, reply: FastifyReply, erro
     await tooLarge(request, reply)
     return
   }
-  if (/TIMEOUT/.test(code) && code !== 'UND_ERR_CONNECT_TIMEOUT') {
-    await sendError(request, reply, 504, `${name} did not answer in time`, new GatehouseError('GH_UPSTREAM_TIMEOUT', `${name} took the request but did not answer`,
-      nodeRed ? 'Try again; if it stays so, a flow may be busy or waiting without end: look at `journalctl -u node-red` on the device' : 'Try again; if it stays so, look at what the app is doing, or raise response_timeout in [[app]]'))
+  const late = lateness.find(({ codes }) => codes.test(code))
+  if (late !== undefined) {
+    await sendError(request, reply, 504, `${name} did not answer in time`, new GatehouseError('GH_UPSTREAM_TIMEOUT', `${name} ${late.message}`,
+      nodeRed ? 'Try again; if it stays so, a flow may be busy or waiting without end: look at `journalctl -u node-red` on the device' : `Try again; if it stays so, look at what the app is doing, or raise ${late.key} in [[app]]`))
     return
   }
   const explained = to.candidates[0]!.explain(cause)

@@ -15,6 +15,8 @@ export interface UpstreamOptions {
   connectTimeout?: number
   /** Milliseconds from the end of a request to the headers of its answer. Default 120 s. */
   responseTimeout?: number
+  /** Milliseconds between two pieces of an answer; 0, the default, is no limit: an event stream has none. */
+  idleTimeout?: number
 }
 
 /**
@@ -27,19 +29,19 @@ export class Upstream extends EventEmitter {
   readonly origin: string
   readonly pool: Pool
   readonly responseTimeout: number
+  readonly connectTimeout: number
   #name: string | undefined
-  #connectTimeout: number
   #state: 'unknown' | 'up' | 'down' = 'unknown'
   #error: GatehouseError | undefined
   #since = new Date()
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor (where: Where, { name, connectTimeout = 5_000, responseTimeout = 120_000 }: UpstreamOptions = {}) {
+  constructor (where: Where, { name, connectTimeout = 5_000, responseTimeout = 120_000, idleTimeout = 0 }: UpstreamOptions = {}) {
     super()
     this.where = where
     this.#name = name
-    this.#connectTimeout = connectTimeout
+    this.connectTimeout = connectTimeout
     this.responseTimeout = responseTimeout
     const tls = 'path' in where ? undefined : where.tls
     this.origin = 'path' in where ? 'http://localhost' : `${tls === undefined ? 'http' : 'https'}://${where.host.includes(':') ? `[${where.host}]` : where.host}:${where.port}`
@@ -48,8 +50,7 @@ export class Upstream extends EventEmitter {
       connections: 1024,
       pipelining: 1,
       headersTimeout: responseTimeout,
-      // The pause between two pieces of an event stream has no limit.
-      bodyTimeout: 0,
+      bodyTimeout: idleTimeout,
       // undici would ask for, and verify, the name in the Host header, which is the gateway's.
       connect: tls === undefined ? connector : (options, done) => { connector({ ...options, servername: tls.servername }, done) },
     })
@@ -74,7 +75,7 @@ export class Upstream extends EventEmitter {
       const { where } = this
       const tls = 'path' in where ? undefined : where.tls
       const socket = tls === undefined ? connect(where as { path: string }) : tlsConnect({ ...where, ...tls })
-      const timer = setTimeout(() => socket.destroy(Object.assign(new Error(`no answer within ${this.#connectTimeout / 1_000} s`), { code: 'ETIMEDOUT' })), this.#connectTimeout)
+      const timer = setTimeout(() => socket.destroy(Object.assign(new Error(`no answer within ${this.connectTimeout / 1_000} s`), { code: 'ETIMEDOUT' })), this.connectTimeout)
       socket.once(tls === undefined ? 'connect' : 'secureConnect', () => { resolve(undefined); socket.end() })
       socket.once('error', resolve)
       socket.once('close', () => { clearTimeout(timer) })

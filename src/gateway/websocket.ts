@@ -13,7 +13,7 @@ import type { Metrics } from './metrics.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 import { failed } from './proxy.ts'
-import type { Where } from './upstream.ts'
+import type { Upstream } from './upstream.ts'
 
 /** Options of {@link websocket}. */
 export interface WebSocketOptions {
@@ -105,7 +105,7 @@ async function handshake (raw: IncomingMessage, app: App, timeout: number, whoIs
   const { candidates } = app
   for (const [i, upstream] of candidates.entries()) {
     try {
-      const answer = await ask(raw, upstream.where, app.target(raw.url ?? '/'), { ...headers, connection: 'Upgrade', upgrade: 'websocket' }, timeout)
+      const answer = await ask(raw, upstream, app.target(raw.url ?? '/'), { ...headers, connection: 'Upgrade', upgrade: 'websocket' }, timeout)
       upstream.up()
       return answer
     } catch (err) {
@@ -117,14 +117,16 @@ async function handshake (raw: IncomingMessage, app: App, timeout: number, whoIs
   throw new Error('an app without upstreams')
 }
 
-async function ask (raw: IncomingMessage, where: Where, path: string, headers: OutgoingHttpHeaders, timeout: number): Promise<Handshake> {
+async function ask (raw: IncomingMessage, { where, connectTimeout, responseTimeout }: Upstream, path: string, headers: OutgoingHttpHeaders, timeout: number): Promise<Handshake> {
   return await new Promise((resolve, reject) => {
     const options = { method: 'GET', path, headers, setHost: false, agent: false }
     const request = 'path' in where
       ? httpRequest({ ...options, socketPath: where.path })
       : where.tls === undefined ? httpRequest({ ...options, host: where.host, port: where.port }) : httpsRequest({ ...options, host: where.host, port: where.port, ...where.tls })
-    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), timeout)
-    request.once('close', () => clearTimeout(timer))
+    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), Math.min(timeout, responseTimeout))
+    const unconnected = setTimeout(() => request.destroy(Object.assign(new Error(`no connection within ${connectTimeout / 1_000} s`), { code: 'UND_ERR_CONNECT_TIMEOUT' })), connectTimeout)
+    request.once('socket', (socket) => { socket.once('path' in where || where.tls === undefined ? 'connect' : 'secureConnect', () => clearTimeout(unconnected)) })
+    request.once('close', () => { clearTimeout(timer); clearTimeout(unconnected) })
     const abandon = (): void => { request.destroy() }
     raw.socket.once('close', abandon)
     request.on('error', reject)

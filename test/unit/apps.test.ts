@@ -14,7 +14,7 @@ import { alice } from './support/tailnet.ts'
 import { capability } from '../../src/gateway/access.ts'
 
 type Settings = Config['app'][number]
-const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, connectTimeout: 5_000, responseTimeout: 120_000, requestRemove: [], requestSet: [], requestAdd: [], answerRemove: [], answerSet: [], answerAdd: [], ...more })
+const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, connectTimeout: 5_000, responseTimeout: 120_000, idleTimeout: 0, totalTimeout: 0, requestRemove: [], requestSet: [], requestAdd: [], answerRemove: [], answerSet: [], answerAdd: [], ...more })
 const configure = (bench: Bench, ...apps: Settings[]): void => { bench.gateway.configure({ ...defaults(), app: apps }) }
 
 /** A server of its own that says who it is and what it was asked. */
@@ -88,6 +88,28 @@ test('https upstreams are verified: own authority, name asked for by SNI', async
   assert.deepEqual(names, ['inside.example'])
   for (const path of ['/other-name/', '/unknown/', '/no-file/']) assert.equal((await bench.fetch({ path })).status, 502, path)
   assert.equal(names.length, 1)
+})
+
+test('an https upstream by its address is verified by that, without SNI', async () => {
+  await using bench = await Bench.start({ options: { authority: () => bench.authority.certificate } })
+  const serve = async (pem: string): Promise<string> => {
+    const https = createTLSServer({ cert: pem, key: pem }, (request, response) => { response.end(JSON.stringify({ who: String((request.socket as unknown as { servername: string | false }).servername) })) })
+    new WebSocketServer({ server: https }).on('connection', (ws) => ws.send('hello'))
+    await new Promise<void>((resolve) => https.listen(0, '127.0.0.1', resolve))
+    https.unref()
+    return `https://127.0.0.1:${(https.address() as AddressInfo).port}`
+  }
+  configure(bench, app('/good/', [await serve(bench.authority.issue('127.0.0.1'))], { caFile: 'own.pem' }), app('/bad/', [await serve(bench.authority.issue('127.0.0.2'))], { caFile: 'own.pem' }))
+  assert.equal((await ask(bench, '/good/')).who, 'false')
+  assert.equal((await bench.fetch({ path: '/bad/' })).status, 502)
+  const socket = await bench.connect()
+  const ws = new WebSocket(`wss://${name}/good/ws`, { createConnection: () => socket })
+  assert.equal(String((await once(ws, 'message') as [Buffer])[0]), 'hello')
+  ws.terminate()
+  const refused = new WebSocket(`wss://${name}/bad/ws`, { createConnection: (socket => () => socket)(await bench.connect()) })
+  const [, answer] = await once(refused, 'unexpected-response') as [unknown, IncomingMessage]
+  answer.resume()
+  assert.equal(answer.statusCode, 502)
 })
 
 test('failover: the next upstream answers when one is down, and the first again when it is back', async () => {

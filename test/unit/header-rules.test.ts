@@ -47,6 +47,21 @@ test('headers of its answers: removed, set, added, cookies each on its own; what
   assert.equal(asked, before + 2)
 })
 
+test('what peers are not to get, they get neither before an answer nor behind it', async () => {
+  await using bench = await Bench.start()
+  const { url } = await origin((_request, response) => {
+    response.writeEarlyHints({ link: '</a.css>; rel=preload', 'x-debug': 'early' })
+    response.writeHead(200, { trailer: 'x-debug, x-sum' })
+    response.write('text')
+    response.addTrailers({ 'x-debug': 'late', 'x-sum': '1' })
+    response.end()
+  })
+  bench.gateway.configure(parseConfig(toml(url, 'answer_remove = ["X-Debug"]'), 'f'))
+  const got = await bench.raw(`GET /a/ HTTP/1.1\r\nHost: ${name}\r\nTE: trailers\r\nConnection: close\r\n\r\n`)
+  assert.match(got, /HTTP\/1\.1 103 [^]*link: <\/a\.css>[^]*HTTP\/1\.1 200 [^]*x-sum: 1/i)
+  assert.doesNotMatch(got, /early|late/)
+})
+
 test('a WebSocket\'s handshake and its answer go by the rules too', async () => {
   await using bench = await Bench.start()
   const { server, url } = await origin()

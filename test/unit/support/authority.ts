@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { isIP } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -16,14 +17,14 @@ export class Authority {
   }
 
   /**
-   * Chain and key for a name, as one PEM.
+   * Chain and key for a name or an address, as one PEM.
    *
    * @param from start of validity, default an hour ago
    * @param to end of validity, default 90 days after the start
    */
   issue (name: string, from: Date = new Date(Date.now() - 3_600_000), to: Date = new Date(from.getTime() + 90 * 86_400_000)): string {
     const time = (date: Date): string => date.toISOString().replace(/[-:T]|\.\d+/g, '')
-    writeFileSync(join(this.directory, 'ext'), `subjectAltName=DNS:${name}\n`)
+    writeFileSync(join(this.directory, 'ext'), `subjectAltName=${isIP(name) === 0 ? 'DNS' : 'IP'}:${name}\n`)
     this.#openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'leaf.key', '-out', 'leaf.csr', '-subj', `/CN=${name}`)
     writeFileSync(join(this.directory, 'index.txt'), '')
     writeFileSync(join(this.directory, 'ca.cnf'), '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\npolicy=p\ndefault_md=sha256\nrand_serial=yes\nunique_subject=no\n[p]\ncommonName=supplied\n')
