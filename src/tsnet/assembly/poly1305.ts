@@ -1,13 +1,13 @@
 /**
- * Poly1305 (RFC 8439 section 2.5) with limbs of 26 bits in 64-bit integers. The state is in globals: a call of the module's runs to its end,
- * and there is one thread. No branch and no address depends on a secret.
+ * Poly1305 (RFC 8439 section 2.5) with limbs of 26 bits: four blocks at once, one a lane, and what is left one by one. The state is in
+ * globals: a call of the module's runs to its end, and there is one thread. No branch and no address depends on a secret.
  */
 const MASK: u64 = 0x3ffffff;
+/** From how many bytes on the two more powers of r are worth their while. */
+const VECTOR_MIN: usize = 256;
 
 let h0: u64 = 0, h1: u64 = 0, h2: u64 = 0, h3: u64 = 0, h4: u64 = 0;
 let r0: u64 = 0, r1: u64 = 0, r2: u64 = 0, r3: u64 = 0, r4: u64 = 0;
-/** r squared. */
-let q0: u64 = 0, q1: u64 = 0, q2: u64 = 0, q3: u64 = 0, q4: u64 = 0;
 
 /** Begins a message, with the first half of the one-time key. */
 export function begin(key: usize): void {
@@ -18,13 +18,10 @@ export function begin(key: usize): void {
   r2 = ((low >> 52) | (high << 12)) & MASK;
   r3 = (high >> 14) & MASK;
   r4 = high >> 40;
-  h0 = r0; h1 = r1; h2 = r2; h3 = r3; h4 = r4;
-  multiply();
-  q0 = h0; q1 = h1; q2 = h2; q3 = h3; q4 = h4;
   h0 = 0; h1 = 0; h2 = 0; h3 = 0; h4 = 0;
 }
 
-/** h = h * r mod 2^130 - 5, limbs but for h1's of 26 bits. */
+/** h = h * r mod 2^130 - 5, limbs of 26 bits; h1 may be some bits larger. */
 function multiply(): void {
   const s1 = r1 * 5, s2 = r2 * 5, s3 = r3 * 5, s4 = r4 * 5;
   const d0 = h0 * r0 + h1 * s4 + h2 * s3 + h3 * s2 + h4 * s1;
@@ -47,43 +44,12 @@ function multiply(): void {
 /** Takes in `length` bytes, a multiple of 16. */
 export function update(at: usize, length: usize): void {
   const end = at + length;
-  const pairs = at + (length & ~31);
-  let a0 = h0, a1 = h1, a2 = h2, a3 = h3, a4 = h4;
-  const s1 = r1 * 5, s2 = r2 * 5, s3 = r3 * 5, s4 = r4 * 5;
-  const t1 = q1 * 5, t2 = q2 * 5, t3 = q3 * 5, t4 = q4 * 5;
-  // Two blocks at once: (h + a) * r^2 + b * r.
-  for (; at < pairs; at += 32) {
-    let low = load<u64>(at), high = load<u64>(at, 8);
-    a0 += low & MASK;
-    a1 += (low >> 26) & MASK;
-    a2 += ((low >> 52) | (high << 12)) & MASK;
-    a3 += (high >> 14) & MASK;
-    a4 += (high >> 40) | (1 << 24);
-    low = load<u64>(at, 16);
-    high = load<u64>(at, 24);
-    const b0 = low & MASK;
-    const b1 = (low >> 26) & MASK;
-    const b2 = ((low >> 52) | (high << 12)) & MASK;
-    const b3 = (high >> 14) & MASK;
-    const b4 = (high >> 40) | (1 << 24);
-    const d0 = a0 * q0 + a1 * t4 + a2 * t3 + a3 * t2 + a4 * t1 + (b0 * r0 + b1 * s4 + b2 * s3 + b3 * s2 + b4 * s1);
-    let d1 = a0 * q1 + a1 * q0 + a2 * t4 + a3 * t3 + a4 * t2 + (b0 * r1 + b1 * r0 + b2 * s4 + b3 * s3 + b4 * s2);
-    let d2 = a0 * q2 + a1 * q1 + a2 * q0 + a3 * t4 + a4 * t3 + (b0 * r2 + b1 * r1 + b2 * r0 + b3 * s4 + b4 * s3);
-    let d3 = a0 * q3 + a1 * q2 + a2 * q1 + a3 * q0 + a4 * t4 + (b0 * r3 + b1 * r2 + b2 * r1 + b3 * r0 + b4 * s4);
-    let d4 = a0 * q4 + a1 * q3 + a2 * q2 + a3 * q1 + a4 * q0 + (b0 * r4 + b1 * r3 + b2 * r2 + b3 * r1 + b4 * r0);
-    d1 += d0 >> 26;
-    d2 += d1 >> 26;
-    d3 += d2 >> 26;
-    d4 += d3 >> 26;
-    const t = (d0 & MASK) + (d4 >> 26) * 5;
-    a0 = t & MASK;
-    a1 = (d1 & MASK) + (t >> 26);
-    a2 = d2 & MASK;
-    a3 = d3 & MASK;
-    a4 = d4 & MASK;
+  if (length >= VECTOR_MIN) {
+    const n = length & ~63;
+    update64(at, n);
+    at += n;
   }
-  h0 = a0; h1 = a1; h2 = a2; h3 = a3; h4 = a4;
-  if (at < end) {
+  for (; at < end; at += 16) {
     const low = load<u64>(at), high = load<u64>(at, 8);
     h0 += low & MASK;
     h1 += (low >> 26) & MASK;
@@ -92,6 +58,104 @@ export function update(at: usize, length: usize): void {
     h4 += (high >> 40) | (1 << 24);
     multiply();
   }
+}
+
+// @ts-ignore: a decorator of AssemblyScript's
+@inline function lanes(a: u64, b: u64, c: u64, d: u64): v128 {
+  return i32x4.replace_lane(i32x4.replace_lane(i32x4.replace_lane(i32x4.splat(<i32>a), 1, <i32>b), 2, <i32>c), 3, <i32>d);
+}
+// @ts-ignore
+@inline function times5(x: v128): v128 {
+  return i32x4.add(i32x4.shl(x, 2), x);
+}
+/** The sum of five products, of the lanes 0 and 1. */
+// @ts-ignore
+@inline function low5(a: v128, b: v128, c: v128, d: v128, e: v128, f: v128, g: v128, h: v128, i: v128, j: v128): v128 {
+  return i64x2.add(
+    i64x2.add(i64x2.add(i64x2.extmul_low_i32x4_u(a, b), i64x2.extmul_low_i32x4_u(c, d)), i64x2.add(i64x2.extmul_low_i32x4_u(e, f), i64x2.extmul_low_i32x4_u(g, h))),
+    i64x2.extmul_low_i32x4_u(i, j),
+  );
+}
+/** The same of the lanes 2 and 3. */
+// @ts-ignore
+@inline function high5(a: v128, b: v128, c: v128, d: v128, e: v128, f: v128, g: v128, h: v128, i: v128, j: v128): v128 {
+  return i64x2.add(
+    i64x2.add(i64x2.add(i64x2.extmul_high_i32x4_u(a, b), i64x2.extmul_high_i32x4_u(c, d)), i64x2.add(i64x2.extmul_high_i32x4_u(e, f), i64x2.extmul_high_i32x4_u(g, h))),
+    i64x2.extmul_high_i32x4_u(i, j),
+  );
+}
+/** The low halves of the four 64-bit lanes. */
+// @ts-ignore
+@inline function narrow(low: v128, high: v128): v128 {
+  return i8x16.shuffle(low, high, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+}
+// @ts-ignore
+@inline function sum(x: v128): u64 {
+  return <u64><u32>i32x4.extract_lane(x, 0) + <u64><u32>i32x4.extract_lane(x, 1) + <u64><u32>i32x4.extract_lane(x, 2) + <u64><u32>i32x4.extract_lane(x, 3);
+}
+
+/** Takes in `length` bytes, a multiple of 64 and not 0. Lane i has the blocks i, i + 4, …, and r^4 between them; at the end r^(4 - i). */
+function update64(at: usize, length: usize): void {
+  // r^2, r^3 and r^4, by way of h.
+  const k0 = h0, k1 = h1, k2 = h2, k3 = h3, k4 = h4;
+  h0 = r0; h1 = r1; h2 = r2; h3 = r3; h4 = r4;
+  multiply();
+  const p0 = h0, p1 = h1, p2 = h2, p3 = h3, p4 = h4;
+  multiply();
+  const q0 = h0, q1 = h1, q2 = h2, q3 = h3, q4 = h4;
+  multiply();
+  let m0 = i32x4.splat(<i32>h0), m1 = i32x4.splat(<i32>h1), m2 = i32x4.splat(<i32>h2), m3 = i32x4.splat(<i32>h3), m4 = i32x4.splat(<i32>h4);
+  let s1 = times5(m1), s2 = times5(m2), s3 = times5(m3), s4 = times5(m4);
+  let a0 = lanes(k0, 0, 0, 0), a1 = lanes(k1, 0, 0, 0), a2 = lanes(k2, 0, 0, 0), a3 = lanes(k3, 0, 0, 0), a4 = lanes(k4, 0, 0, 0);
+  const mask32 = i32x4.splat(0x3ffffff);
+  const mask = i64x2.splat(0x3ffffff);
+  const last = at + length - 64;
+  for (; at <= last; at += 64) {
+    // Words 0 to 3 of the four blocks, a block a lane; of them the limbs.
+    const b0 = v128.load(at), b1 = v128.load(at, 16), b2 = v128.load(at, 32), b3 = v128.load(at, 48);
+    const c0 = i8x16.shuffle(b0, b1, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const c1 = i8x16.shuffle(b2, b3, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const c2 = i8x16.shuffle(b0, b1, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const c3 = i8x16.shuffle(b2, b3, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const w0 = i8x16.shuffle(c0, c1, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    const w1 = i8x16.shuffle(c0, c1, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    const w2 = i8x16.shuffle(c2, c3, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    const w3 = i8x16.shuffle(c2, c3, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    a0 = i32x4.add(a0, v128.and(w0, mask32));
+    a1 = i32x4.add(a1, v128.and(v128.or(i32x4.shr_u(w0, 26), i32x4.shl(w1, 6)), mask32));
+    a2 = i32x4.add(a2, v128.and(v128.or(i32x4.shr_u(w1, 20), i32x4.shl(w2, 12)), mask32));
+    a3 = i32x4.add(a3, v128.and(v128.or(i32x4.shr_u(w2, 14), i32x4.shl(w3, 18)), mask32));
+    a4 = i32x4.add(a4, v128.or(i32x4.shr_u(w3, 8), i32x4.splat(1 << 24)));
+    if (at === last) {
+      m0 = lanes(h0, q0, p0, r0); m1 = lanes(h1, q1, p1, r1); m2 = lanes(h2, q2, p2, r2); m3 = lanes(h3, q3, p3, r3); m4 = lanes(h4, q4, p4, r4);
+      s1 = times5(m1); s2 = times5(m2); s3 = times5(m3); s4 = times5(m4);
+    }
+    let l0 = low5(a0, m0, a1, s4, a2, s3, a3, s2, a4, s1), g0 = high5(a0, m0, a1, s4, a2, s3, a3, s2, a4, s1);
+    let l1 = low5(a0, m1, a1, m0, a2, s4, a3, s3, a4, s2), g1 = high5(a0, m1, a1, m0, a2, s4, a3, s3, a4, s2);
+    let l2 = low5(a0, m2, a1, m1, a2, m0, a3, s4, a4, s3), g2 = high5(a0, m2, a1, m1, a2, m0, a3, s4, a4, s3);
+    let l3 = low5(a0, m3, a1, m2, a2, m1, a3, m0, a4, s4), g3 = high5(a0, m3, a1, m2, a2, m1, a3, m0, a4, s4);
+    let l4 = low5(a0, m4, a1, m3, a2, m2, a3, m1, a4, m0), g4 = high5(a0, m4, a1, m3, a2, m2, a3, m1, a4, m0);
+    l1 = i64x2.add(l1, i64x2.shr_u(l0, 26)); g1 = i64x2.add(g1, i64x2.shr_u(g0, 26));
+    l2 = i64x2.add(l2, i64x2.shr_u(l1, 26)); g2 = i64x2.add(g2, i64x2.shr_u(g1, 26));
+    l3 = i64x2.add(l3, i64x2.shr_u(l2, 26)); g3 = i64x2.add(g3, i64x2.shr_u(g2, 26));
+    l4 = i64x2.add(l4, i64x2.shr_u(l3, 26)); g4 = i64x2.add(g4, i64x2.shr_u(g3, 26));
+    const lc = i64x2.shr_u(l4, 26), gc = i64x2.shr_u(g4, 26);
+    l0 = i64x2.add(v128.and(l0, mask), i64x2.add(i64x2.shl(lc, 2), lc));
+    g0 = i64x2.add(v128.and(g0, mask), i64x2.add(i64x2.shl(gc, 2), gc));
+    a0 = v128.and(narrow(l0, g0), mask32);
+    a1 = i32x4.add(v128.and(narrow(l1, g1), mask32), narrow(i64x2.shr_u(l0, 26), i64x2.shr_u(g0, 26)));
+    a2 = v128.and(narrow(l2, g2), mask32);
+    a3 = v128.and(narrow(l3, g3), mask32);
+    a4 = v128.and(narrow(l4, g4), mask32);
+  }
+  // The sum of the lanes. What the limbs have above 26 bits is carried on, as their products would not fit otherwise.
+  h0 = sum(a0);
+  h1 = sum(a1) + (h0 >> 26);
+  h2 = sum(a2) + (h1 >> 26);
+  h3 = sum(a3) + (h2 >> 26);
+  h4 = sum(a4) + (h3 >> 26);
+  h0 = (h0 & MASK) + (h4 >> 26) * 5;
+  h1 &= MASK; h2 &= MASK; h3 &= MASK; h4 &= MASK;
 }
 
 /** The tag to `out`: h mod 2^130 - 5, plus the second half of the one-time key, mod 2^128. */
