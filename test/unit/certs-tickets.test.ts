@@ -49,6 +49,8 @@ for (const version of ['TLSv1.3', 'TLSv1.2'] as const) {
     bench.putCertificate(bench.authority.issue(app), `${app}.pem`)
     bench.tailnet.become({ ...LoopbackTailnet.running(), certDomains: [name, app] })
     await bench.until(() => bench.gateway.certificates.names.length === 2)
+    // Taken over whole, new ticket keys with it.
+    await bench.gateway.certificates.reload()
     const first = await visit(bench, version, undefined, app)
     assert.equal((await visit(bench, version, first.session, app)).reused, true)
   })
