@@ -14,8 +14,6 @@ import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
-const waiting = new WeakMap<object, Extras>()
-
 /** Requests that are being answered by {@link failed}, which takes a moment. */
 const broken = new WeakSet<object>()
 
@@ -30,6 +28,8 @@ export interface ProxyOptions {
  * retried, failures as 502 and 504 pages. WebSockets are not its business: see websocket.ts.
  */
 export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery }) => {
+  // Not a WeakMap: V8's young collection keeps its values, and with them all of each request, until the next full one.
+  app.decorateRequest('extras')
   // Fastify reads text/plain into memory with a limit unless told otherwise; http-proxy replaces only the JSON parser.
   app.removeAllContentTypeParsers()
 
@@ -46,7 +46,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
       // A peer that takes its request back, or is gone, has no use for an answer.
       const signal = new EventEmitter()
       reply.raw.once('close', () => { if (!reply.raw.writableFinished) signal.emit('abort') })
-      waiting.set(request.raw, { signal, onInfo: (info) => { interim(request, reply, info) } })
+      request.extras = { signal, onInfo: (info) => { interim(request, reply, info) } }
     },
     replyOptions: {
       getUpstream: (request) => `http://${(request as FastifyRequest).to.name}.invalid`,
@@ -65,7 +65,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
         if (to.strip) out['x-forwarded-prefix'] = to.path.slice(0, -1)
         if (to.rules !== undefined) applyRules(out, to.rules.request)
         delivery.prepare(request as FastifyRequest, out)
-        return Object.assign(out, { [extras]: waiting.get(request.raw)! })
+        return Object.assign(out, { [extras]: (request as FastifyRequest).extras })
       },
       // The connection to the origin is not the connection to the peer: Keep-Alive and the like stay on their side.
       rewriteHeaders: (headers, request) => {
@@ -132,7 +132,7 @@ function passTrailers (request: FastifyRequest, reply: FastifyReply, stream: Rea
   // Before the body is piped: its end is also the answer's.
   stream.once('end', () => {
     try {
-      reply.raw.addTrailers(withoutRemoved(responseTrailers(waiting.get(request.raw)?.trailers ?? {}), request.to) as Record<string, string>)
+      reply.raw.addTrailers(withoutRemoved(responseTrailers(request.extras?.trailers ?? {}), request.to) as Record<string, string>)
     } catch {
       // The answer is whole without them.
     }
@@ -172,4 +172,11 @@ export async function failed (request: FastifyRequest, reply: FastifyReply, erro
   }
   const explained = to.candidates[0]!.explain(cause)
   await sendError(request, reply, 502, isUnconnected(error) ? `${name} is not running` : `${name} did not answer`, explained)
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** What goes with the request to the app, beside what reply-from passes on. */
+    extras?: Extras
+  }
 }
