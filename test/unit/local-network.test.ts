@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { get } from 'node:http'
 import type { IncomingMessage } from 'node:http'
+import { connect as connectHTTP2 } from 'node:http2'
 import { connect, createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import { connect as tlsConnect } from 'node:tls'
@@ -60,7 +61,12 @@ test('who comes from the local network is nobody: what is configured and nothing
     assert.equal(refused.status, 403, path)
     assert.match(refused.text, /From the local network nobody may/)
   }
+  const h2 = connectHTTP2(`https://${name}`, { createConnection: () => tlsConnect({ host: '127.0.0.1', port: gateway.gateway.localNetwork.ports.https!, servername: name, ca: gateway.authority.certificate, ALPNProtocols: ['h2'] }) })
+  const over = async (path: string): Promise<unknown> => (await once(h2.request({ ':path': path, ...claims }), 'response'))[0][':status']
+  assert.deepEqual([await over('/flows'), await over('/.gatehouse/status')], [403, 403], 'over HTTP/2 likewise')
   assert.equal(gateway.origin.requests.length, before, 'nothing of it reached Node-RED')
+  assert.equal(await over('/app/hello'), 200)
+  h2.destroy()
   assert.deepEqual(gateway.tailnet.whoIsCalls, [], 'an address there is no address of the tailnet')
   assert.equal((await gateway.fetch({ path: '/flows', method: 'POST' })).status, 200, 'the tailnet is as it was')
   // Another name, and none: as on the tailnet.
