@@ -123,6 +123,27 @@ test('the command exits 0 with a bad file, says one line, and never the key', ()
   assert.ok(!`${run.stderr}${readFileSync(paths.problem, 'utf8')}`.includes('SECRET'))
 })
 
+test('the firewall is told by a file that the gateway has targets, as long as it has', () => {
+  const paths = machine()
+  const run = (toml: string): string[] => {
+    writeFileSync(join(paths.boot, 'gatehouse.toml'), toml)
+    const script = `const { runProvision } = await import(${JSON.stringify(join(import.meta.dirname, '../../src/provision/provision.ts'))})
+      const { paths } = await import(${JSON.stringify(join(import.meta.dirname, '../../src/config/paths.ts'))})
+      process.exitCode = await runProvision(paths(), async (name, secret) => secret)`
+    const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+      encoding: 'utf8',
+      env: { ...process.env, GATEHOUSE_BOOT_DIR: paths.boot, GATEHOUSE_CONFIG_DIR: paths.config, GATEHOUSE_PROBLEM_FILE: paths.problem, GATEHOUSE_CHANNEL_KEY: join(paths.problem, '../channel'), GATEHOUSE_UNIT_DIR: join(paths.boot, '../units') },
+    })
+    assert.deepEqual([status, stderr], [0, ''])
+    return readdirSync(join(paths.problem, '..')).toSorted()
+  }
+  // The very file that gatehouse-firewall.service looks for.
+  assert.match(readFileSync(join(import.meta.dirname, '../../overlays/usr/lib/systemd/system/gatehouse-firewall.service'), 'utf8'), /^ConditionPathExists=\|\/run\/gatehouse-provision\/targets$/m)
+  assert.deepEqual(run(''), ['channel'])
+  assert.deepEqual(run('[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n'), ['channel', 'targets'])
+  assert.deepEqual(run('[[forward]]\nport = 22\ntarget = "unix:/run/x.sock"\n'), ['channel'], 'a unix socket is no business of the firewall\'s')
+})
+
 test('a write that fails leaves the old file whole and nothing beside it', async () => {
   const directory = mkdtempSync(join(root, 'w-'))
   const path = join(directory, 'f')
