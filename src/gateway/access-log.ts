@@ -1,3 +1,4 @@
+import { whenClosed } from './closed.ts'
 import { plugin } from './plugin.ts'
 import type { Logger } from './log.ts'
 import { peerOf } from './peer.ts'
@@ -11,7 +12,7 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
     const start = performance.now()
     // Read now: a closed socket has forgotten its peer.
     const peer = peerOf(request.raw.socket)
-    reply.raw.once('close', () => {
+    whenClosed(reply.raw, () => {
       void peer.whoIs().then((whoIs) => {
         log.info({
           peer: peer.address,

@@ -1,4 +1,3 @@
-import { EventEmitter } from 'node:events'
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
 import type { Dispatcher } from 'undici'
@@ -96,7 +95,9 @@ type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
 export const extras: unique symbol = Symbol('extras')
 
 /** See {@link extras}. */
-export interface Extras extends Pick<Dispatcher.RequestOptions, 'signal' | 'onInfo'> {
+export interface Extras extends Pick<Dispatcher.RequestOptions, 'onInfo'> {
+  /** Aborted when nobody waits for the answer any more. */
+  gone: AbortController
   /** Set with the answer; filled when its body has ended. */
   trailers?: IncomingHttpHeaders
 }
@@ -172,14 +173,13 @@ export class Apps {
     const bodyless = options.body === null || options.body === undefined || options.body === ''
     const extra = (options.headers as { [extras]?: Extras } | undefined)?.[extras]
     // Who waits for the answer may give it up (proxy.ts), and so may the app's own limit.
-    const signal = extra?.signal instanceof EventEmitter ? extra.signal as EventEmitter & { reason?: Error } : Object.assign(new EventEmitter(), { reason: undefined as Error | undefined })
+    const gone = extra?.gone ?? new AbortController()
     const late = app.totalTimeout === 0 ? undefined : setTimeout(() => {
-      signal.reason = Object.assign(new Error(`not done within ${app.totalTimeout / 1_000} s`), { code: totalTimeoutCode })
-      signal.emit('abort')
+      gone.abort(Object.assign(new Error(`not done within ${app.totalTimeout / 1_000} s`), { code: totalTimeoutCode }))
     }, app.totalTimeout)
     const attempt = (i: number): void => {
       const upstream = candidates[i]!
-      upstream.pool.request({ ...options, signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
+      upstream.pool.request({ ...options, signal: gone.signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
         if (err === null) {
           upstream.up()
           if (extra !== undefined) extra.trailers = data.trailers as IncomingHttpHeaders

@@ -1,13 +1,13 @@
-import type { EventEmitter } from 'node:events'
 import { totalmem } from 'node:os'
 import { Transform } from 'node:stream'
 import type { Duplex } from 'node:stream'
-import type { IncomingMessage, Server } from 'node:http'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { TLSSocket } from 'node:tls'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Config } from '../config/config.ts'
 import { GatehouseError } from '../config/errors.ts'
 import { Bucket } from './bucket.ts'
+import { whenClosed } from './closed.ts'
 import type { Logger } from './log.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
@@ -147,8 +147,8 @@ export class Limits {
     this.#requestOn.set(socket, request)
   }
 
-  /** Counts a request that is under way until `done` closes. False when its peer has as many as it may. */
-  begin (address: string, done: EventEmitter): boolean {
+  /** Counts a request that is under way until its answer has ended. False when its peer has as many as it may. */
+  begin (address: string, response: ServerResponse): boolean {
     const peer = this.#peer(address)
     const { openRequestsPerPeer } = this.settings
     if (openRequestsPerPeer > 0 && peer.underWay >= openRequestsPerPeer) {
@@ -156,7 +156,7 @@ export class Limits {
       return false
     }
     peer.underWay++
-    done.once('close', () => { peer.underWay-- })
+    whenClosed(response, () => { peer.underWay-- })
     return true
   }
 
@@ -282,6 +282,8 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
         done(new BodyTooLarge())
       },
     })
+    // For whoever reads it; there may be nobody yet, or nobody any more.
+    counted.on('error', () => {})
     payload.once('error', (err: Error) => counted.destroy(err))
     payload.once('close', () => { if (!request.raw.complete) counted.destroy(new Error('the peer went away')) })
     return payload.pipe(counted)

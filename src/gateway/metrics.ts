@@ -1,4 +1,5 @@
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client'
+import { whenClosed } from './closed.ts'
 import { plugin } from './plugin.ts'
 import type { Problem } from './problems.ts'
 
@@ -116,7 +117,7 @@ export class Metrics {
 export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { metrics }) => {
   app.addHook('onRequest', async (request, reply) => {
     const start = performance.now()
-    reply.raw.once('close', () => {
+    whenClosed(reply.raw, () => {
       const route = request.app ?? 'gatehouse'
       metrics.requests.inc({ route, status: `${Math.trunc(reply.raw.statusCode / 100)}xx` })
       if (request.upgrade === true) return

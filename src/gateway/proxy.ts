@@ -1,11 +1,11 @@
 import httpProxy from '@fastify/http-proxy'
-import { EventEmitter } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError } from '../config/errors.ts'
 import { extras, isUnconnected, totalTimeoutCode } from './apps.ts'
 import type { Apps, Extras } from './apps.ts'
+import { whenClosed } from './closed.ts'
 import type { Delivery } from './deliver.ts'
 import { applyRules } from './header-rules.ts'
 import { requestHeaders, responseHeaders, responseTrailers } from './headers.ts'
@@ -44,9 +44,9 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery 
     preHandler: async (request: FastifyRequest, reply: FastifyReply) => {
       request.app = request.to.name
       // A peer that takes its request back, or is gone, has no use for an answer.
-      const signal = new EventEmitter()
-      reply.raw.once('close', () => { if (!reply.raw.writableFinished) signal.emit('abort') })
-      request.extras = { signal, onInfo: (info) => { interim(request, reply, info) } }
+      const gone = new AbortController()
+      whenClosed(reply.raw, () => { if (!reply.raw.writableFinished) gone.abort() })
+      request.extras = { gone, onInfo: (info) => { interim(request, reply, info) } }
     },
     replyOptions: {
       getUpstream: (request) => `http://${(request as FastifyRequest).to.name}.invalid`,

@@ -2,20 +2,11 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { defaults } from '../../src/config/config.ts'
 import { Bench, name } from './support/bench.ts'
+import { generator } from './support/random.ts'
 
 /** GATEHOUSE_FUZZ_SEED and GATEHOUSE_FUZZ_ROUNDS repeat a run or make it longer. */
 const seed = Number(process.env.GATEHOUSE_FUZZ_SEED ?? 20_261_121)
 const rounds = Number(process.env.GATEHOUSE_FUZZ_ROUNDS ?? 400)
-
-/** Mulberry32: numbers from 0 to below n, the same for one seed. */
-function generator (state: number): (n: number) => number {
-  return (n) => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return Math.floor(((t ^ (t >>> 14)) >>> 0) / 4_294_967_296 * n)
-  }
-}
 
 const corpus = [
   `GET /a?b HTTP/1.1\r\nHost: ${name}\r\nConnection: keep-alive\r\nTE: trailers\r\n\r\n`,
