@@ -208,6 +208,22 @@ export const schema = {
     /** A root shell on the console, for whoever has the card in hand and a keyboard at the device. Default: no. */
     login: key(flag(), { default: false, example: 'true' }),
   },
+  wifi: {
+    /** Name of the network. Default: none, Ethernet alone. */
+    ssid: key(text((value) => Buffer.byteLength(value) >= 1 && Buffer.byteLength(value) <= 32
+      ? undefined
+      : { message: `ssid is ${Buffer.byteLength(value)} bytes long; 1 to 32 are possible`, cure: 'Write the name of the network as your phone shows it' }), { example: '"my network"' }),
+    /** Its passphrase, 8 to 63 characters, or key, 64 hexadecimal digits (IEEE 802.11, annex M.4). Default: none, an open network. */
+    password: key(text((value) => /^[\x20-\x7e]{8,63}$/.test(value) || /^[0-9A-Fa-f]{64}$/.test(value)
+      ? undefined
+      : { message: `password is neither 8 to 63 characters of ASCII nor 64 hexadecimal digits`, cure: 'Write the network\'s password as it is; leave the line out for an open network' }), { example: '"…"', secret: true }),
+    /** Where the device is, in two letters (ISO 3166): channels and power follow from it. Needed with ssid. */
+    country: key(text((value) => /^[A-Z]{2}$/.test(value)
+      ? undefined
+      : { message: `country ${quote(value)} is not a country's two capital letters`, cure: 'Write country = "DE", with your country\'s letters' }), { example: '"DE"' }),
+    /** Whether the network does not tell its name. Default: false. */
+    hidden: key(flag(), { default: false, example: 'true' }),
+  },
   updates: {
     /** Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or http, the signature is what counts. Default: none, no updates. */
     url: key(text(url('https:', 'http:')), { example: '"https://updates.example.org/gatehouse"' }),

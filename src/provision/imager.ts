@@ -6,6 +6,8 @@ import { GatehouseError, reason } from '../config/errors.ts'
 export interface ImagerSettings {
   /** The device's name: the one asked of the tailnet, unless gatehouse.toml names another. */
   hostname?: string
+  /** The WiFi network, by the names of [wifi]'s keys in gatehouse.toml. */
+  wifi?: Record<string, string | boolean>
   /** What was asked for and is not done, in words for the person. */
   ignored: string[]
 }
@@ -23,9 +25,30 @@ export async function readImager (boot: string): Promise<ImagerSettings | undefi
   if (userData === undefined) return undefined
   const ignored: string[] = []
   if (userData.users !== undefined || userData.ssh_pwauth === true || userData.ssh_authorized_keys !== undefined || userData.enable_ssh === true) ignored.push('user and SSH: nobody logs in over the network')
-  const wifis = (network?.network as Record<string, unknown> | undefined)?.wifis ?? network?.wifis
-  if (wifis !== undefined) ignored.push('WiFi: not supported yet, use Ethernet')
-  return { ...(typeof userData.hostname === 'string' ? { hostname: userData.hostname } : {}), ignored }
+  const wifi = readWifi(((network?.network as Record<string, unknown> | undefined) ?? network)?.wifis, ignored)
+  return { ...(typeof userData.hostname === 'string' ? { hostname: userData.hostname } : {}), ...(wifi === undefined ? {} : { wifi }), ignored }
+}
+
+/** netplan's wifis (https://netplan.readthedocs.io/en/stable/netplan-yaml/), as far as Imager writes them: one card, one network. */
+function readWifi (wifis: unknown, ignored: string[]): ImagerSettings['wifi'] {
+  const cards = entries(wifis)
+  if (cards.length === 0) return undefined
+  const points = cards.flatMap(([, card]) => entries((card as Record<string, unknown> | null)?.['access-points']))
+  const [first] = points
+  if (first === undefined) {
+    ignored.push('WiFi: no network is named')
+    return undefined
+  }
+  if (points.length > 1) ignored.push('WiFi: the first network alone is used')
+  const [ssid, point] = first
+  const { password, hidden, auth } = (point ?? {}) as Record<string, unknown>
+  const key = password ?? (auth as Record<string, unknown> | undefined)?.password
+  const country = cards.map(([, card]) => (card as Record<string, unknown> | null)?.['regulatory-domain']).find((value) => typeof value === 'string')
+  return { ssid, ...(key === undefined ? {} : { password: String(key) }), ...(typeof country === 'string' ? { country } : {}), ...(hidden === true ? { hidden } : {}) }
+}
+
+function entries (value: unknown): Array<[string, unknown]> {
+  return typeof value === 'object' && value !== null ? Object.entries(value) : []
 }
 
 async function document (boot: string, name: string): Promise<Record<string, unknown> | undefined> {

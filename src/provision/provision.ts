@@ -18,6 +18,7 @@ import { nodeRedDropIn } from './node-red-unit.ts'
 import { opensWithHostKey, sealWithHostKey } from './seal.ts'
 import type { Seal } from './seal.ts'
 import { updateTimerDropIn } from './update-timer.ts'
+import { wifiConfig, wifiFile } from './wifi.ts'
 
 /** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
 const maxSize = 1 << 20
@@ -71,6 +72,10 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
     if (imager?.hostname !== undefined && config.tailnet.hostname === defaults().tailnet.hostname) {
       config.tailnet.hostname = parseConfig(`[tailnet]\nhostname = ${JSON.stringify(imager.hostname)}\n`, 'user-data').tailnet.hostname
     }
+    if (imager?.wifi !== undefined && config.wifi.ssid === undefined && config.wifi.password === undefined) {
+      config.wifi = parseConfig(`[wifi]\n${Object.entries(imager.wifi).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}`, 'network-config').wifi
+    }
+    wifiConfig(config.wifi)
     ignored = imager?.ignored ?? []
     const { certificates: { caFile, eabKeyId, eabHmacKey }, node_red: { settingsFile } } = config
     if ((eabKeyId === undefined) !== (eabHmacKey === undefined)) {
@@ -93,6 +98,10 @@ async function write (directory: string, config: Config, files: ReadonlyMap<stri
   for (const [name, content] of files) await writeFileAtomic(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
   const secrets = { authkey: config.tailnet.authKey ?? clientKey(config.tailnet.clientSecret), 'eab-hmac-key': config.certificates.eabHmacKey }
   for (const [name, secret] of Object.entries(secrets)) await writeFileAtomic(join(directory, name), await seal(name, secret ?? ''), 0o600)
+  const wifi = wifiConfig(config.wifi)
+  // Not sealed: after a mistake in gatehouse.toml the network must be there all the same, and the host key is another at each boot.
+  if (wifi === undefined) await rm(join(directory, wifiFile), { force: true })
+  else await writeFileAtomic(join(directory, wifiFile), wifi, 0o600)
   await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
   // Files no longer named, and what a crash left: only after the file that may name them has been replaced.
   for (const name of await readdir(directory)) {

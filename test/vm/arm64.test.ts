@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { open } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../lab/lab.ts';
-import { bootAppliance, editor, imageOf, joined } from './appliance.ts';
+import { bootAppliance, editor, eventually, imageOf, joined } from './appliance.ts';
 import type { Machine } from './machine.ts';
 
 const image = imageOf('arm64');
@@ -68,6 +68,30 @@ test('firmware, U-Boot and device trees for the boards named lie on the FAT part
   for (const board of ['bcm2837-rpi-3-b.dtb', 'bcm2837-rpi-3-b-plus.dtb', 'bcm2837-rpi-zero-2-w.dtb', 'bcm2711-rpi-4-b.dtb', 'bcm2711-rpi-400.dtb', 'bcm2711-rpi-cm4-io.dtb']) {
     assert.ok([...files].some((f) => f.endsWith(board)), `${board} is missing`);
   }
+});
+
+test('WiFi: joins the network of [wifi] on a card that appears, in the country\'s channels, and its password is root\'s alone', async (t) => {
+  // Two cards that are software (mac80211_hwsim): one is the access point, the other joins it.
+  const script = `set -e
+    echo '[wifi]' >>/run/wifi.toml; printf 'ssid = "caf\\u00e9"\\ncountry = "DE"\\npassword = "open sesame"\\n' >>/run/wifi.toml
+    until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/cli/card.ts has it
+    mount -o remount,rw /efi; cat /run/wifi.toml >>/efi/gatehouse.toml; mount -o remount,ro /efi; rm /run/gatehouse-card.lock
+    systemctl restart gatehouse-provision
+    modprobe mac80211_hwsim radios=2
+    until [ -e /sys/class/net/wlan1 ]; do sleep 0.2; done
+    systemctl stop gatehouse-wifi@wlan1
+    printf 'country=DE\nnetwork={\nmode=2\nssid=%s\nfrequency=2437\nkey_mgmt=WPA-PSK\nproto=RSN\npairwise=CCMP\npsk="open sesame"\n}\n' 636166c3a9 >/run/ap.conf
+    wpa_supplicant -B -D nl80211 -i wlan1 -c /run/ap.conf`;
+  const { code, stderr } = await machine.run(script, { timeout: 200 });
+  assert.equal(code, 0, stderr);
+  const said = await eventually('it has joined', 200, async () => {
+    const { stdout } = await machine.run('journalctl -b --no-pager -o cat -u gatehouse-wifi@wlan0');
+    return stdout.includes('CTRL-EVENT-CONNECTED') ? stdout : undefined;
+  });
+  assert.match(said, /CTRL-EVENT-REGDOM-CHANGE .*alpha2=DE/);
+  t.diagnostic(said.split('\n').find((line) => line.includes('CTRL-EVENT-CONNECTED'))!);
+  assert.doesNotMatch((await machine.run('journalctl -b --no-pager; cat /proc/[0-9]*/cmdline | tr "\\0" " "', { timeout: 200 })).stdout, /open sesame|6f70656e20736573616d65/);
+  assert.equal((await machine.run('stat -c "%U %a" /var/lib/gatehouse-config/wpa_supplicant.conf; stat -c %U /proc/$(systemctl show -P MainPID gatehouse-wifi@wlan0)')).stdout, 'root 600\ngatehouse-wifi_wlan0\n'.replace('gatehouse-wifi_wlan0', 'gatehouse-wifi'));
 });
 
 test('nothing left the lab', async () => {
