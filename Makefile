@@ -7,14 +7,14 @@ NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
 # Where tools/setup put npm and Go, on a machine whose own are missing or too old.
 export PATH := $(CURDIR)/out/cache/npm/bin:$(CURDIR)/out/cache/go/bin:$(PATH)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)" "SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)" "BUILD_BEGAN=$(BUILD_BEGAN)" \
-	$(foreach v,GATEHOUSE_IMAGE_VERSION GATEHOUSE_KEYS GATEHOUSE_DOWNLOAD_URL GATEHOUSE_DEBIAN_MIRROR,$(if $($(v)),"$(v)=$($(v))")))
+	$(foreach v,GATEHOUSE_IMAGE_VERSION GATEHOUSE_KEYS GATEHOUSE_DOWNLOAD_URL GATEHOUSE_DEBIAN_MIRROR GATEHOUSE_FRESH GATEHOUSE_PROFILE GATEHOUSE_RASPIOS_ARCHIVE GATEHOUSE_RASPIOS_KEYRING,$(if $($(v)),"$(v)=$($(v))")))
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run flash test check bench-tsnet bench-gateway image app wasm lab setup clean help
+.PHONY: run rebuild flash test check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -22,8 +22,17 @@ help: ## what there is to make
 run: lab image-$(RUN_ARCH) ## build the image, boot it in QEMU in an offline tailnet, prove that it serves (RUN_ARCH=arm64: the Pi's own)
 	@$(SUDO) $(NODE) test/showcase.ts $(RUN_ARCH) $(RUN_FLAGS)
 
-image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64)
+image: export GATEHOUSE_PROFILE = $(PROFILE)
+image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios)
 	@$(SUDO) image/build $(ARCH)
+
+# Of the same commit, with a version of today, so that devices take it.
+rebuild: export SOURCE_DATE_EPOCH := $(shell date +%s)
+rebuild: export GATEHOUSE_FRESH = 1
+rebuild: app ## the image anew with the newest packages; says which have changed and which advisories that closes (ARCH=…)
+	@[ ! -e out/gatehouse-$(ARCH).packages.txt ] || cp out/gatehouse-$(ARCH).packages.txt out/packages-before-$(ARCH).txt
+	@$(SUDO) image/build $(ARCH)
+	@[ ! -e out/packages-before-$(ARCH).txt ] || $(NODE) src/build/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
@@ -60,6 +69,9 @@ out/bin/caddy: bench/caddy/go.mod bench/caddy/main.go | setup
 
 bench-tsnet: lab wasm ## the bindings against native tsnet: ratios, plot and JSON in out/bench; some minutes
 	@$(SUDO) $(NODE) bench/tsnet.ts $(BENCH_FLAGS)
+
+bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside the bare system, bytes written idle, memory; some 8 minutes
+	@$(SUDO) $(NODE) bench/appliance.ts $(RUN_ARCH) $(BENCH_FLAGS)
 
 app: wasm ## the program as the image ships it: out/app
 	@$(NODE) src/build/bundle.ts out/app

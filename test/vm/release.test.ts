@@ -1,8 +1,10 @@
 /** What `make image` leaves for publishing: checksums, signature, package list, SBOM, Imager's manifest, the update's files. */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { createHash, createPublicKey, verify } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { readFile, readdir, stat } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { test } from 'node:test';
 import { pipeline } from 'node:stream/promises';
@@ -68,3 +70,23 @@ for (const arch of ['amd64', 'arm64'] as const) {
     assert.deepEqual((await readdir(folder)).toSorted(), ['SHA256SUMS', 'SHA256SUMS.sig', ...names].toSorted());
   });
 }
+
+test('PROFILE=raspios: Raspberry Pi\'s kernel instead of Debian\'s, from the archive that is named; as far as mkosi reads its configuration', async (t) => {
+  const folder = await mkdtemp(path.join(tmpdir(), 'raspios-'));
+  t.after(() => rm(folder, { recursive: true }));
+  await writeFile(path.join(folder, 'raspberrypi.gpg'), 'a key');
+  const build = (env: Record<string, string>): { status: number | null; stdout: string; stderr: string } =>
+    spawnSync(path.join(root, 'image/build'), ['arm64'], { encoding: 'utf8', env: { ...process.env, GATEHOUSE_SUMMARY: '1', ...env } });
+  const settings = { GATEHOUSE_PROFILE: 'raspios', GATEHOUSE_RASPIOS_ARCHIVE: 'http://raspios.invalid/debian', GATEHOUSE_RASPIOS_KEYRING: path.join(folder, 'raspberrypi.gpg') };
+  const raspios = build(settings);
+  assert.equal(raspios.status, 0, raspios.stderr);
+  assert.match(raspios.stdout, /Profiles: raspios/);
+  assert.match(raspios.stdout, /linux-image-rpi-v8/);
+  assert.doesNotMatch(raspios.stdout, /linux-image-arm64/);
+  const sources = await readFile(path.join(out, 'cache/apt-raspios/etc/apt/sources.list.d/mkosi.sources'), 'utf8');
+  assert.match(sources, /^URIs: http:\/\/raspios\.invalid\/debian\nSuites: trixie\nComponents: main\nSigned-By: \/usr\/share\/keyrings\/gatehouse-raspios\.gpg$/m);
+  const debian = build({});
+  assert.match(debian.stdout, /linux-image-arm64/);
+  assert.doesNotMatch(debian.stdout, /linux-image-rpi|raspios/);
+  assert.match(build({ GATEHOUSE_PROFILE: 'raspios' }).stderr, /PROFILE=raspios needs GATEHOUSE_RASPIOS_ARCHIVE/);
+});
