@@ -61,3 +61,30 @@ test('a mistake in them is said, and Node-RED starts without them', () => {
     assert.match(said, /settings_file is not used: /)
   }
 })
+
+test('flows that bring Node-RED down three times are left stopped, until a start ends in good order', () => {
+  const cache = mkdtempSync(join(root, 'cache-'))
+  const credentials = mkdtempSync(join(root, 'credentials-'))
+  writeFileSync(join(credentials, 'channel'), 'c'.repeat(64))
+  writeFileSync(join(credentials, 'credential-secret'), 'ab'.repeat(32))
+  copyFileSync(join(source, 'node-red-settings.js'), join(cache, 'settings.cjs'))
+  copyFileSync(join(source, 'node-red-auth.cjs'), join(cache, 'node-red-auth.cjs'))
+  const start = (end: string): { safe: string, said: string } => {
+    const { stdout, stderr } = spawnSync(process.execPath, ['-e', `const { safeMode } = require(${JSON.stringify(join(cache, 'settings.cjs'))}); require('node:fs').writeSync(1, String(safeMode)); ${end}`], {
+      encoding: 'utf8', env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, CACHE_DIRECTORY: cache },
+    })
+    return { safe: stdout, said: stderr }
+  }
+  const down = "process.kill(process.pid, 'SIGKILL')"
+  assert.deepEqual([start(down).safe, start('process.exit(1)').safe, start(down).safe], ['undefined', 'undefined', 'undefined'])
+  const fourth = start(down)
+  assert.equal(fourth.safe, 'true')
+  assert.match(fourth.said, /gone down three times within ten minutes.*deploy/)
+  assert.equal(start('process.exit(0)').safe, 'true')
+  assert.equal(start(down).safe, 'undefined', 'that one was stopped in good order')
+  // Of an earlier boot, and of long ago.
+  writeFileSync(join(cache, 'starts'), JSON.stringify([1e9, 1e9, 1e9]))
+  assert.equal(start('process.exit(0)').safe, 'undefined')
+  writeFileSync(join(cache, 'starts'), '[1, 2')
+  assert.equal(start('process.exit(0)').safe, 'undefined')
+})

@@ -3,6 +3,7 @@
 'use strict';
 
 const fs = require('node:fs');
+const os = require('node:os');
 const path = require('node:path');
 
 /** What systemd handed over for this start, by name: see node-red.service. */
@@ -75,7 +76,35 @@ function additions() {
   }
 }
 
+/**
+ * Whether flows are to be left stopped: they have brought Node-RED down three times within ten minutes. The editor is then there to
+ * put them right, and says so; a deploy starts them. A start that ends in good order leaves no trace.
+ *
+ * Times are those since power-on: a board without a clock may believe anything, and a new boot is a new attempt.
+ */
+function crashLoop() {
+  const file = path.join(process.env.CACHE_DIRECTORY ?? '/nonexistent', 'starts');
+  const now = os.uptime();
+  let starts = [];
+  try {
+    starts = JSON.parse(fs.readFileSync(file, 'utf8')).filter((at) => at <= now && at > now - 600);
+  } catch {
+    // None yet, or cut short by a power failure.
+  }
+  try {
+    fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)));
+    process.on('exit', (code) => {
+      if (code === 0) fs.writeFileSync(file, '[]');
+    });
+  } catch (error) {
+    console.error(`${file} cannot be written: ${error.message}`);
+  }
+  if (starts.length < 3) return false;
+  console.error('Node-RED has gone down three times within ten minutes, so flows are not started. Open the editor, change what brings it down, and deploy');
+  return true;
+}
+
 const given = additions();
-module.exports = { ...defaults, ...given, ...fixed };
+module.exports = { ...defaults, ...given, ...fixed, ...(crashLoop() ? { safeMode: true } : {}) };
 // Of the editor's looks all is the user's but this: gatehouse.toml says whether there are projects.
 module.exports.editorTheme = { ...module.exports.editorTheme, projects: { ...given.editorTheme?.projects, enabled: projects } };
