@@ -19,7 +19,7 @@ const lowSpace = 100 * 2 ** 20
  * @returns 0 nothing is broken, 1 something is, 2 the gateway cannot be reached (the rest is looked at all the same)
  */
 export async function runDoctor (paths: Paths, { json }: { json: boolean }): Promise<number> {
-  const checks = [await configuration(paths), await clock(), await disk(paths), await firewall(), ...await units()]
+  const checks = [await configuration(paths), await clock(), await disk(paths), await firewall(), await resolver(), ...await units()]
   let reached = true
   try {
     const { status, body } = await call(paths.admin, 'GET', '/v1/doctor', undefined, 60_000)
@@ -92,6 +92,17 @@ async function firewall (): Promise<Check> {
     return { name: 'firewall', result: 'fail', found: `no chain drops by default for ${open.join(', ')}`, cure: 'Run systemctl restart nftables, and look at journalctl -u nftables' }
   } catch (err) {
     return { name: 'firewall', result: 'skip', found: `it cannot be looked at: ${firstLine(err)}`, cure: 'Run it with sudo' }
+  }
+}
+
+async function resolver (): Promise<Check> {
+  try {
+    const { stdout } = await run('resolvectl', ['dns'], { timeout: 10_000 })
+    const servers = stdout.split('\n').flatMap((line) => line.slice(line.indexOf(':') + 1).trim().split(/\s+/)).filter((server) => server !== '')
+    if (servers.length > 0) return { name: 'resolver', result: 'ok', found: `asks ${servers.join(', ')}` }
+    return { name: 'resolver', result: 'fail', found: 'the network names no DNS server, so no name can be looked up', cure: 'Have the router\'s DHCP name one, such as its own address (DNS server, option 6), and restart the device' }
+  } catch (err) {
+    return { name: 'resolver', result: 'skip', found: `systemd-resolved cannot be asked: ${firstLine(err)}` }
   }
 }
 
