@@ -148,6 +148,7 @@ export class Lab {
   readonly #ownDir: boolean
   readonly #children = new Set<ChildProcess>()
   readonly #servers = new Set<net.Server>()
+  #dhcp: ChildProcess | undefined
   #reaper: ChildProcess | undefined
   #nextIP = 20
   #links = 0
@@ -229,13 +230,20 @@ export class Lab {
     await this.#ip(ns, 'link', 'set', 'lo', 'up')
   }
 
-  async #startDHCP(): Promise<void> {
-    const child = this.exec(this.ns, [
+  /** Starts DHCP anew, with or without a DNS server in its answers; leases go on. */
+  async setDHCP({ dns }: { dns: boolean }): Promise<void> {
+    if (this.#dhcp) await end(this.#dhcp)
+    await this.#startDHCP(dns)
+  }
+
+  async #startDHCP(dns = true): Promise<void> {
+    const child = this.#dhcp = this.exec(this.ns, [
       'dnsmasq', '--keep-in-foreground', '--conf-file=/dev/null', '--port=0', '--interface=br0', '--bind-interfaces',
       '--user=root', '--group=root', '--pid-file=', '--no-ping', '--dhcp-authoritative', '--log-dhcp',
       `--log-facility=${this.dir}/dhcp.log`, `--dhcp-leasefile=${this.dir}/dhcp.leases`,
       '--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,1h', '--dhcp-option=option:router,10.77.0.1',
-      '--dhcp-option=option:dns-server,10.77.0.1', '--dhcp-option=option:ntp-server,10.77.0.1',
+      // Empty: not even the default, which is dnsmasq's own address.
+      `--dhcp-option=option:dns-server${dns ? ',10.77.0.1' : ''}`, '--dhcp-option=option:ntp-server,10.77.0.1',
     ], { stdio: ['pipe', 'ignore', 'pipe'] })
     const failed = exited(child)
     // It says nothing when it is up; when something is wrong it ends at once.
