@@ -1,0 +1,157 @@
+/**
+ * Updates on the booted image: from a web server in the lab, by command. What is refused, a new version that cannot join and is left
+ * again, and one that serves and stays. The new version is the same system with a higher number: `make update-amd64`.
+ */
+import assert from 'node:assert/strict';
+import { generateKeyPairSync, sign } from 'node:crypto';
+import { once } from 'node:events';
+import { copyFile, mkdir, readFile, readdir, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import { Lab, type LabClient } from '../lab/lab.ts';
+import { bootAppliance, editor, eventually, joined, settings } from './appliance.ts';
+import type { Machine } from './machine.ts';
+
+const next = path.resolve(import.meta.dirname, '../../out/next-amd64');
+const mirror = '10.77.0.70';
+const marks = '/var/lib/gatehouse-slots';
+
+let lab: Lab;
+let client: LabClient;
+let machine: Machine;
+let name: string;
+let offered: string;
+let first: string;
+const second = '9.1';
+
+/** The version that runs; rejects while the machine is between two boots. */
+const version = async (): Promise<string> =>
+  /^IMAGE_VERSION="?([^"\n]+)/m.exec((await machine.run('cat /usr/lib/os-release', { timeout: 10 })).stdout)![1]!;
+const entries = async (): Promise<string[]> => (await machine.run('ls /efi/EFI/Linux')).stdout.trim().split('\n').toSorted();
+const record = async (): Promise<Record<string, unknown>> => JSON.parse((await machine.run(`cat ${marks}/record.json`)).stdout);
+
+/** Offers the update, with what a test changes in it. The files are links: one to be changed is replaced. */
+async function offer(change: (folder: string, names: string[]) => Promise<void> = async () => {}): Promise<void> {
+  const folder = path.join(offered, 'gatehouse');
+  await rm(folder, { recursive: true, force: true });
+  await mkdir(folder);
+  const names = await readdir(next);
+  for (const file of names) await symlink(path.join(next, file), path.join(folder, file));
+  await change(folder, names);
+}
+
+/** `gatehouse update`, and all it said. */
+async function update(args = '', timeout = 400): Promise<{ code: number; said: string }> {
+  const { code, stdout, stderr } = await machine.run(`gatehouse update ${args}`, { timeout });
+  return { code, said: `${stdout}${stderr}`.trim() };
+}
+
+before(async () => {
+  first = '';
+  lab = await Lab.start({ name: 'update' });
+  client = await lab.client('laptop');
+  offered = path.join(lab.dir, 'offered');
+  await mkdir(offered);
+  const ns = await lab.host('mirror', mirror);
+  const server = lab.exec(ns, [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'static-server.ts'), offered, mirror, '80'], { stdio: ['pipe', 'pipe', 'inherit'] });
+  await once(server.stdout!, 'data');
+  server.stdout!.resume();
+  machine = await bootAppliance(lab, 'amd64', {
+    toml: `${settings(lab)}[updates]\nurl = "http://${mirror}/gatehouse"\n`,
+    credentials: {
+      // The new version's gateway is cut off from the network while a test wants it so.
+      'systemd.extra-unit.gatehouse-test-cut-off.service': [
+        '[Unit]', 'ConditionPathExists=!/etc/initrd-release', `ConditionOSRelease=IMAGE_VERSION=${second}`, `ConditionPathExists=${marks}/test-cut-off`,
+        `RequiresMountsFor=${marks}`, 'After=nftables.service', 'Before=gatehouse.service',
+        '[Service]', 'Type=oneshot', 'ExecStart=/usr/sbin/nft insert rule inet gatehouse out meta skuid gatehouse drop', ''].join('\n'),
+      'systemd.unit-dropin.gatehouse.service': '[Unit]\nWants=gatehouse-test-cut-off.service\nAfter=gatehouse-test-cut-off.service\n',
+      'systemd.unit-dropin.gatehouse-trial.service': `[Service]\nEnvironmentFile=-${marks}/test-trial\n`,
+    },
+  });
+  name = (await joined(lab)).name;
+  await editor(client, name);
+  first = await version();
+});
+
+after(async () => {
+  await machine?.destroy();
+  await lab?.stop();
+});
+
+test('an update that another key has signed is refused, and nothing of it is downloaded', async () => {
+  await offer(async (folder) => {
+    const signature = path.join(folder, 'SHA256SUMS.sig');
+    await rm(signature);
+    await writeFile(signature, sign(null, await readFile(path.join(folder, 'SHA256SUMS')), generateKeyPairSync('ed25519').privateKey));
+  });
+  const { code, said } = await update();
+  assert.equal(code, 1);
+  assert.match(said, /not signed with the key that this device trusts.*GH_UPDATE_SIGNATURE/s);
+  assert.equal((await machine.run('ls -A /var/lib/gatehouse-update')).stdout, '');
+});
+
+test('a truncated update is refused', async () => {
+  await offer(async (folder, names) => {
+    const root = names.find((file) => file.endsWith('.root'))!;
+    await rm(path.join(folder, root));
+    await copyFile(path.join(next, root), path.join(folder, root));
+    await truncate(path.join(folder, root), 5_000_000);
+  });
+  const { code, said } = await update();
+  assert.equal(code, 1);
+  assert.match(said, /\.root is not what SHA256SUMS says: truncated or damaged.*GH_UPDATE_DAMAGED/s);
+  assert.deepEqual(await entries(), [`gatehouse_${first}.efi`], 'no boot entry has come');
+  await editor(client, name);
+});
+
+test('a version that cannot join is left again by itself, and status, console and card say why', async (t) => {
+  await offer();
+  await machine.run(`touch ${marks}/test-cut-off; echo GATEHOUSE_TRIAL_SECONDS=60 >${marks}/test-trial`);
+  const begun = performance.now();
+  const seconds = (): string => ((performance.now() - begun) / 1000).toFixed(0);
+  // The reboot may be quicker than the answer.
+  const { said } = await update().catch((err: Error) => ({ said: err.message }));
+  t.diagnostic(`downloaded and installed in ${seconds()} s: ${said.replaceAll('\n', ' | ')}`);
+  await eventually(`${second} runs`, 300, async () => (await version()) === second || undefined);
+  t.diagnostic(`${second} runs after ${seconds()} s`);
+  // The shell is there before the card is mounted.
+  await eventually('its tries are counted', 60, async () => (await entries()).includes(`gatehouse_${second}+2-1.efi`) || undefined);
+  await eventually(`${first} is back`, 400, async () => (await version()) === first || undefined);
+  t.diagnostic(`${first} is back after ${seconds()} s`);
+  await editor(client, name);
+  const { failure, good } = await record();
+  assert.equal(good, undefined);
+  assert.match(String(failure), /^it did not serve in time: .*(?:tailnet|control server)/);
+  const status = await machine.run('gatehouse status', { timeout: 120 });
+  assert.match(status.stdout, new RegExp(`! Update .*${second} of .* was given up, and ${first} is back: it did not serve in time: .`));
+  t.diagnostic(status.stdout.split('\n').find((line) => line.startsWith('! Update'))!);
+  await eventually('the card says so', 120, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes('! update:') || undefined);
+  assert.match(await machine.console(), new RegExp(`! update: ${second} of .* was given up`));
+});
+
+test('what was given up is not tried again by itself', async () => {
+  const { code, said } = await update();
+  assert.deepEqual([code, said], [0, 'nothing newer is offered']);
+});
+
+test('a version that serves through the tailnet stays, with name, address and certificate', async (t) => {
+  await machine.run(`rm ${marks}/test-*`);
+  const node = await joined(lab);
+  const begun = performance.now();
+  await update('--force').catch(() => {});
+  await eventually(`${second} runs`, 300, async () => (await version()) === second || undefined);
+  await editor(client, name);
+  await eventually('it is good', 120, async () => (await record())['good'] === true || undefined);
+  t.diagnostic(`installed, started and good in ${((performance.now() - begun) / 1000).toFixed(0)} s`);
+  assert.ok((await entries()).includes(`gatehouse_${second}.efi`), `it is counted no more: ${(await entries()).join(' ')}`);
+  const order = await machine.run('journalctl -b --no-pager -o cat -t gatehouse-trial -t systemd -t gatehouse | grep -nE "has served: it stays|gatehouse-trial.service: Deactivated|Finished gatehouse-trial"; systemctl is-active boot-complete.target');
+  assert.match(order.stdout, /active/);
+  assert.match((await machine.run('gatehouse status', { timeout: 120 })).stdout, new RegExp(`\nUpdate +${second}, since .*; before ${first}`));
+  assert.deepEqual((await lab.nodes()).filter((n) => n.hostname === 'gatehouse').map((n) => [n.name, n.addresses]), [[node.name, node.addresses]]);
+  assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, '');
+  assert.deepEqual(await update(), { code: 0, said: 'nothing newer is offered' });
+});
+
+test('nothing left the lab', async () => {
+  assert.equal(await lab.leaked(), 0);
+});
