@@ -25,6 +25,8 @@ export class Stage {
   readonly lab: Lab;
   readonly client: LabClient;
   readonly machine: Machine;
+  /** The certificate before a scenario that restarts the machine, for the next one. */
+  before: { certificate?: string } = {};
   #name: string | undefined;
 
   constructor(lab: Lab, client: LabClient, machine: Machine) {
@@ -63,8 +65,9 @@ export class Stage {
 
   /** The main process of a unit, and how often systemd has started it anew. */
   async unit(name: string): Promise<{ pid: number; restarts: number }> {
-    const [pid, restarts] = (await this.run(`systemctl show -P MainPID -P NRestarts ${name}`)).split('\n').map(Number);
-    return { pid: pid!, restarts: restarts! };
+    const shown = await this.run(`systemctl show -p MainPID,NRestarts ${name}`);
+    const number = (key: string): number => Number(new RegExp(`^${key}=(\\d+)$`, 'm').exec(shown)?.[1]);
+    return { pid: number('MainPID'), restarts: number('NRestarts') };
   }
 
   /** Replaces all flows, as the editor's Deploy button does. */

@@ -144,8 +144,7 @@ test('a version that serves through the tailnet stays, with name, address and ce
   await eventually('it is good', 120, async () => (await record())['good'] === true || undefined);
   t.diagnostic(`installed, started and good in ${((performance.now() - begun) / 1000).toFixed(0)} s`);
   assert.ok((await entries()).includes(`gatehouse_${second}.efi`), `it is counted no more: ${(await entries()).join(' ')}`);
-  const order = await machine.run('journalctl -b --no-pager -o cat -t gatehouse-trial -t systemd -t gatehouse | grep -nE "has served: it stays|gatehouse-trial.service: Deactivated|Finished gatehouse-trial"; systemctl is-active boot-complete.target');
-  assert.match(order.stdout, /active/);
+  assert.equal((await machine.run('systemctl is-active gatehouse-trial boot-complete.target')).stdout, 'active\nactive\n');
   assert.match((await machine.run('gatehouse status', { timeout: 120 })).stdout, new RegExp(`\nUpdate +${second}, since .*; before ${first}`));
   assert.deepEqual((await lab.nodes()).filter((n) => n.hostname === 'gatehouse').map((n) => [n.name, n.addresses]), [[node.name, node.addresses]]);
   assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, '');

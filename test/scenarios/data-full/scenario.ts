@@ -8,7 +8,7 @@ export const scenario: Scenario = {
   async run(stage) {
     const [good, other] = [answers('hello', 'the keep says hello'), answers('hello', `other ${'x'.repeat(200_000)}`)];
     assert.equal((await stage.deploy(good)).status, 204);
-    const fill = await stage.machine.run('fallocate -l $(($(df --output=avail -B1 /var | tail -1) - 65536)) /var/lib/node-red/fill; dd if=/dev/zero bs=4096 of=/var/lib/node-red/fill2', { user: 'node-red', timeout: 200 });
+    const fill = await stage.machine.run('fallocate -l $(($(df --output=avail -B1 /var | tail -1) - 1048576)) /var/lib/node-red/fill; dd if=/dev/zero bs=4096 of=/var/lib/node-red/fill2', { user: 'node-red', timeout: 200 });
     assert.match(fill.stderr, /No space left/);
     const doctor = await stage.machine.run('gatehouse doctor', { timeout: 120 });
     assert.equal(doctor.code, 1);
