@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash test check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
+.PHONY: run rebuild flash test test-update check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -37,7 +37,7 @@ rebuild: app ## the image anew with the newest packages; says which have changed
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
 
-# What test/vm/update.test.ts updates to: the same system with a higher version, and so another root.
+# What test/update updates to: the same system with a higher version, and so another root.
 update-amd64 update-arm64: update-%: app
 	@$(SUDO) env GATEHOUSE_IMAGE_VERSION=9.1 GATEHOUSE_UPDATE_ONLY=out/next-$* image/build $*
 
@@ -49,6 +49,9 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
+
+test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, staying; some 8 minutes with its build
+	@$(SUDO) $(NODE) test/run.ts update
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit

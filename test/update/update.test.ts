@@ -9,8 +9,8 @@ import { copyFile, mkdir, readFile, readdir, rm, symlink, truncate, writeFile } 
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../lab/lab.ts';
-import { bootAppliance, editor, eventually, joined, settings } from './appliance.ts';
-import type { Machine } from './machine.ts';
+import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts';
+import type { Machine } from '../vm/machine.ts';
 
 const next = path.resolve(import.meta.dirname, '../../out/next-amd64');
 const mirror = '10.77.0.70';
