@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash test test-update check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
+.PHONY: run rebuild flash test test-update test-faults check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -52,6 +52,9 @@ test: ## all tests; ends with a line "N passed, N failed"
 
 test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, staying; some 8 minutes with its build
 	@$(SUDO) $(NODE) test/run.ts update
+
+test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 15 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
+	@$(SUDO) $(foreach v,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS,$(if $($(v)),$(v)=$($(v)))) $(NODE) test/run.ts faults
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit

@@ -1,5 +1,5 @@
 /**
- * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `update`), in that order, and ends with one line
+ * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `faults`, `update`), in that order, and ends with one line
  * `N passed, N failed` (`, N skipped` where any were). Exit code 1 when a test failed or none ran.
  *
  * Usage: node test/run.ts [--save FILE | --add FILE] unit lab
@@ -18,6 +18,7 @@ const folders: Record<string, string> = {
   lab: 'test/lab/*.test.ts',
   vm: 'test/vm/*.test.ts',
   scenarios: 'test/scenarios/**/*.test.ts',
+  faults: 'test/scenarios/faults.ts',
   update: 'test/update/*.test.ts',
 };
 

@@ -1,6 +1,6 @@
 /**
  * What a fault scenario has to work with: the lab, a client on the tailnet, and an appliance that booted from the image. A scenario is
- * a folder with a file scenario.ts; test/scenarios/faults.test.ts runs them, those that can on one boot.
+ * a folder with a file scenario.ts; test/scenarios/faults.ts runs them, those that can on one boot.
  */
 import assert from 'node:assert/strict';
 import type { FetchAnswer, Lab, LabClient, Result } from '../lab/lab.ts';
