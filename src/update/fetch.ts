@@ -43,6 +43,8 @@ export async function download (url: string, paths: UpdatePaths, { force = false
     if (content.length > 65_536) throw new GatehouseError('GH_UPDATE_FORMAT', `${base}/${name} is ${content.length} bytes long`, 'Check updates.url in gatehouse.toml: it names the folder that SHA256SUMS lies in')
     return content
   }
+  // They say that a download is whole, for gatehouse-update-install.service. What an earlier one has left may have been installed since.
+  for (const name of ['SHA256SUMS.sig', 'SHA256SUMS']) await rm(join(paths.downloads, name), { force: true })
   const sums = await small('SHA256SUMS')
   const signature = await small('SHA256SUMS.sig')
   const bundle = readBundle(sums, signature, await readFile(paths.key, 'utf8'))

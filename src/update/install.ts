@@ -77,12 +77,13 @@ export async function runInstall (paths: Paths, { folder, force }: { folder?: st
   try {
     const version = await install(from, where, paths.boot, { force, serving: async () => await call(paths.admin, 'GET', '/readyz').then((answer) => answer.status === 200, () => false) })
     process.stdout.write(`${version} is installed; starting it. It stays once it has served through the tailnet, else this version comes back by itself\n`)
-    await run('systemctl', ['--no-block', 'reboot'])
-    return 0
   } catch (err) {
     process.stderr.write(`gatehouse update: ${err instanceof GatehouseError ? err.line : reason(err)}\n`)
     return 1
   } finally {
     if (folder === undefined) for (const name of await readdir(from).catch(() => [])) if (!name.endsWith('.part')) await rm(join(from, name), { force: true })
   }
+  // Last: the restart does not wait for anything here.
+  await run('systemctl', ['--no-block', 'reboot'])
+  return 0
 }

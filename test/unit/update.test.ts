@@ -72,6 +72,16 @@ test('a newer version is downloaded whole; the same, an older one, and one that 
   }
 })
 
+test('what an earlier download has left is not taken for a new one', async () => {
+  offer('1.0')
+  await download(url, paths)
+  assert.ok(existsSync(join(paths.downloads, 'SHA256SUMS.sig')))
+  // It has been installed meanwhile, and was given up.
+  await writeUpdateRecord(paths, { from: '0.9.1', to: '1.0', installedAt: new Date().toISOString(), failure: 'x' })
+  assert.equal(await download(url, paths), undefined)
+  assert.ok(!existsSync(join(paths.downloads, 'SHA256SUMS.sig')), 'nothing to install')
+})
+
 test('another key, a changed list, a missing file: nothing is downloaded', async () => {
   offer('1.0', other.privateKey)
   await assert.rejects(download(url, paths), { code: 'GH_UPDATE_SIGNATURE' })
