@@ -1,12 +1,13 @@
 /**
  * What a hostile machine on the local network sends: runs in its namespace, as root, and prints how many packets went out.
  *
- * Usage: node flood.ts syn|udp|malformed|ports ADDRESS COUNT
+ * Usage: node flood.ts syn|udp|malformed|ports|tcp ADDRESS COUNT
  * - syn: TCP SYNs from forged addresses of the segment to random ports
  * - udp: datagrams to the WireGuard port, each from a port of its own, so that each is a new flow
  * - malformed: IP packets that no sender makes: wrong lengths and checksums, impossible flags and options, fragments that overlap;
  *   IPv6 too: headers that contradict each other, routing headers, neighbour discovery from afar
  * - ports: one datagram to every UDP port (COUNT of them, from 1 on); IPv6 too
+ * - tcp: one SYN to every TCP port, likewise, from this machine's own address, so that answers come back to it
  *
  * Raw sockets by way of node:ffi: Node.js has none of its own.
  */
@@ -20,7 +21,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 const [kind, address, number] = process.argv.slice(2);
 const count = Number(number);
 if (!kind || !address || !(count > 0)) {
-  console.error('usage: flood.ts syn|udp|malformed|ports ADDRESS COUNT');
+  console.error('usage: flood.ts syn|udp|malformed|ports|tcp ADDRESS COUNT');
   process.exit(2);
 }
 
@@ -43,16 +44,14 @@ function octets6(text: string): Buffer {
   return Buffer.from(groups.map((group) => group.padStart(4, '0')).join(''), 'hex');
 }
 
-/** An IPv6 packet (RFC 8200) around a payload. */
-function ip6(next: number, payload: Buffer, { length = payload.length, hops = 64 } = {}): Buffer {
+/** An IPv6 packet (RFC 8200) around a payload; from a neighbour that is none, unless told otherwise. */
+function ip6(next: number, payload: Buffer, { length = payload.length, hops = 64, from = Buffer.concat([Buffer.from('fe80000000000000', 'hex'), randomBytes(8)]) }: { length?: number; hops?: number; from?: Buffer } = {}): Buffer {
   const header = Buffer.alloc(40);
   header[0] = 0x60;
   header.writeUInt16BE(length, 4);
   header[6] = next;
   header[7] = hops;
-  // A neighbour that is none.
-  Buffer.from('fe80000000000000', 'hex').copy(header, 8);
-  randomBytes(8).copy(header, 16);
+  from.copy(header, 8);
   octets6(address!).copy(header, 24);
   return Buffer.concat([header, payload]);
 }
@@ -80,12 +79,12 @@ function tcp(from: Buffer, to: Buffer, flags: number, port = randomInt(1, 65536)
   segment[12] = 5 << 4;
   segment[13] = flags;
   segment.writeUInt16BE(64240, 14);
-  const pseudo = Buffer.concat([from, to, Buffer.from([0, 6, 0, 20])]);
+  const pseudo = Buffer.concat([from, to, from.length === 4 ? Buffer.from([0, 6, 0, 20]) : Buffer.from([0, 0, 0, 20, 0, 0, 0, 6])]);
   segment.writeUInt16BE(checksum(pseudo, segment), 16);
   return segment;
 }
 
-async function raw(make: () => Buffer): Promise<number> {
+async function raw(make: (i: number) => Buffer): Promise<number> {
   const six = isIPv6(address!.replace(/%.*/, ''));
   const { functions: libc } = dlopen('libc.so.6', {
     socket: { arguments: ['i32', 'i32', 'i32'], return: 'i32' },
@@ -103,7 +102,7 @@ async function raw(make: () => Buffer): Promise<number> {
   } else octets(address!).copy(to, 4);
   let sent = 0;
   for (let i = 0; i < count; i++) {
-    const packet = make();
+    const packet = make(i);
     if ((libc['sendto']!(fd, packet, BigInt(packet.length), 0, to, to.length) as bigint) >= 0n) sent++;
     if (i % 200 === 199) await sleep(20);
   }
@@ -174,10 +173,20 @@ const malformed6: (() => Buffer)[] = [
   () => ip6(58, Buffer.concat([Buffer.from([133 + randomInt(5), 0]), randomBytes(30)]), { hops: 255 }),
 ];
 
+/** A SYN from this machine's own address. */
+const syn = (() => {
+  const six = isIPv6(address.replace(/%.*/, ''));
+  const own = Object.values(networkInterfaces()).flat().find((one) => one !== undefined && !one.internal && one.family === (six ? 'IPv6' : 'IPv4') && (!six || one.address.startsWith('fe80')));
+  if (own === undefined) return () => { throw new Error('this machine has no such address'); };
+  const [from, target] = six ? [octets6(own.address), octets6(address)] : [octets(own.address), octets(address)];
+  return (port: number): Buffer => (six ? ip6(6, tcp(from, target, 2, port), { from }) : ip(from, target, 6, tcp(from, target, 2, port)));
+})();
+
 const kinds: Record<string, () => Promise<number>> = {
   syn: () => raw(() => { const from = forged(); return ip(from, to, 6, tcp(from, to, 2)); }),
   udp: () => datagrams(() => 41641, true),
   malformed: () => raw(() => (isIPv6(address.replace(/%.*/, '')) ? malformed6[randomInt(malformed6.length)]! : malformed[randomInt(malformed.length)]!)()),
+  tcp: () => raw((i) => syn(i + 1)),
   ports: () => datagrams((i) => i + 1, false),
 };
 if (!Object.hasOwn(kinds, kind)) throw new Error(`no kind ${kind}`);

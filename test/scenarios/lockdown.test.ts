@@ -83,6 +83,7 @@ before(async () => {
     counter overheard { }
     set what { type inet_proto . inet_service; size 200; flags dynamic; }
     chain input { type filter hook input priority 0;
+      iif lo accept
       ether saddr != ${mac} accept
       udp dport { 67, 547 } accept
       icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } accept
@@ -126,23 +127,28 @@ after(async () => {
 
 test('while it boots, and when it is up, nothing answers on the local network: TCP and UDP, IPv4 and IPv6, every port', async () => {
   held('LAN, booting');
-  const tcp = Promise.all([scan(address, 1, 65535), scan(linkLocal, 1, 65535)]);
   for (const [family, target] of [['IPv4', address], ['IPv6 link-local', linkLocal]] as const) {
-    const [before, earlier] = [await dropped('in'), await overheard()];
-    const sent = await flood('ports', target, 65535);
-    assert.ok(sent > 65_000, `${sent} datagrams went out`);
-    const counted = await dropped('in') - before;
-    assert.ok(counted > 40_000, `the firewall has seen and dropped them: ${counted}`);
-    const heard = await overheard() - earlier;
-    attempts.note('LAN', `UDP scan, ${family}, 65535 ports (${counted} seen and dropped)`, heard === 0 ? 'no answer, no ICMP error' : `${heard} packets back`, heard === 0);
-  }
-  for (const [family, { tried, answered }] of (await tcp).map((result, i) => [['IPv4', 'IPv6 link-local'][i], result] as const)) {
-    attempts.note('LAN', `TCP scan, ${family}, ${tried} ports`, answered.length === 0 ? 'no answer' : JSON.stringify(answered), answered.length === 0 && tried === 65535);
+    for (const [kind, what] of [['tcp', 'TCP (SYN)'], ['ports', 'UDP']] as const) {
+      const [before, earlier] = [await dropped('in'), await overheard()];
+      // What an emulated card loses of one round it sees in another.
+      let counted = 0;
+      let rounds = 0;
+      for (; counted < 64_000 && rounds < 4; rounds++) {
+        const sent = await flood(kind, target, 65535);
+        assert.ok(sent > 65_000, `${sent} packets went out`);
+        counted = await dropped('in') - before;
+      }
+      assert.ok(counted >= 64_000, `the firewall has seen and dropped them: ${counted}`);
+      const heard = await overheard() - earlier;
+      attempts.note('LAN', `${what} scan, ${family}, 65535 ports (rounds: ${rounds}; ${counted} seen and dropped)`, heard === 0 ? 'no answer, no ICMP error' : `${heard} packets back: ${await overheardWhat()}`, heard === 0);
+    }
   }
   const ping = await lab.run(lan, ['ping', '-c', '2', '-W', '2', address]).catch(() => undefined);
   if (ping) attempts.note('LAN', 'ping', ping.code === 0 ? 'it answers' : 'no answer', ping.code !== 0);
   held('LAN');
-  // The scans themselves can see an open port, and a closed one: the lab's control server has both.
+  // What is sent is answered where something is: the lab's control server has an open port, and closed ones.
+  const { stdout: captured } = await lab.run(lan, ['sh', '-c', `nft 'add table inet control; add counter inet control answers; add chain inet control input { type filter hook input priority 0; }; add rule inet control input ip saddr 10.77.0.2 tcp sport 1-100 tcp flags & (syn | ack | rst) != 0 counter name answers'; ${process.execPath} --disable-warning=ExperimentalWarning ${path.join(import.meta.dirname, 'flood.ts')} tcp 10.77.0.2 100 >/dev/null; sleep 1; nft -j list counter inet control answers; nft delete table inet control`]);
+  assert.ok((JSON.parse(captured).nftables as { counter?: { packets: number } }[]).find((object) => object.counter)!.counter!.packets >= 100, captured);
   assert.deepEqual((await scan('10.77.0.2', 80, 80)).answered, [{ port: 80, how: 'accepted' }]);
   assert.equal((await scan('10.77.0.2', 81, 81)).answered[0]?.how, 'ECONNREFUSED');
 });
@@ -313,15 +319,15 @@ test('the list changes while it is in use: names are looked up anew, never to th
   const from = 'Node-RED, list changing';
   // Knocks on a port that is not on the list, as fast as it can, while the list is loaded again and again.
   const knocking = asNodeRed(`node -e '
-    const net = require("node:net"); let tried = 0; const end = Date.now() + 25000;
+    const net = require("node:net"); let tried = 0; const end = Date.now() + 12000;
     const knock = () => { if (Date.now() > end) { console.log(tried + " tries"); process.exit(); } tried++;
       const s = net.connect({ host: "${stranger}", port: 1883 }).on("error", () => {}); setTimeout(() => { s.destroy(); knock(); }, 20); };
     for (let i = 0; i < 10; i++) knock();'`, 60);
-  const reload = await machine.run('for i in $(seq 4); do systemctl start gatehouse-firewall || exit 1; done; for i in $(seq 200); do printf "flush chain inet gatehouse node-red-allow\\nadd rule inet gatehouse node-red-allow ip daddr { 10.77.0.60 } tcp dport 8080 accept\\n" | nft -f - || exit 1; done', { timeout: 120 });
+  const reload = await machine.run('for i in $(seq 3); do systemctl start gatehouse-firewall || exit 1; done; for i in $(seq 120); do printf "flush chain inet gatehouse node-red-allow\\nadd rule inet gatehouse node-red-allow ip daddr { 10.77.0.60 } tcp dport 8080 accept\\n" | nft -f - || exit 1; done', { timeout: 120 });
   assert.equal(reload.code, 0, reload.stderr);
   const tried = await knocking;
   const got = watch.arrived.filter(({ port }) => port === 1883).length;
-  attempts.note(from, `204 reloads of the list; ${tried.trim().split('\n')[0]} to what is not on it`, `${got} got through`, got === 0 && Number.parseInt(tried, 10) > 100);
+  attempts.note(from, `123 reloads of the list; ${tried.trim().split('\n')[0]} to what is not on it`, `${got} got through`, got === 0 && Number.parseInt(tried, 10) > 100);
 
   // DNS rebinding: the name now leads to this machine, the tailnet, the machine's own address; and to one honest address.
   await lab.setHost('broker.lab.test', '127.0.0.1', '100.100.100.100', '169.254.169.254', address, '10.77.0.61');
@@ -441,7 +447,7 @@ test('as Node-RED: fork bomb, memory, processor, disk; the gateway goes on', asy
     return got;
   };
   noteAll(from, await during('fork bomb', await breakIn('fork', {})));
-  await during('six busy loops', 'for i in 1 2 3 4 5 6; do timeout 12 bash -c "while :; do :; done" & done; wait');
+  await during('six busy loops', 'for i in 1 2 3 4 5 6; do timeout 8 bash -c "while :; do :; done" & done; wait');
 
   // The disk, to the last byte it may have. What the gateway and the certificates write has to find room all the same.
   await during('fill the disk', 'cd /var/lib/node-red; i=0; for s in 512M 64M 8M 1M 64K 4K; do while fallocate -l $s fill.$i; do i=$((i+1)); done; done 2>&1 | tail -1');
@@ -476,6 +482,38 @@ test('a list that is taken away takes the network away, without a restart of the
   const links = await eventually('the flow answers', 60, async () => await asNodeRed('node -p \'JSON.stringify(os.networkInterfaces())\''));
   attempts.note('Node-RED, no list', 'see a network device', links.replace(/\[0\]\s*$/, ''), /^\{("lo":.*)?\}$/m.test(links) && !links.includes(address));
   held('Node-RED, no list');
+});
+
+test('without devices in its settings it has none', async () => {
+  noteAll('Node-RED, no list', await asNodeRed(await breakIn('devices', { given: '^$', wanted: [] })));
+  held('Node-RED, no list');
+});
+
+test('the listener on the local network, switched on: what is configured and nothing else; its own ports stay shut', async () => {
+  const from = 'LAN, listener on';
+  const toml = Buffer.from(`${settings(lab)}[local_network]\nlisten = true\nrights = ["use"]\n`).toString('base64');
+  const { code, stderr } = await machine.run(`mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; systemctl restart gatehouse-provision`, { timeout: 120 });
+  assert.equal(code, 0, stderr);
+  const roots = lab.ready.acmeRoots;
+  const ask = async (requests: [method: string, path: string][]): Promise<string[]> => JSON.parse((await lab.run(lan, [process.execPath, '-e', `
+    const https = require('node:https'), ca = require('node:fs').readFileSync(${JSON.stringify(roots)});
+    const ask = ([method, path]) => new Promise((done) => https.request({ host: '${address}', servername: '${name}', headers: { host: '${name}', 'tailscale-user-login': 'owner@example.com' }, ca, method, path, timeout: 20000 },
+      (answer) => { answer.resume(); done('HTTP ' + answer.statusCode); }).on('error', (error) => done(error.code)).on('timeout', () => done('silence')).end());
+    Promise.all(${JSON.stringify(requests)}.map(ask)).then((all) => { console.log(JSON.stringify(all)); process.exit(); });`])).stdout);
+  await eventually('it answers on the local network, by the certificate of its name', 180, async () => ((await ask([['GET', '/app/shell']]))[0]?.startsWith('HTTP') ? true : undefined));
+  const tries: [string, string][] = [['POST', '/app/shell'], ['GET', '/'], ['GET', '/flows'], ['POST', '/flows'], ['GET', '/.gatehouse/status']];
+  for (const [i, got] of (await ask(tries)).entries()) attempts.note(from, `${i === 0 ? '(allowed) ' : ''}${tries[i]!.join(' ')}, with forged identity`, got, got === (i === 0 ? 'HTTP 200' : 'HTTP 403'));
+  const open = (await Promise.all([[80, 80], [443, 443], [41080, 41080], [41443, 41443], [22, 22], [1880, 1880]].map(async ([first, last]) => (await scan(address, first!, last!)).answered))).flat();
+  attempts.note(from, 'ports 22, 80, 443, 1880, and those the gateway has above 1024', open.map(({ port, how }) => `${port} ${how}`).join(', '), open.map(({ port }) => port).join() === '80,443');
+  // One machine there takes what it can get.
+  const crowd = async (): Promise<number> => Number((await lab.run(lan, [process.execPath, '-e', `let open = 0; for (let i = 0; i < 300; i++)
+    require('node:net').connect(443, '${address}').on('connect', () => { open++; }).on('error', () => {}); setTimeout(() => { console.log(open); process.exit(); }, 8000);`])).stdout);
+  const [held300, ms] = await Promise.all([crowd(), served()]);
+  attempts.note(from, 'connection flood: 300 at once to port 443', `${held300} connected; the tailnet served meanwhile in ${Math.round(ms)} ms`, held300 > 0 && held300 <= 64);
+  const { stdout: shown } = await machine.run('gatehouse status; gatehouse firewall', { timeout: 120 });
+  assert.match(shown, /WARNING: anybody on the local network may use, without login/);
+  assert.match(shown, /local network: TCP 443, from everybody there/);
+  held(from);
 });
 
 test('nothing left the lab', async () => {
