@@ -41,7 +41,7 @@ const gateway = new Gateway({
   certs: { path: join(directory, 'certs.sock') },
 })
 // One peer makes all the load here: its limits are what would be measured.
-const none = { connections: 0, connectionsPerPeer: 0, newConnections: 0, newConnectionsPerPeer: 0, requests: 0, requestsPerPeer: 0 }
+const none = { connections: 0, connectionsPerPeer: 0, newConnections: 0, newConnectionsPerPeer: 0, requests: 0, requestsPerPeer: 0, openRequestsPerPeer: 0 }
 gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...none } })
 await gateway.start()
 await gateway.join({ create: () => new TCP(), controlURL: undefined, hasAuthKey: true })

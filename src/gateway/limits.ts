@@ -256,7 +256,8 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
       await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests than the gateway allows', 'Try again in a moment; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': String(Math.ceil(wait)) })
       return reply
     }
-    if (!limits.begin(address, reply.raw)) {
+    // A WebSocket is a connection, and counted as one.
+    if (request.headers.upgrade === undefined && !limits.begin(address, reply.raw)) {
       return await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests at a time than the gateway allows', 'Wait until others have ended; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': '1' })
     }
     if (Number(request.headers['content-length'] ?? 0) > bodyLimit(limits)) {

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import type { ServerResponse } from 'node:http'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { WebSocket } from 'ws'
 import { defaults } from '../../src/config/config.ts'
 import type { Config } from '../../src/config/config.ts'
 import { Bench, name } from './support/bench.ts'
@@ -49,6 +50,12 @@ test('requests at a time of one peer, over all its connections: 429, and well ag
   await using bench = await limited({ openRequestsPerPeer: 3 })
   const answers: ServerResponse[] = []
   bench.origin.handler = (_request, response) => { answers.push(response) }
+  const sockets = await Promise.all(Array.from({ length: 4 }, async () => {
+    const socket = await bench.connect()
+    const ws = new WebSocket(`wss://${name}/comms`, { createConnection: () => socket })
+    await once(ws, 'message')
+    return ws
+  }))
   const sessions = [await bench.session(), await bench.session()]
   const held = [ask(sessions[0]!), ask(sessions[0]!), ask(sessions[1]!)]
   await bench.until(() => answers.length === 3)
@@ -60,6 +67,9 @@ test('requests at a time of one peer, over all its connections: 429, and well ag
   bench.origin.handler = (_request, response) => { response.end() }
   assert.equal((await ask(sessions[0]!)).status, 200)
   for (const session of sessions) session.destroy()
+  // WebSockets are connections, and do not count here.
+  assert.ok(sockets.every((ws) => ws.readyState === WebSocket.OPEN))
+  for (const ws of sockets) ws.terminate()
 })
 
 test('requests a second: each stream is one', async () => {
