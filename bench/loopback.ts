@@ -4,15 +4,10 @@
  * Usage: node bench/loopback.ts PORT SOCKET PEM DIR   (port, upstream's socket, chain and key of gatehouse.tail.ts.net, directory for what it writes)
  */
 import { EventEmitter } from 'node:events'
-import { copyFileSync, mkdirSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { join } from 'node:path'
-import { randomBytes } from 'node:crypto'
-import { pino } from 'pino'
-import { defaults } from '../src/config/config.ts'
-import { Gateway } from '../src/gateway/gateway.ts'
 import type { TailnetListener } from '../src/gateway/tailnet.ts'
 import { LoopbackTailnet } from '../test/unit/support/tailnet.ts'
+import { subject } from './subject.ts'
 
 const [port, socket, pem, directory] = process.argv.slice(2) as [string, string, string, string]
 
@@ -27,22 +22,7 @@ class TCP extends LoopbackTailnet {
   }
 }
 
-mkdirSync(join(directory, 'tls'), { recursive: true })
-copyFileSync(pem, join(directory, 'tls', 'gatehouse.tail.ts.net.pem'))
-const gateway = new Gateway({
-  version: 'bench',
-  // The access log is on, as on the appliance.
-  log: pino({ base: null }, pino.destination({ dest: join(directory, 'log'), sync: true })),
-  tls: join(directory, 'tls'),
-  runtime: join(directory, 'run'),
-  nodeRed: socket,
-  channelKey: randomBytes(32),
-  admin: { path: join(directory, 'admin.sock') },
-  certs: { path: join(directory, 'certs.sock') },
-})
-// One peer makes all the load here: its limits are what would be measured.
-const none = { connections: 0, connectionsPerPeer: 0, newConnections: 0, newConnectionsPerPeer: 0, requests: 0, requestsPerPeer: 0, openRequestsPerPeer: 0 }
-gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...none } })
+const gateway = subject(directory, pem, 'gatehouse.tail.ts.net', socket)
 await gateway.start()
 await gateway.join({ create: () => new TCP(), controlURL: undefined, hasAuthKey: true })
 process.once('SIGTERM', () => { void gateway.close(100).then(() => process.exit(0)) })

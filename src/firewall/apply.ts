@@ -97,16 +97,17 @@ export async function apply (paths: Pick<Paths, 'config' | 'firewall'>, lookup: 
   const named = (list: Egress[]): string[] => list.flatMap(({ host }) => 'name' in host ? [host.name] : [])
   const names = await resolveNames([...named(egress), ...named(gateway)], before?.names ?? {}, lookup, now, own)
 
-  const resolved = (entry: Egress): Entry & { egress: Egress } => {
+  // Addresses that are written out: what Node-RED may not have is refused when the list is read.
+  const resolved = (refusal: (address: string) => string | undefined) => (entry: Egress): Entry & { egress: Egress } => {
     const { text, host } = entry
     if ('address' in host) {
-      const why = egress.includes(entry) ? undefined : unreachable(host.address)
+      const why = refusal(host.address)
       return { egress: entry, text, ...(why === undefined ? { addresses: [host.address], refused: {} } : { addresses: [], refused: { [host.address]: why } }) }
     }
     const { addresses, refused, problem } = names[host.name]!
     return { egress: entry, text, addresses: Object.keys(addresses), refused, ...(problem === undefined ? {} : { problem }) }
   }
-  const [forNodeRed, forGateway] = [egress.map(resolved), gateway.map(resolved)]
+  const [forNodeRed, forGateway] = [egress.map(resolved(() => undefined)), gateway.map(resolved(unreachable))]
   await nft(script('node-red', forNodeRed) + script('gatehouse', forGateway) + redirection(listen, before?.localNetwork === true))
   const withIPv6 = interfaces.some(({ family, address, internal }) => family === 'IPv6' && !internal && !address.startsWith('fe80:'))
   await rewrite(join(paths.firewall, 'hosts'), hosts(Object.fromEntries(named(egress).map((name) => [name, names[name]!])), withIPv6))

@@ -5,18 +5,8 @@ import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { WebSocket } from 'ws'
 import { defaults } from '../../src/config/config.ts'
-import type { Config } from '../../src/config/config.ts'
 import { Bench, name } from './support/bench.ts'
 import { RawPeer, ask, block, ended, flag, frame, open, request } from './support/h2.ts'
-
-async function limited (limits: Partial<Config['limits']>): Promise<Bench> {
-  const bench = await Bench.start()
-  bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
-  return bench
-}
-
-const hits = async (bench: Bench, limit: string): Promise<number> =>
-  Number(new RegExp(`gatehouse_limited_total\\{limit="${limit}"\\} (\\d+)`).exec(await bench.gateway.metrics.registry.metrics())?.[1] ?? 0)
 
 /** Nothing but the gateway's memory is to be seen, and that it still serves. */
 async function unharmed (bench: Bench, before: number): Promise<void> {
@@ -32,7 +22,7 @@ const setting = (id: number, value: number): Buffer => Buffer.concat([Buffer.fro
 const get = (peer: RawPeer, stream: number): boolean => peer.send(frame.headers, flag.endHeaders | flag.endStream, stream, block(request()))
 
 test('requests at a time on one connection: what is beyond is refused, whatever the peer makes of the setting', async () => {
-  await using bench = await limited({ streamsPerConnection: 10 })
+  await using bench = await Bench.limited({ streamsPerConnection: 10 })
   bench.origin.handler = () => {}
   const session = await bench.session()
   if (session.remoteSettings.maxConcurrentStreams !== 10) await once(session, 'remoteSettings')
@@ -47,7 +37,7 @@ test('requests at a time on one connection: what is beyond is refused, whatever 
 })
 
 test('requests at a time of one peer, over all its connections: 429, and well again when others have ended', async () => {
-  await using bench = await limited({ openRequestsPerPeer: 3 })
+  await using bench = await Bench.limited({ openRequestsPerPeer: 3 })
   const answers: ServerResponse[] = []
   bench.origin.handler = (_request, response) => { answers.push(response) }
   const sockets = await Promise.all(Array.from({ length: 4 }, async () => {
@@ -61,7 +51,7 @@ test('requests at a time of one peer, over all its connections: 429, and well ag
   await bench.until(() => answers.length === 3)
   for (const refused of [await ask(sessions[0]!), await ask(sessions[1]!)]) assert.deepEqual([refused.status, refused.headers['retry-after']], [429, '1'])
   assert.equal((await bench.fetch()).status, 429, 'those over HTTP/1.1 count with them')
-  assert.equal(await hits(bench, 'open_requests_per_peer'), 3)
+  assert.equal(await bench.hits('open_requests_per_peer'), 3)
   for (const answer of answers) answer.end('held')
   assert.deepEqual((await Promise.all(held)).map(({ text }) => text), ['held', 'held', 'held'])
   bench.origin.handler = (_request, response) => { response.end() }
@@ -73,7 +63,7 @@ test('requests at a time of one peer, over all its connections: 429, and well ag
 })
 
 test('requests a second: each stream is one', async () => {
-  await using bench = await limited({ requestsPerPeer: 2 })
+  await using bench = await Bench.limited({ requestsPerPeer: 2 })
   const session = await bench.session()
   const statuses = (await Promise.all(Array.from({ length: 40 }, async () => await ask(session)))).map(({ status }) => status)
   const served = statuses.filter((status) => status === 200).length
@@ -83,7 +73,7 @@ test('requests a second: each stream is one', async () => {
 })
 
 test('rapid reset (CVE-2023-44487): requests taken back at once end the connection', async () => {
-  await using bench = await limited({ requestsPerPeer: 100_000, requests: 100_000 })
+  await using bench = await Bench.limited({ requestsPerPeer: 100_000, requests: 100_000 })
   const before = process.memoryUsage.rss()
   const peer = await RawPeer.connect(bench)
   for (let i = 0; i < 5_000 && !peer.socket.destroyed; i++) {
@@ -98,7 +88,7 @@ test('rapid reset (CVE-2023-44487): requests taken back at once end the connecti
 })
 
 test('CONTINUATION without end (CVE-2024-28182) ends the connection', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const before = process.memoryUsage.rss()
   const peer = await RawPeer.connect(bench)
   peer.send(frame.headers, flag.endStream, 1, block(request()))
@@ -110,7 +100,7 @@ test('CONTINUATION without end (CVE-2024-28182) ends the connection', async () =
 })
 
 test('empty CONTINUATION frames without end do so too', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const peer = await RawPeer.connect(bench)
   peer.send(frame.headers, flag.endStream, 1, block(request()))
   for (let i = 0; i < 2_000 && peer.send(frame.continuation, 0, 1); i++) if (i % 20 === 0) await sleep(1)
@@ -120,12 +110,12 @@ test('empty CONTINUATION frames without end do so too', async () => {
 
 for (const [what, type, payload] of [['PING', frame.ping, Buffer.alloc(8)], ['SETTINGS', frame.settings, setting(4, 65_535)], ['empty SETTINGS', frame.settings, Buffer.alloc(0)]] as const) {
   test(`${what} frames without end (CVE-2019-9512, CVE-2019-9515) end the connection`, async () => {
-    await using bench = await limited({})
+    await using bench = await Bench.limited({})
     const before = process.memoryUsage.rss()
     const peer = await RawPeer.connect(bench)
     for (let i = 0; i < 20_000 && peer.send(type, 0, 0, payload); i++) if (i % 50 === 0) await sleep(1)
     assert.match(await peer.see('GOAWAY', 'closed') ?? '', /^(?:GOAWAY 11|closed)$/)
-    assert.equal(await hits(bench, 'control_frames'), 1)
+    assert.equal(await bench.hits('control_frames'), 1)
     assert.ok(peer.pings < 500, `${peer.pings} answered`)
     await bench.until(() => bench.gateway.connections === 0)
     await unharmed(bench, before)
@@ -133,7 +123,7 @@ for (const [what, type, payload] of [['PING', frame.ping, Buffer.alloc(8)], ['SE
 }
 
 test('a ping now and then is answered', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const session = await bench.session()
   for (let i = 0; i < 20; i++) await new Promise<void>((resolve, reject) => { session.ping((err) => { if (err === null) resolve(); else reject(err) }) })
   assert.equal((await ask(session)).status, 200)
@@ -141,7 +131,7 @@ test('a ping now and then is answered', async () => {
 })
 
 test('empty DATA frames without end (CVE-2019-9518) end the connection', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   bench.origin.handler = (asked) => { asked.resume() }
   const peer = await RawPeer.connect(bench)
   peer.send(frame.headers, flag.endHeaders, 1, block(request({}, 'POST')))
@@ -151,7 +141,7 @@ test('empty DATA frames without end (CVE-2019-9518) end the connection', async (
 })
 
 test('headers that are too large are refused, and reach no app', async () => {
-  await using bench = await limited({ headerKib: 8 })
+  await using bench = await Bench.limited({ headerKib: 8 })
   const peer = await RawPeer.connect(bench)
   peer.send(frame.headers, flag.endHeaders | flag.endStream, 1, block(request({ x: 'y'.repeat(7_000) })))
   assert.equal(await peer.see('1: '), '1: 200')
@@ -162,7 +152,7 @@ test('headers that are too large are refused, and reach no app', async () => {
 })
 
 test('an HPACK bomb (CVE-2016-1544): few bytes that stand for many headers are not unpacked', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const before = process.memoryUsage.rss()
   const peer = await RawPeer.connect(bench)
   const size = 3_000
@@ -177,7 +167,7 @@ test('an HPACK bomb (CVE-2016-1544): few bytes that stand for many headers are n
 
 for (const trickle of [0, 1]) {
   test(`a window that stays ${trickle === 0 ? 'shut' : 'all but shut'} (CVE-2019-9517) ends its stream, and the app's answer; others of the connection go on`, async () => {
-    await using bench = await limited({ stallTimeout: 1_000 })
+    await using bench = await Bench.limited({ stallTimeout: 1_000 })
     let taken = 0
     let gone = false
     bench.origin.handler = (asked, response) => {
@@ -192,7 +182,7 @@ for (const trickle of [0, 1]) {
     const timer = setInterval(() => { if (trickle > 0) peer.send(frame.window, 0, 1, number(trickle)) }, 100)
     await bench.until(() => peer.seen.includes('1: RST 11') && gone)
     clearInterval(timer)
-    assert.equal(await hits(bench, 'stalled'), 1)
+    assert.equal(await bench.hits('stalled'), 1)
     assert.ok(taken < 16 * 1024 * 1024, `${taken} bytes were taken for a peer that reads none`)
     peer.send(frame.headers, flag.endHeaders | flag.endStream, 3, block(request({ ':path': '/other' })))
     assert.equal(await peer.see('3: '), '3: 200')
@@ -201,7 +191,7 @@ for (const trickle of [0, 1]) {
 }
 
 test('a body that stops coming ends its stream; others of the connection go on', async () => {
-  await using bench = await limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 1_000 })
   bench.origin.handler = (asked, response) => { if (asked.method === 'GET') response.end(); else asked.resume() }
   const session = await bench.session()
   const upload = open(session, { ':method': 'POST', 'content-length': 100_000 }, false)
@@ -215,7 +205,7 @@ test('a body that stops coming ends its stream; others of the connection go on',
 })
 
 test('waiting for nothing is no offence: an idle event stream stays, and an app that is slow with a body', async () => {
-  await using bench = await limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 1_000 })
   bench.origin.handler = (asked, response) => {
     if (asked.url === '/slow') setTimeout(() => asked.pipe(response), 3_000)
     else response.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 1\n\n')
@@ -226,12 +216,12 @@ test('waiting for nothing is no offence: an idle event stream stays, and an app 
   const slow = await ask(session, { ':method': 'POST', ':path': '/slow' }, Buffer.alloc(2_000_000))
   assert.deepEqual([slow.status, slow.text.length, slow.error], [200, 2_000_000, undefined])
   assert.ok(!events.destroyed)
-  assert.equal(await hits(bench, 'stalled'), 0)
+  assert.equal(await bench.hits('stalled'), 0)
   session.destroy()
 })
 
 test('a connection that asks nothing, or not to the end, is closed after header_timeout', async () => {
-  await using bench = await limited({ headerTimeout: 1_000 })
+  await using bench = await Bench.limited({ headerTimeout: 1_000 })
   const silent = await bench.connect(443, name, ['h2'])
   const session = await bench.session()
   const half = await RawPeer.connect(bench)
@@ -242,7 +232,7 @@ test('a connection that asks nothing, or not to the end, is closed after header_
 })
 
 test('what is no HTTP/2 ends the connection', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   for (const bytes of ['GET / HTTP/1.1\r\nHost: x\r\n\r\n', '\0'.repeat(100), 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x01\x05\0\0\0\x01']) {
     const socket = await bench.connect(443, name, ['h2'])
     socket.resume().on('error', () => {})
@@ -253,7 +243,7 @@ test('what is no HTTP/2 ends the connection', async () => {
 })
 
 test('short of memory: requests of connections that are open are answered 503', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const session = await bench.session()
   assert.equal((await ask(session)).status, 200)
   bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, memoryMib: 1 } })

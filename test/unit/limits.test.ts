@@ -3,25 +3,15 @@ import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import { test } from 'node:test'
 import { defaults } from '../../src/config/config.ts'
-import type { Config } from '../../src/config/config.ts'
 import { WebSocket } from 'ws'
 import { Bench, name } from './support/bench.ts'
 
-async function limited (limits: Partial<Config['limits']>): Promise<Bench> {
-  const bench = await Bench.start()
-  bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
-  return bench
-}
-
-const hits = async (bench: Bench, limit: string): Promise<number> =>
-  Number(new RegExp(`gatehouse_limited_total\\{limit="${limit}"\\} (\\d+)`).exec(await bench.gateway.metrics.registry.metrics())?.[1] ?? 0)
-
 test('connections of one peer, and of all', async () => {
   for (const limit of ['connections_per_peer', 'connections'] as const) {
-    await using bench = await limited(limit === 'connections' ? { connections: 3 } : { connectionsPerPeer: 3 })
+    await using bench = await Bench.limited(limit === 'connections' ? { connections: 3 } : { connectionsPerPeer: 3 })
     const open = [await bench.connect(), await bench.connect(), await bench.connect()]
     await assert.rejects(bench.connect(), /ECONNRESET|before secure|disconnected|socket hang up|EPIPE/)
-    assert.equal(await hits(bench, limit), 1)
+    assert.equal(await bench.hits(limit), 1)
     open[0]!.destroy()
     await bench.until(() => bench.gateway.connections === 2)
     assert.equal((await bench.fetch()).status, 200, 'room again')
@@ -30,18 +20,18 @@ test('connections of one peer, and of all', async () => {
 })
 
 test('new connections a second: five seconds\' worth at once, then no more than the rate', async () => {
-  await using bench = await limited({ newConnectionsPerPeer: 1 })
+  await using bench = await Bench.limited({ newConnectionsPerPeer: 1 })
   const results = await Promise.allSettled(Array.from({ length: 12 }, async () => (await bench.connect()).destroy()))
   const accepted = results.filter((result) => result.status === 'fulfilled').length
   // The bucket was filled for the default rate; what counts is that it is bounded by the new one.
   assert.ok(accepted >= 5 && accepted < 12, `${accepted} of 12`)
-  assert.equal(await hits(bench, 'new_connections_per_peer'), 12 - accepted)
+  assert.equal(await bench.hits('new_connections_per_peer'), 12 - accepted)
   await bench.until(async () => await bench.fetch().then((answer) => answer.status === 200, () => false))
 })
 
 test('requests a second: 429 with Retry-After, and well again after it', async () => {
   for (const limit of ['requests_per_peer', 'requests'] as const) {
-    await using bench = await limited(limit === 'requests' ? { requests: 2 } : { requestsPerPeer: 2 })
+    await using bench = await Bench.limited(limit === 'requests' ? { requests: 2 } : { requestsPerPeer: 2 })
     const socket = await bench.connect()
     const statuses: number[] = []
     for (let i = 0; i < 30; i++) {
@@ -61,14 +51,14 @@ test('requests a second: 429 with Retry-After, and well again after it', async (
 })
 
 test('headers that are too large are 431', async () => {
-  await using bench = await limited({ headerKib: 8 })
+  await using bench = await Bench.limited({ headerKib: 8 })
   const request = (size: number): string => `GET / HTTP/1.1\r\nHost: ${name}\r\nConnection: close\r\nX: ${'y'.repeat(size)}\r\n\r\n`
   assert.match(await bench.raw(request(7_000)), /^HTTP\/1\.1 200 /)
   assert.match(await bench.raw(request(9_000)), /^HTTP\/1\.1 431 /)
 })
 
 test('a body that is too large is 413: at once when its length says so, else when it has come so far', async () => {
-  await using bench = await limited({ bodyMib: 1 })
+  await using bench = await Bench.limited({ bodyMib: 1 })
   bench.origin.handler = (request, response) => { request.on('end', () => response.end('taken')).resume() }
   assert.equal((await bench.fetch({ method: 'POST', body: Buffer.alloc(1024 * 1024) })).text, 'taken')
   const told = await bench.raw(`POST / HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 1048577\r\n\r\n`)
@@ -79,11 +69,11 @@ test('a body that is too large is 413: at once when its length says so, else whe
   // The answer may be lost when the peer is still sending; what must not be is an origin that took it for whole.
   assert.ok(found instanceof Error ? /ECONNRESET|EPIPE|socket hang up/.test(`${found.code} ${found.message}`) : found.status === 413, JSON.stringify(found))
   assert.equal(bench.origin.requests.filter((request) => request.complete).length, 1)
-  assert.equal(await hits(bench, 'body'), 2)
+  assert.equal(await bench.hits('body'), 2)
 })
 
 test('slow headers (slowloris) end in 408, before the first byte and after it', async () => {
-  await using bench = await limited({ headerTimeout: 1_000 })
+  await using bench = await Bench.limited({ headerTimeout: 1_000 })
   const [nothing, some] = await Promise.all([bench.raw('', 4_000), bench.raw(`GET / HTTP/1.1\r\nHost: ${name}\r\nX-`, 4_000)])
   for (const answer of [nothing, some]) assert.match(answer, /^(?:HTTP\/1\.1 408 [^]*|)$/)
   assert.match(some, /^HTTP\/1\.1 408 /)
@@ -91,17 +81,17 @@ test('slow headers (slowloris) end in 408, before the first byte and after it', 
 })
 
 test('a body that stops coming ends the connection', async () => {
-  await using bench = await limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 1_000 })
   bench.origin.handler = (request) => { request.resume() }
   const socket = await bench.connect()
   socket.write(`POST / HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 100000\r\n\r\nsome`)
   await once(socket, 'close')
-  assert.equal(await hits(bench, 'stalled'), 1)
+  assert.equal(await bench.hits('stalled'), 1)
   await bench.until(() => bench.origin.requests[0]!.destroyed)
 })
 
 test('a peer that does not read its answer is ended, and the origin told', async () => {
-  await using bench = await limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 1_000 })
   const piece = Buffer.alloc(64 * 1024)
   let sent = 0
   const { promise: gone, resolve } = Promise.withResolvers<void>()
@@ -113,13 +103,13 @@ test('a peer that does not read its answer is ended, and the origin told', async
   socket.write(`GET / HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
   socket.pause()
   await gone
-  assert.equal(await hits(bench, 'stalled'), 1)
+  assert.equal(await bench.hits('stalled'), 1)
   assert.ok(sent < 32 * 1024 * 1024, `${sent} bytes were taken for a peer that reads none`)
   socket.destroy()
 })
 
 test('waiting for nothing is no offence: idle event streams and WebSockets stay, and an origin that is slow', async () => {
-  await using bench = await limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 1_000 })
   bench.origin.handler = (request, response) => {
     if (request.url === '/slow') setTimeout(() => request.pipe(response), 3_000)
     else response.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 1\n\n')
@@ -132,13 +122,13 @@ test('waiting for nothing is no offence: idle event streams and WebSockets stay,
   const slow = await bench.fetch({ method: 'POST', path: '/slow', body: Buffer.alloc(4_000_000) })
   assert.deepEqual([slow.status, slow.text.length], [200, 4_000_000])
   assert.ok(!events.destroyed && ws.readyState === WebSocket.OPEN)
-  assert.equal(await hits(bench, 'stalled'), 0)
+  assert.equal(await bench.hits('stalled'), 0)
   ws.terminate()
   events.destroy()
 })
 
 test('short of memory: new connections are refused, requests answered 503, and all is well when there is enough', async () => {
-  await using bench = await limited({})
+  await using bench = await Bench.limited({})
   const socket = await bench.connect()
   bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, memoryMib: 1 } })
   await bench.until(() => bench.log('memory is short').length === 1)

@@ -12,6 +12,8 @@ import type { Readable } from 'node:stream'
 import { connect as tlsConnect } from 'node:tls'
 import type { TLSSocket } from 'node:tls'
 import { pino } from 'pino'
+import { defaults } from '../../../src/config/config.ts'
+import type { Config } from '../../../src/config/config.ts'
 import { Gateway } from '../../../src/gateway/gateway.ts'
 import type { GatewayOptions } from '../../../src/gateway/gateway.ts'
 import type { NodeOptions } from '../../../src/gateway/node.ts'
@@ -76,6 +78,18 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     if (bench.tailnet.startError === undefined) await joined
     if (certificate && bench.tailnet.upError === undefined) await bench.until(() => bench.log('serving').length > 0)
     return bench
+  }
+
+  /** A gateway that serves, with these limits and the defaults of the others. */
+  static async limited (limits: Partial<Config['limits']>): Promise<Bench> {
+    const bench = await Bench.start()
+    bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
+    return bench
+  }
+
+  /** How often a limit held something back, by its metric. */
+  async hits (limit: string): Promise<number> {
+    return Number(new RegExp(`gatehouse_limited_total\\{limit="${limit}"\\} (\\d+)`).exec(await this.gateway.metrics.registry.metrics())?.[1] ?? 0)
   }
 
   putCertificate (pem: string = this.authority.issue(name), file: string = `${name}.pem`): void {
