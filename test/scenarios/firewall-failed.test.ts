@@ -13,7 +13,7 @@ test('a ruleset that does not load: the network stays down, nothing is asked of 
   });
   try {
     await machine.waitFor(/gatehouse: the firewall did not load, so the network stays off\. The cause: journalctl -u nftables/, { timeout: 240 });
-    await eventually('the units have been tried', 120, async () => {
+    await eventually('the units have been tried', 300, async () => {
       const { stdout } = await machine.run('systemctl is-active systemd-networkd gatehouse; systemctl is-failed nftables');
       return stdout === 'inactive\ninactive\nfailed\n' ? true : undefined;
     });

@@ -56,7 +56,7 @@ test('keys are for those who need them', async () => {
 test('the agent runs when the gateway writes its names anew, long before the timer comes round', async () => {
   const before = (await record())['checkedAt'] as string;
   await run('cd /run/gatehouse && cp names .names.test && mv .names.test names', { user: 'gatehouse' });
-  const after = await eventually('a run', 120, async () => {
+  const after = await eventually('a run', 300, async () => {
     const { checkedAt, result } = await record();
     return checkedAt === before ? undefined : { checkedAt, result };
   });

@@ -73,9 +73,9 @@ test('no unit has failed, each component is its own user', async () => {
 });
 
 test('the auth key has left the card, and the card and the console say what to open', async () => {
-  await eventually('the key is gone from card and configuration', 120, async () =>
+  await eventually('the key is gone from card and configuration', 300, async () =>
     (await machine.run('! grep -s tskey /efi/gatehouse.toml /var/lib/gatehouse-config/authkey && findmnt -no OPTIONS /efi')).stdout.startsWith('ro,') || undefined);
-  await eventually('the card says what to open', 60, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(`https://${name}/`) || undefined);
+  await eventually('the card says what to open', 200, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(`https://${name}/`) || undefined);
   await machine.waitFor(new RegExp(`https://${name}/`));
 });
 
@@ -252,7 +252,7 @@ test('a wrong auth key: the control server\'s words, and what to do; a right one
 test('no auth key: the login URL is on the console with its QR code, in the file on the card, and logging in there is enough', async () => {
   await withSettings(settings(lab, { authKey: null }), true);
   const url = (await eventually('a login URL', 240, async () => (await statusOf(machine))['tailnet'].loginURL)) as string;
-  await eventually('it is on the card', 120, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(url) || undefined);
+  await eventually('it is on the card', 300, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes(url) || undefined);
   const at = await machine.waitFor(new RegExp(url.replaceAll(/[.?/]/g, '\\$&')));
   assert.match(at.input.slice(at.index, at.index + 2000), /[▀▄█]{10}/);
   const before = new Set((await lab.nodes()).map((n) => n.name));
