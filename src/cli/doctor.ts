@@ -1,16 +1,14 @@
 import { execFile } from 'node:child_process'
-import { readFile, statfs } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { reason } from '../config/errors.ts'
 import type { Paths } from '../config/paths.ts'
 import { builtAt } from '../config/version.ts'
 import type { Check } from '../gateway/doctor.ts'
+import { examineStorage } from '../gateway/storage.ts'
 import { call, unreachable } from './client.ts'
 
 const run = promisify(execFile)
-
-/** Less than this is too little for an update, a journal and Node-RED's flows. Bytes. */
-const lowSpace = 100 * 2 ** 20
 
 /**
  * `gatehouse doctor`: looks at every link of the chain from clock to Node-RED, and says of each that is broken what it is and what
@@ -67,15 +65,11 @@ async function clock (): Promise<Check> {
 }
 
 async function disk (paths: Paths): Promise<Check> {
-  const places = [paths.tls, '/var']
-  for (const place of places) {
+  for (const place of [paths.tls, '/var']) {
     try {
-      const { bsize, bavail, blocks, ffree, files } = await statfs(place)
-      const free = bsize * bavail
-      const found = `${(free / 2 ** 20).toFixed(0)} MiB free of ${(bsize * blocks / 2 ** 20).toFixed(0)}`
-      const cure = 'Look at what is large: du -xsh /var/lib/* /var/log/*. Flows that write files are the usual cause'
-      if (files > 0 && ffree < 1000) return { name: 'disk', result: 'fail', found: `${found}, but room for only ${ffree} more files`, cure }
-      return free < lowSpace ? { name: 'disk', result: free < lowSpace / 10 ? 'fail' : 'warn', found, cure } : { name: 'disk', result: 'ok', found }
+      const { found, problem } = await examineStorage(place)
+      if (problem === undefined) return { name: 'disk', result: 'ok', found }
+      return { name: 'disk', result: problem.level === 'error' ? 'fail' : 'warn', found: `${problem.error.message} (${found})`, cure: problem.error.cure }
     } catch {
       continue
     }

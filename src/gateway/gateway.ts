@@ -40,6 +40,7 @@ import { Reloader } from './reload.ts'
 import { listenOn } from './sockets.ts'
 import type { Where } from './sockets.ts'
 import { Services } from './services.ts'
+import { examineStorage } from './storage.ts'
 import type { GatewayStatus } from './status.ts'
 import type { TailnetConn, TailnetListener } from './tailnet.ts'
 import type { NodeStatus } from '../tsnet/types.ts'
@@ -59,13 +60,15 @@ export interface GatewayOptions {
   channelKey: Buffer | undefined
   admin: Where
   certs: Where
+  /** The node's state directory, whose file system is watched. Default: none is. */
+  state?: string
   /** Told on every change: one line on how things are. */
   onState?: (line: string) => void
   /** The process must end: the tailnet server died. */
   onFatal?: (err: Error) => void
-  /** Reads what provisioning complains about; undefined when it does not. */
   /** Reads the provisioned configuration, for a reload. Default: that of an empty file. */
   load?: () => Promise<Config>
+  /** Reads what provisioning complains about; undefined when it does not. */
   configurationProblem?: () => Promise<string | undefined>
   /** Content of a `ca_file` of gatehouse.toml. */
   authority?: (file: string) => string | undefined
@@ -227,8 +230,12 @@ export class Gateway {
     applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
     upstream.start()
+    await this.#judgeStorage()
     // Expiry comes with time alone, and the last run's record may be older than this process.
-    this.#timer = setInterval(() => { void this.#judgeCertificates() }, 60_000)
+    this.#timer = setInterval(() => {
+      void this.#judgeStorage()
+      void this.#judgeCertificates()
+    }, 60_000)
     this.#timer.unref()
     this.#say()
   }
@@ -402,6 +409,15 @@ export class Gateway {
     this.#admin.closeAllConnections()
     this.#certs.closeAllConnections()
     await this.#node?.close().catch((err: unknown) => { this.#options.log.warn(`closing the tailnet node: ${reason(err)}`) })
+  }
+
+  async #judgeStorage (): Promise<void> {
+    if (this.#options.state === undefined) return
+    const { found, problem } = await examineStorage(this.#options.state).catch((err: unknown) => ({
+      found: '', problem: { error: new GatehouseError('GH_DATA', `the gateway's own directory cannot be looked at: ${reason(err)}`, 'Restart the device'), level: 'error' as const },
+    }))
+    if (problem === undefined) this.problems.clear('storage', `the data partition is well: ${found}`)
+    else this.problems.set('storage', problem.error, problem.level)
   }
 
   async #owner (): Promise<{ owner?: string }> {

@@ -24,7 +24,7 @@ export async function probeControl (controlURL: string = defaultControlURL, time
     if (code === 'ENOTFOUND' || code === 'EAI_AGAIN') return unreachable(`its name is not found (${code})`, `Check the network cable or WiFi, the router's DNS, and control_url in gatehouse.toml. ${retry}`)
     if (code === 'ENETUNREACH' || code === 'EHOSTUNREACH' || code === 'EADDRNOTAVAIL') return unreachable(`there is no network (${code})`, `Check the network cable or WiFi. ${retry}`)
     if (code === 'ECONNREFUSED') return unreachable('it refuses connections (ECONNREFUSED)', `Check control_url in gatehouse.toml and that the server runs. ${retry}`)
-    if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) return unreachable(`its certificate is not trusted (${code})`, `Check the clock (timedatectl) and control_url in gatehouse.toml. ${retry}`)
+    if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) return unreachable(`its certificate is not trusted (${code})`, `Check the clock (timedatectl) and control_url in gatehouse.toml. A network that wants you to log in on a page of its own first answers like this too: use another, or have this device let through. ${retry}`)
     if (code === 'ETIMEDOUT') return unreachable('no answer', `Check the internet connection and that the network lets TCP port 443 out. ${retry}`)
     return unreachable(reason(err), `Check the network and control_url in gatehouse.toml. ${retry}`)
   }

@@ -19,7 +19,7 @@ export interface Problem {
 export type Level = 'error' | 'warn' | 'info'
 
 /** The parts of the gateway, causes before what follows from them. */
-const parts = ['configuration', 'tailnet', 'https', 'listener', 'local network', 'service', 'certificate', 'upstream'] as const
+const parts = ['storage', 'configuration', 'tailnet', 'https', 'listener', 'local network', 'service', 'certificate', 'upstream'] as const
 
 /** The part of the gateway a problem belongs to; each has one at a time. */
 export type Part = typeof parts[number]

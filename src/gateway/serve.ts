@@ -39,6 +39,7 @@ export async function runServe (paths: Paths): Promise<number> {
     version,
     log,
     tls: paths.tls,
+    state: paths.state('/var/lib/gatehouse'),
     runtime: paths.runtime,
     nodeRed: paths.nodeRed,
     channelKey,

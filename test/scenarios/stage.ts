@@ -58,6 +58,36 @@ export class Stage {
     return stdout.trim();
   }
 
+  /** The appliance as the control server knows it. */
+  async node(): Promise<{ id: number; name: string; addresses: string[] }> {
+    const name = await this.name();
+    const { id, addresses } = (await this.lab.nodes()).find((node) => node.name === name)!;
+    return { id, name, addresses };
+  }
+
+  /** Waits until it has joined as another node than `id`, which from then on is the appliance. */
+  async joinedAnew(id: number, seconds = 400): Promise<void> {
+    this.#name = (await eventually('it joins as a new node', seconds, async () => (await this.lab.nodes()).find((node) => node.hostname === 'gatehouse' && node.id > id))).name;
+  }
+
+  /** The bridge's port that the machine is on. */
+  async port(): Promise<string> {
+    const tap = /\b(ghvm[0-9a-f]+)\b/.exec((await this.onBridge('ip', '-o', 'link', 'show', 'type', 'tun')).stdout)?.[1];
+    assert.ok(tap, 'the machine\'s port of the bridge');
+    return tap;
+  }
+
+  /** `ip` in the lab's own namespace. */
+  async bridge(...args: string[]): Promise<void> {
+    const { code, stderr } = await this.onBridge('ip', ...args);
+    assert.equal(code, 0, stderr);
+  }
+
+  /** Waits until gatehouse-status.txt on the card says this. */
+  async onCard(what: RegExp, seconds = 120): Promise<void> {
+    await eventually(`the card says ${what}`, seconds, async () => what.test((await this.machine.run('cat /efi/gatehouse-status.txt')).stdout) || undefined);
+  }
+
   /** A command in the lab's own namespace, where the bridge is. */
   async onBridge(...argv: string[]): Promise<Result> {
     return await this.lab.run(this.lab.ns, argv);

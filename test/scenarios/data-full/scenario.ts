@@ -20,7 +20,7 @@ export const scenario: Scenario = {
     assert.match(flows, /f6f2187d/);
     await stage.run('rm /var/lib/node-red/fill*');
     assert.equal((await stage.deploy(good)).status, 204);
-    await eventually('the flow answers', 60, async () => (await stage.fetch('/app/hello')).body.toString() === 'the keep says hello' || undefined);
+    await eventually('the flow answers', 200, async () => (await stage.fetch('/app/hello')).body.toString() === 'the keep says hello' || undefined);
     return `a deploy is answered ${deployed}; gateway restarted and serving with no room left`;
   },
 };

@@ -11,7 +11,7 @@ export const scenario: Scenario = {
     await stage.lab.setDHCP({ dns: false });
     try {
       await stage.run('networkctl renew $(ls /sys/class/net | grep -v lo)');
-      const found = await eventually('doctor sees it', 120, async () => { const check = await resolver(); return check.result === 'fail' ? check : undefined; });
+      const found = await eventually('doctor sees it', 300, async () => { const check = await resolver(); return check.result === 'fail' ? check : undefined; });
       assert.match(found.found, /no DNS server/);
       assert.match(found.cure ?? '', /DHCP/);
       await stage.served(60);
@@ -19,7 +19,7 @@ export const scenario: Scenario = {
       await stage.lab.setDHCP({ dns: true });
     }
     await stage.run('networkctl renew $(ls /sys/class/net | grep -v lo)');
-    const again = await eventually('doctor is content', 120, async () => { const check = await resolver(); return check.result === 'ok' ? check : undefined; });
+    const again = await eventually('doctor is content', 300, async () => { const check = await resolver(); return check.result === 'ok' ? check : undefined; });
     return `serves on; doctor: no DNS server; then: ${again.found}`;
   },
 };

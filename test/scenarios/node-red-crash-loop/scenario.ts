@@ -8,7 +8,7 @@ export const scenario: Scenario = {
   async run(stage) {
     const begun = performance.now();
     assert.equal((await stage.deploy(runs('kill -KILL $PPID'))).status, 204);
-    const page = await eventually('the page that says what is wrong', 60, async () => {
+    const page = await eventually('the page that says what is wrong', 200, async () => {
       const answer = await stage.fetch('/', { timeout: 10_000 });
       return answer.status === 502 || answer.status === 503 ? answer : undefined;
     });
@@ -18,7 +18,7 @@ export const scenario: Scenario = {
     await stage.served();
     const { restarts } = await stage.unit('node-red');
     assert.equal((await stage.deploy(answers('hello', 'the keep says hello'))).status, 204);
-    await eventually('the better flow answers', 60, async () => (await stage.fetch('/app/hello')).body.toString() === 'the keep says hello' || undefined);
+    await eventually('the better flow answers', 200, async () => (await stage.fetch('/app/hello')).body.toString() === 'the keep says hello' || undefined);
     assert.equal((await stage.unit('node-red')).restarts, restarts, 'it stays up');
     return `page "${/<title>([^<]*)/.exec(page.body.toString())?.[1]}", flows stopped after ${restarts} restarts, mended by a deploy after ${((performance.now() - begun) / 1000).toFixed(0)} s`;
   },

@@ -28,14 +28,14 @@ export const scenario: Scenario = {
           if (answer?.status === 204) deployed = next;
         }
       })();
-      await eventually('deploys go on', 60, async () => deployed > 0 || undefined);
+      await eventually('deploys go on', 200, async () => deployed > 0 || undefined);
       await sleep(randomInt(3_000));
       await stage.machine.kill();
       over = true;
       await stage.machine.start(round === rounds - 1 ? { clock } : {});
       await deploying;
       await stage.served(500);
-      const text = await eventually('a flow answers', 60, async () => {
+      const text = await eventually('a flow answers', 200, async () => {
         const answer = await stage.fetch('/app/which');
         return answer.status === 200 ? answer.body.toString() : undefined;
       });
