@@ -2,18 +2,19 @@ import { whenClosed } from './closed.ts'
 import { plugin } from './plugin.ts'
 import type { Logger } from './log.ts'
 import { peerOf } from './peer.ts'
+import type { WhoIs } from '../tsnet/types.ts'
 
 /**
  * One line a request when its answer is complete (or broken off). Only what cannot hold a secret: the path without its
  * query, no header but Host.
  */
 export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log }) => {
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const start = performance.now()
     // Read now: a closed socket has forgotten its peer.
     const peer = peerOf(request.raw.socket)
     whenClosed(reply.raw, () => {
-      void peer.whoIs().then((whoIs) => {
+      const write = (whoIs: WhoIs | undefined): void => {
         log.info({
           peer: peer.address,
           ...(peer.local ? { network: 'local' } : {}),
@@ -25,8 +26,12 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
           ms: Math.round(performance.now() - start),
           ...(reply.raw.writableFinished || request.upgrade === true ? {} : { aborted: true }),
         }, 'request')
-      })
+      }
+      // What was refused before anybody asked who it is from.
+      if (request.access === undefined) void peer.whoIs().then(write)
+      else write(request.whoIs)
     })
+    done()
   })
 })
 

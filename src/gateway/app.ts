@@ -44,7 +44,7 @@ export interface AppOptions {
  */
 export async function createApp ({ log, metrics, apps, limits, delivery, names, guard, status }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
-    loggerInstance: log as never,
+    loggerInstance: childless(log) as never,
     logController: new LogController({ disableRequestLogging: true }),
     // The server is ours, so that its limits are plain to see. No limit on how long a request may take: an upload
     // takes as long as it takes, so long as it goes on: see limits.ts, which also sets what is configured.
@@ -87,9 +87,18 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
   await app.register(statusPage, { status })
   await app.register(websocket, { metrics })
   await app.register(deliver, { delivery })
-  await app.register(proxy, { apps, delivery })
+  await app.register(proxy, { apps, delivery, log })
   await app.ready()
   // Node looks for late headers and idle connections only on a server that listens, and this one is handed its connections.
   app.server.emit('listening')
   return app
+}
+
+/** A logger whose one child, Fastify's, is also that of each request: a new one would cost more than all that is logged through it. */
+function childless (log: Logger): Logger {
+  return Object.create(log, { child: { value: (...how: Parameters<Logger['child']>) => {
+    const child = log.child(...how)
+    child.child = (() => child) as never
+    return child
+  } } }) as Logger
 }

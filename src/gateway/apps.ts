@@ -1,6 +1,5 @@
-import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
+import type { IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
-import type { Dispatcher } from 'undici'
 import type { Config } from '../config/config.ts'
 import { appIdentity } from '../config/schema.ts'
 import type { Right } from './access.ts'
@@ -16,7 +15,7 @@ import type { Where } from './upstream.ts'
 
 /** Something behind the gateway: Node-RED, or an [[app]] of gatehouse.toml. */
 export class App {
-  /** Label of the metrics, and the host of its made-up origin: letters, digits and hyphens. */
+  /** Label of the metrics: letters, digits and hyphens. */
   readonly name: string
   /** What people call it: its path, or the Service's name with it. */
   readonly label: string
@@ -89,26 +88,7 @@ export function isUnconnected (err: Error): boolean {
 /** Code of a request that took longer than total_timeout. */
 export const totalTimeoutCode = 'GH_TOTAL_TIMEOUT'
 
-type Answer = (err: Error | null, data: Dispatcher.ResponseData) => void
-
-/** What a request's headers carry to {@link Apps.request} past reply-from, which has no other way: options of undici's. Symbols are not sent. */
-export const extras: unique symbol = Symbol('extras')
-
-/** See {@link extras}. */
-export interface Extras extends Pick<Dispatcher.RequestOptions, 'onInfo'> {
-  /** Aborted when nobody waits for the answer any more. */
-  gone: AbortController
-  /** Set with the answer; filled when its body has ended. */
-  trailers?: IncomingHttpHeaders
-}
-
-/**
- * All apps. It is also what @fastify/reply-from takes for undici's dispatcher, which lets it choose for each request: an app by the origin
- * (`http://<name>.invalid`), and among the app's upstreams.
- *
- * Tried again at the next upstream is a request without body that no connection could be made for. One with a body is not, since the body may be
- * gone; and none that an upstream has seen.
- */
+/** All apps. */
 export class Apps {
   readonly nodeRed: App
   #others: App[] = []
@@ -164,44 +144,7 @@ export class Apps {
     return this.#others.find((app) => app.service === service && app.owns(path)) ?? (service === undefined ? this.nodeRed : undefined)
   }
 
-  /** See undici's Dispatcher.request. */
-  request (options: Dispatcher.RequestOptions, answer: Answer): void {
-    const name = URL.parse(String(options.origin))?.hostname.replace(/\.invalid$/, '')
-    const app = this.all.find((candidate) => candidate.name === name) ?? this.nodeRed
-    const candidates = app.candidates
-    const path = app.target(options.path)
-    const bodyless = options.body === null || options.body === undefined || options.body === ''
-    const extra = (options.headers as { [extras]?: Extras } | undefined)?.[extras]
-    // Who waits for the answer may give it up (proxy.ts), and so may the app's own limit.
-    const gone = extra?.gone ?? new AbortController()
-    const late = app.totalTimeout === 0 ? undefined : setTimeout(() => {
-      gone.abort(Object.assign(new Error(`not done within ${app.totalTimeout / 1_000} s`), { code: totalTimeoutCode }))
-    }, app.totalTimeout)
-    const attempt = (i: number): void => {
-      const upstream = candidates[i]!
-      upstream.pool.request({ ...options, signal: gone.signal, onInfo: extra?.onInfo, origin: upstream.origin, path, headersTimeout: upstream.responseTimeout }, (err, data) => {
-        if (err === null) {
-          upstream.up()
-          if (extra !== undefined) extra.trailers = data.trailers as IncomingHttpHeaders
-          data.body.once('close', () => clearTimeout(late)).once('error', (broken: NodeJS.ErrnoException) => {
-            const limit = broken.code === totalTimeoutCode ? 'total_timeout' : broken.code === 'UND_ERR_BODY_TIMEOUT' ? 'idle_timeout' : undefined
-            if (limit !== undefined) this.#log.warn({ code: 'GH_UPSTREAM_TIMEOUT', app: app.name }, `${app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`)
-          })
-        } else if (isUnconnected(err)) {
-          upstream.down(err.cause instanceof Error ? err.cause : err)
-          if (bodyless && i + 1 < candidates.length) {
-            attempt(i + 1)
-            return
-          }
-        }
-        if (err !== null) clearTimeout(late)
-        answer(err, data)
-      })
-    }
-    attempt(0)
-  }
-
-  /** See undici's Dispatcher.destroy; reply-from calls it when the server has closed. */
+  /** The server has closed. */
   destroy (): void {
     for (const app of this.all) app.destroy()
   }
@@ -220,15 +163,20 @@ function where (url: string, tls: { ca: string | string[] | undefined, serverNam
 /** Finds a request's app before anything asks about it; sends `/path` to `/path/`, so that relative links work. */
 export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) => {
   app.decorateRequest('to')
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const target = (request.raw as IncomingMessage).url ?? '/'
     const { service } = peerOf(request.raw.socket)
     const found = apps.find(target, service)
-    if (found === undefined) return await sendError(request, reply, 404, 'Not here', new GatehouseError('GH_NO_APP', `There is no app at this path of ${service}`, 'Check the address, and path in [[app]] of gatehouse.toml'))
+    if (found === undefined) {
+      void sendError(request, reply, 404, 'Not here', new GatehouseError('GH_NO_APP', `There is no app at this path of ${service}`, 'Check the address, and path in [[app]] of gatehouse.toml'))
+      return
+    }
     request.to = found
     if (request.to !== apps.nodeRed && `${target.split('?', 1)[0]!}/` === request.to.path) {
-      return await reply.code(308).header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`).send()
+      reply.code(308).header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`).send()
+      return
     }
+    done()
   })
 })
 

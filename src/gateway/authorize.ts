@@ -3,7 +3,7 @@ import { GatehouseError } from '../config/errors.ts'
 import type { WhoIs } from '../tsnet/types.ts'
 import { needed, policyFor } from './access.ts'
 import type { Access, Right } from './access.ts'
-import type { Guard } from './guard.ts'
+import type { Guard, Verdict } from './guard.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
@@ -22,18 +22,24 @@ export const ownPrefix = '/.gatehouse/'
  * the editor's too when its peer may only read now, since Node-RED knows only who it was opened by.
  */
 export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
-  app.addHook('onRequest', async (request, reply) => {
-    const { whoIs, access } = await guard.ask(peerOf(request.raw.socket))
+  const judge = (request: FastifyRequest, reply: FastifyReply, { whoIs, access, statement }: Verdict, done: () => void): void => {
     request.whoIs = whoIs
     request.access = access
     const path = request.url.split('?', 1)[0]!
     const rights: Right[] = path.startsWith(ownPrefix) && request.to.service === undefined ? ['status'] : request.to.right !== undefined ? [request.to.right] : needed(request.method, path, request.headers.upgrade !== undefined)
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what is for the editor does not go to them.
-      if (request.to.right === undefined && !rights.includes('use')) request.statement = guard.statement(whoIs, access)
+      if (request.to.right === undefined && !rights.includes('use')) request.statement = statement
+      done()
       return
     }
-    return await forbid(request, reply, rights, await guard.self())
+    void guard.self().then(async (self) => await forbid(request, reply, rights, self)).catch(done)
+  }
+  app.addHook('onRequest', (request, reply, done) => {
+    const peer = peerOf(request.raw.socket)
+    const known = guard.known(peer)
+    if (known !== undefined) judge(request, reply, known, done)
+    else guard.ask(peer).then((verdict) => { judge(request, reply, verdict, done) }).catch(done)
   })
 
   let checking = false

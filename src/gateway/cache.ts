@@ -1,7 +1,7 @@
 import CachePolicy from 'http-cache-semantics'
 import type { IncomingHttpHeaders } from 'node:http'
 import type { Logger } from './log.ts'
-import { compressWhole, compressible, negotiate, worthwhile } from './compress.ts'
+import { compressWhole, compressible, worthwhile } from './compress.ts'
 import type { Coding } from './compress.ts'
 
 type Headers = Record<string, string | string[]>
@@ -20,7 +20,10 @@ export class Entry {
   readonly headers: Headers
   readonly body: Buffer
   readonly forms = new Map<Coding, Buffer>()
-  policy: CachePolicy
+  /** Headers of answers made of it, as deliver.ts puts them together; by coding. */
+  readonly answers = new Map<string, string[]>()
+  #policy!: CachePolicy
+  #freshUntil = 0
   #pending = new Map<Coding, Promise<Buffer>>()
 
   constructor (key: string, headers: Headers, body: Buffer, policy: CachePolicy) {
@@ -28,6 +31,22 @@ export class Entry {
     this.headers = headers
     this.body = body
     this.policy = policy
+  }
+
+  get policy (): CachePolicy { return this.#policy }
+  set policy (policy: CachePolicy) {
+    this.#policy = policy
+    const [host, url] = this.key.split(' ', 2) as [string, string]
+    const plain = policy.satisfiesWithoutRevalidation({ method: 'GET', url, headers: { host } })
+    this.#freshUntil = plain && this.headers.vary === undefined ? Date.now() + (policy.maxAge() - policy.age()) * 1_000 : 0
+  }
+
+  /** Whether it may answer a request without the origin being asked. */
+  fresh ({ url, headers }: CacheRequest): boolean {
+    // Nothing a request can say changes that but these two, where the answer does not vary. The policy would go through all of its rules.
+    if (headers['cache-control'] === undefined && headers.pragma === undefined && Date.now() < this.#freshUntil) return true
+    // GET, since an answer to one serves HEAD too.
+    return this.#policy.satisfiesWithoutRevalidation({ method: 'GET', url, headers: headers as Headers })
   }
 
   get etag (): string | undefined { return single(this.headers.etag) }
@@ -47,8 +66,6 @@ export class Entry {
 
   /** The body in a coding: made once, at the first demand. */
   async form (coding: Coding, made: (coding: Coding) => void): Promise<Buffer> {
-    const form = this.forms.get(coding)
-    if (form !== undefined) return form
     let pending = this.#pending.get(coding)
     if (pending === undefined) {
       pending = compressWhole(this.body, coding, 'quick').then((compressed) => {
@@ -113,8 +130,7 @@ export class Cache {
     // The most recently used is the last.
     this.#entries.delete(key)
     this.#entries.set(key, entry)
-    // GET, since an answer to one serves HEAD too.
-    return { entry, fresh: entry.policy.satisfiesWithoutRevalidation({ method: 'GET', url: request.url, headers: request.headers as Headers }) }
+    return { entry, fresh: entry.fresh(request) }
   }
 
   /** Whether an answer may be stored, given that its body will be. `headers` are as they would be passed on. */
@@ -124,6 +140,8 @@ export class Cache {
     if (!(length <= this.largest)) return undefined
     if (headers['set-cookie'] !== undefined || headers['content-encoding'] !== undefined || headers['content-range'] !== undefined) return undefined
     if (String(headers.vary ?? '').toLowerCase().split(',').some((name) => !['', 'accept-encoding'].includes(name.trim()))) return undefined
+    // Most answers end here, before the rules are gone through one by one.
+    if (!/public|s-maxage|must-revalidate/i.test(String(headers['cache-control'] ?? ''))) return undefined
     // Its own credentials stand for what each request here has: an identity.
     const policy = new CachePolicy({ method: 'GET', url: request.url, headers: { ...request.headers as Headers, authorization: 'tailnet' } }, { status, headers }, { shared: true, cacheHeuristic: 0 })
     if (!policy.storable() || (policy.timeToLive() <= 0 && headers.etag === undefined && headers['last-modified'] === undefined)) return undefined
@@ -163,16 +181,14 @@ export class Cache {
     return purged
   }
 
-  /** The body in the coding a client likes best, and that coding. */
-  async body (entry: Entry, acceptEncoding: string | undefined): Promise<{ body: Buffer, coding?: Coding }> {
-    const coding = entry.compressible ? negotiate(acceptEncoding) : undefined
-    if (coding === undefined) return { body: entry.body }
-    const body = await entry.form(coding, () => {
+  /** The body in a coding, which takes a moment the first time. */
+  body (entry: Entry, coding: Coding | undefined): Buffer | Promise<Buffer> {
+    if (coding === undefined) return entry.body
+    return entry.forms.get(coding) ?? entry.form(coding, () => {
       this.#account(entry, entry.forms.get(coding)!.length)
       this.#small.push({ entry, coding })
       void this.#compressSmall()
     })
-    return { body, coding }
   }
 
   /** Makes the forms that were made in a hurry smaller, one at a time: the other cores have work to do. */

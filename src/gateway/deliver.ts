@@ -1,19 +1,23 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders } from 'node:http'
-import { pipeline } from 'node:stream'
-import type { Readable } from 'node:stream'
+import type { Transform } from 'node:stream'
 import { Counter, Gauge } from 'prom-client'
 import type { Registry } from 'prom-client'
 import type { Config } from '../config/config.ts'
 import { Cache, mayCompress } from './cache.ts'
 import type { CacheRequest, Entry } from './cache.ts'
 import { compressStream, negotiate, worthwhile } from './compress.ts'
+import type { Coding } from './compress.ts'
+import { secure } from './hygiene.ts'
 import { plugin } from './plugin.ts'
 
 type Headers = Record<string, string | string[]>
 
 /** How the cache came to an answer. */
 type How = 'hit' | 'revalidated' | 'stored'
+
+/** What is done with an answer's body: taken in as a whole, which then answers the peer, or sent through a compressor. */
+export type Plan = { whole: (body: Buffer) => void } | { through: Transform }
 
 /** An entry that is to be asked about, while its request is at the origin. */
 const asked = new WeakMap<object, Entry>()
@@ -47,13 +51,13 @@ export class Delivery {
     new Gauge({ name: 'gatehouse_cache_entries', help: 'Answers the cache holds.', registers: [registry], collect () { this.set(cache.count) } })
   }
 
-  /** Before the origin is asked: the answer, when it is known and fresh. */
-  async answer (request: FastifyRequest, reply: FastifyReply): Promise<boolean> {
+  /** Before the origin is asked: the answer, when it is known and fresh. True when it is on its way. */
+  answer (request: FastifyRequest, reply: FastifyReply): boolean {
     if (request.method !== 'GET' && request.method !== 'HEAD') return false
     const found = this.cache.find(cacheRequest(request))
     if (found === undefined) return false
     if (found.fresh) {
-      await this.#send(request, reply, found.entry, 'hit')
+      this.#send(request, reply, found.entry, 'hit')
       return true
     }
     if (request.method === 'GET' && (found.entry.etag !== undefined || found.entry.lastModified !== undefined)) asked.set(request.raw, found.entry)
@@ -71,81 +75,89 @@ export class Delivery {
     if (entry.lastModified !== undefined) headers['if-modified-since'] = entry.lastModified
   }
 
-  /**
-   * What to do with the origin's answer, whose status and headers are on the reply.
-   *
-   * @returns the body to send on, or undefined when the answer has been sent
-   * @throws what breaks off the origin's body while it is taken in
-   */
-  async take (request: FastifyRequest, reply: FastifyReply, body: Readable): Promise<Readable | undefined> {
-    const status = reply.statusCode
+  /** What to do with the origin's answer, by its status and its headers, which it makes those of what the peer gets. */
+  take (request: FastifyRequest, reply: FastifyReply, status: number, headers: Headers): Plan | undefined {
     const entry = asked.get(request.raw)
     if (entry !== undefined && status === 304) {
-      body.resume()
-      this.cache.revalidated(entry, cacheRequest(request), reply.getHeaders() as Headers)
-      for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
-      await this.#send(request, reply, entry, 'revalidated')
-      return undefined
+      return { whole: () => {
+        this.cache.revalidated(entry, cacheRequest(request), headers)
+        this.#send(request, reply, entry, 'revalidated')
+      } }
     }
     if (request.method !== 'GET') {
       // RFC 9111 §4.4: what changes something makes what is stored of it wrong.
       if (!['HEAD', 'OPTIONS', 'TRACE'].includes(request.method) && status < 400) this.cache.remove(Cache.key(cacheRequest(request)))
-      return body
-    }
-    const headers = reply.getHeaders() as Headers
-    const policy = this.cache.storable(cacheRequest(request), status, headers)
-    if (policy !== undefined) {
-      const pieces: Buffer[] = []
-      for await (const piece of body) pieces.push(piece as Buffer)
-      const stored = this.cache.store(cacheRequest(request), { ...headers }, Buffer.concat(pieces), policy)
-      for (const name of Object.keys(headers)) reply.removeHeader(name)
-      await this.#send(request, reply, stored, 'stored')
       return undefined
     }
+    const policy = this.cache.storable(cacheRequest(request), status, headers)
+    if (policy !== undefined) return { whole: (body) => { this.#send(request, reply, this.cache.store(cacheRequest(request), headers, body, policy), 'stored') } }
     // Only what has a length is compressed: an answer that comes bit by bit must not wait for a compressor's buffer.
     const length = Number(headers['content-length'] ?? Number.NaN)
-    if (!this.settings.compress || !(length >= worthwhile) || status < 200 || status === 204 || status === 206 || status === 304 || !mayCompress(headers)) return body
-    reply.header('vary', vary(headers.vary))
+    if (!this.settings.compress || !(length >= worthwhile) || status < 200 || status === 204 || status === 206 || status === 304 || !mayCompress(headers)) return undefined
+    headers.vary = vary(headers.vary)
     const coding = negotiate(request.headers['accept-encoding'])
-    if (coding === undefined) return body
-    reply.removeHeader('content-length').removeHeader('accept-ranges').removeHeader('content-md5').removeHeader('digest')
-    reply.header('content-encoding', coding)
-    if (headers.etag !== undefined) reply.header('etag', weak(String(headers.etag)))
-    const compressor = compressStream(coding, length)
-    // Each breaks off the other; the reply ends as it does without compression.
-    pipeline(body, compressor, () => {})
-    return compressor
+    if (coding === undefined) return undefined
+    for (const name of ['content-length', 'accept-ranges', 'content-md5', 'digest']) delete headers[name]
+    headers['content-encoding'] = coding
+    if (headers.etag !== undefined) headers.etag = weak(String(headers.etag))
+    return { through: compressStream(coding, length) }
   }
 
-  async #send (request: FastifyRequest, reply: FastifyReply, entry: Entry, how: How): Promise<void> {
+  #send (request: FastifyRequest, reply: FastifyReply, entry: Entry, how: How): void {
     this.#count(how)
     const compress = this.settings.compress && entry.compressible
-    const { body, coding } = compress ? await this.cache.body(entry, request.headers['accept-encoding']) : { body: entry.body, coding: undefined }
-    const { age, date } = entry.policy.responseHeaders() as Record<string, string>
-    reply.code(200).headers(entry.headers).removeHeader('content-length')
-    if (date !== undefined) reply.header('date', date)
-    if (age !== undefined && how !== 'stored') reply.header('age', age)
-    // RFC 9211.
-    reply.header('cache-status', how === 'hit' ? 'gatehouse; hit' : how === 'revalidated' ? 'gatehouse; hit; detail=revalidated' : 'gatehouse; fwd=miss; stored')
-    if (compress) reply.header('vary', vary(entry.headers.vary))
-    if (coding !== undefined) {
-      reply.header('content-encoding', coding).removeHeader('accept-ranges')
-      if (entry.etag !== undefined) reply.header('etag', weak(entry.etag))
-    }
-    if (unchanged(request.headers, entry)) {
-      for (const name of ['content-type', 'content-encoding', 'content-language']) reply.removeHeader(name)
-      await reply.code(304).send()
-      return
-    }
-    reply.header('content-length', String(body.length))
-    await reply.send(request.method === 'HEAD' ? undefined : body)
+    const coding = compress ? negotiate(request.headers['accept-encoding']) : undefined
+    const body = this.cache.body(entry, coding)
+    if (body instanceof Promise) body.then((made) => { write(request, reply, entry, how, compress, coding, made) }).catch((err: Error) => { reply.send(err) })
+    else write(request, reply, entry, how, compress, coding, body)
   }
+}
+
+// RFC 9211.
+const cacheStatus: Record<How, string> = { hit: 'gatehouse; hit', revalidated: 'gatehouse; hit; detail=revalidated', stored: 'gatehouse; fwd=miss; stored' }
+
+/** Writes an answer of the cache past Fastify's reply, which would copy and look at each header again; an entry's are the same every time. */
+function write (request: FastifyRequest, reply: FastifyReply, entry: Entry, how: How, compress: boolean, coding: Coding | undefined, body: Buffer): void {
+  const { raw } = reply
+  reply.hijack()
+  if (raw.destroyed) return
+  const key = coding ?? String(compress)
+  let headers = entry.answers.get(key)
+  if (headers === undefined) {
+    headers = answerHeaders(entry, compress, coding)
+    entry.answers.set(key, headers)
+  }
+  headers = ['cache-status', cacheStatus[how], ...headers]
+  if (how !== 'stored' || entry.headers.age !== undefined) headers.push('age', String(Math.round(entry.policy.age())))
+  if (unchanged(request.headers, entry)) {
+    raw.writeHead(304, headers.filter((_, i) => !ofTheBody.has(headers[i - i % 2]!)))
+    raw.end()
+    return
+  }
+  headers.push('content-length', String(body.length))
+  raw.writeHead(200, headers)
+  raw.end(request.method === 'HEAD' ? undefined : body)
+}
+
+/** Headers that are not in an answer without the body. */
+const ofTheBody: ReadonlySet<string> = new Set(['content-type', 'content-encoding', 'content-language'])
+
+/** Names and values in turn. Date is Node's: the moment it is sent. */
+function answerHeaders (entry: Entry, compress: boolean, coding: Coding | undefined): string[] {
+  const { 'content-length': _length, date: _date, age: _age, ...headers } = entry.headers
+  if (compress) headers.vary = vary(headers.vary)
+  if (coding !== undefined) {
+    headers['content-encoding'] = coding
+    delete headers['accept-ranges']
+    if (entry.etag !== undefined) headers.etag = weak(entry.etag)
+  }
+  return Object.entries(secure(headers)).flatMap(([name, value]) => [value].flat().flatMap((one) => [name, one]))
 }
 
 /** Asks the cache before the origin. Registered behind everything that decides who may see what. */
 export const deliver = plugin<{ delivery: Delivery }>('deliver', async (app, { delivery }) => {
-  app.addHook('preHandler', async (request, reply) => {
-    if (!reply.sent && await delivery.answer(request, reply)) return reply
+  app.addHook('preHandler', (request, reply, done) => {
+    if (!delivery.answer(request, reply)) done()
   })
 })
 

@@ -155,7 +155,7 @@ async function access ({ node, guard }: Patient): Promise<Check> {
   const peers = (node.status?.peers ?? []).filter((peer) => peer.tailscaleIPs.length > 0).slice(0, maxPeers)
   const answers = await Promise.all(peers.map(async (peer) => {
     const address = peer.tailscaleIPs[0]!
-    return await guard.ask({ address, local: false, whoIs: async () => await tailnet.whoIs(address).catch(() => undefined) })
+    return await guard.ask({ address, local: false, until: 0, whoIs: async () => await tailnet.whoIs(address).catch(() => undefined) })
   }))
   const count = (right: 'edit' | 'view' | 'use'): number => answers.filter(({ access }) => access.rights.has(right)).length
   const wrong = answers.find(({ access }) => access.problem !== undefined)?.access.problem

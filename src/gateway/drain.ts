@@ -22,8 +22,9 @@ export const drain = plugin<object>('drain', async (app) => {
   let draining = false
   const tunnels = new Set<Tunnel>()
   app.decorate('tunnels', tunnels)
-  app.addHook('onRequest', async (request, reply) => {
-    if (draining && request.raw.httpVersionMajor === 1) reply.header('connection', 'close')
+  app.addHook('onRequest', (_request, reply, done) => {
+    if (draining) reply.raw.shouldKeepAlive = false
+    done()
   })
   app.decorate('drain', async (connections: ReadonlySet<Duplex>, grace: number) => {
     draining = true

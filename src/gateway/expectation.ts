@@ -12,18 +12,24 @@ export const expectation = plugin<object>('expectation', async (app) => {
   // Without a listener Node says 100 to everyone.
   app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => { app.routing(request, response) })
 
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const { expect } = request.headers
     // It means nothing in HTTP/1.0, nor in a WebSocket's handshake, which has no body.
-    if (expect === undefined || request.raw.httpVersion === '1.0' || request.headers.upgrade !== undefined) return
-    if (expect.toLowerCase() === '100-continue') waiting.add(request.raw)
-    else return await sendError(request, reply, 417, 'Expectation failed', new GatehouseError('GH_EXPECT', 'The gateway does not know what the request expects', 'Leave Expect out, or write Expect: 100-continue'))
+    if (expect !== undefined && request.raw.httpVersion !== '1.0' && request.headers.upgrade === undefined) {
+      if (expect.toLowerCase() !== '100-continue') {
+        void sendError(request, reply, 417, 'Expectation failed', new GatehouseError('GH_EXPECT', 'The gateway does not know what the request expects', 'Leave Expect out, or write Expect: 100-continue'))
+        return
+      }
+      waiting.add(request.raw)
+    }
+    done()
   })
-  app.addHook('preParsing', async (request, reply, payload) => {
+  app.addHook('preParsing', (request, reply, payload, done) => {
     if (waiting.delete(request.raw)) reply.raw.writeContinue()
-    return payload
+    done(null, payload)
   })
-  app.addHook('onSend', async (request, reply) => {
+  app.addHook('onSend', (request, reply, payload, done) => {
     if (waiting.has(request.raw)) reply.raw.shouldKeepAlive = false
+    done(null, payload)
   })
 })

@@ -22,6 +22,14 @@ export interface GuardOptions {
   channelKey: Buffer | undefined
 }
 
+/** Who is behind a connection, and what they may do. */
+export interface Verdict {
+  whoIs: WhoIs | undefined
+  access: Access
+  /** The header that tells Node-RED's editor who asks; undefined for a peer that may not see it. */
+  statement: string | undefined
+}
+
 /** Knows who a peer is and what they may do. Emits `change` when the settings did. */
 export class Guard extends EventEmitter {
   #options: GuardOptions
@@ -29,6 +37,8 @@ export class Guard extends EventEmitter {
   #local: ReadonlySet<Right> = new Set()
   #self: { answer: Promise<WhoIs | undefined>, until: number } | undefined
   #said = new Set<string>()
+  /** Verdicts that count for some seconds. */
+  #known = new WeakMap<object, { verdict: Verdict, until: number }>()
 
   constructor (options: GuardOptions) {
     super()
@@ -39,12 +49,14 @@ export class Guard extends EventEmitter {
 
   set settings (settings: AccessSettings) {
     this.#settings = settings
+    this.#known = new WeakMap()
     this.emit('change')
   }
 
   /** What everybody on the local network may do: [local_network]. Nothing while it is not listened there. */
   set local (rights: Iterable<Right>) {
     this.#local = new Set(rights)
+    this.#known = new WeakMap()
     this.emit('change')
   }
 
@@ -64,14 +76,25 @@ export class Guard extends EventEmitter {
     return await this.#self.answer
   }
 
+  /** What {@link ask} found out, as long as what it rests on counts: most requests come soon after another on their connection. */
+  known (peer: Peer): Verdict | undefined {
+    const known = this.#known.get(peer)
+    return known !== undefined && known.until > Date.now() ? known.verdict : undefined
+  }
+
   /**
    * Who is behind a connection, and what they may do.
    *
    * @param fresh do not take an answer that was given before
    */
-  async ask (peer: Pick<Peer, 'whoIs' | 'address' | 'local'>, fresh = false): Promise<{ whoIs: WhoIs | undefined, access: Access }> {
-    if (peer.local) return { whoIs: undefined, access: { rights: this.#local, from: this.#local.size === 0 ? 'none' : 'local network' } }
-    const [whoIs, self] = await Promise.all([peer.whoIs(fresh), this.self()])
+  async ask (peer: Pick<Peer, 'whoIs' | 'address' | 'local' | 'until'>, fresh = false): Promise<Verdict> {
+    if (peer.local) {
+      const access: Access = { rights: this.#local, from: this.#local.size === 0 ? 'none' : 'local network' }
+      return { whoIs: undefined, access, statement: this.#statement(undefined, access) }
+    }
+    const answer = peer.whoIs(fresh)
+    const { until } = peer
+    const [whoIs, self] = await Promise.all([answer, this.self()])
     const access = decide(whoIs, self, this.#settings)
     if (access.problem !== undefined && !this.#said.has(access.problem)) {
       // A policy has few mistakes, and each is said once.
@@ -79,11 +102,13 @@ export class Guard extends EventEmitter {
       this.#said.add(access.problem)
       this.#options.log.warn({ code: 'GH_GRANT', peer: peer.address }, `a grant of the tailnet's policy gives nothing: ${access.problem}. Change it as docs/access.md says`)
     }
-    return { whoIs, access }
+    const verdict = { whoIs, access, statement: this.#statement(whoIs, access) }
+    // Who owns the node is not known at first, and that must not last.
+    if (self !== undefined) this.#known.set(peer, { verdict, until })
+    return verdict
   }
 
-  /** Value of the header that tells Node-RED's editor who asks; undefined for a peer that may not see it. */
-  statement (whoIs: WhoIs | undefined, access: Access): string | undefined {
+  #statement (whoIs: WhoIs | undefined, access: Access): string | undefined {
     const { channelKey } = this.#options
     if (channelKey === undefined || !access.rights.has('view')) return undefined
     const who = whoIs ?? (access.from === 'local network' ? access.from : undefined)

@@ -58,10 +58,10 @@ export interface Origin {
  * X-Forwarded-For, -Host and -Proto, Forwarded (RFC 7239) and the peer's identity set.
  */
 export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): Record<string, string | string[]> {
-  const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
+  const named = namedBy(headers.connection)
   const out: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
-    if (value === undefined || owned.has(name.replaceAll('_', '-')) || hopByHop.has(name) || named.has(name)) continue
+    if (value === undefined || owned.has(name.includes('_') ? name.replaceAll('_', '-') : name) || hopByHop.has(name) || named?.has(name) === true) continue
     out[name] = value
   }
   out.host = origin.host
@@ -74,15 +74,27 @@ export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): R
   return Object.assign(out, identityHeaders(origin.whoIs))
 }
 
+/** What Connection names, which is nothing but `keep-alive` or `close` in nearly every message. */
+function namedBy (connection: string | undefined): ReadonlySet<string> | undefined {
+  return connection === undefined || connection === 'keep-alive' || connection === 'close' ? undefined : new Set(connection.toLowerCase().split(',').map((name) => name.trim()))
+}
+
+/** By the answer of WhoIs, which counts for many requests. */
+const identities = new WeakMap<WhoIs, Record<string, string>>()
+
 /** Identity headers exactly as `tailscale serve` sets them: none for tagged nodes and unknown peers. */
-export function identityHeaders (whoIs: WhoIs | undefined): Record<string, string> {
+export function identityHeaders (whoIs: WhoIs | undefined): Readonly<Record<string, string>> {
   if (whoIs?.user === undefined || whoIs.node.tags.length > 0) return {}
-  return {
+  const known = identities.get(whoIs)
+  if (known !== undefined) return known
+  const headers = {
     'tailscale-user-login': qEncode(whoIs.user.loginName),
     'tailscale-user-name': qEncode(whoIs.user.displayName),
     'tailscale-user-profile-pic': qEncode(whoIs.user.profilePicURL),
     'tailscale-headers-info': 'https://tailscale.com/s/serve-headers',
   }
+  identities.set(whoIs, headers)
+  return headers
 }
 
 /**
@@ -109,10 +121,10 @@ export function qEncode (text: string): string {
 
 /** Response headers that must not pass through a proxy: hop-by-hop ones, those named by Connection, and {@link leaks}. */
 export function responseHeaders (headers: IncomingHttpHeaders): Record<string, string | string[]> {
-  const named = new Set(String(headers.connection ?? '').toLowerCase().split(',').map((name) => name.trim()))
+  const named = namedBy(headers.connection)
   const out: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
-    if (value === undefined || hopByHop.has(name) || named.has(name) || leaks.has(name)) continue
+    if (value === undefined || hopByHop.has(name) || named?.has(name) === true || leaks.has(name)) continue
     out[name] = value
   }
   return out

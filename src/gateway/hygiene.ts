@@ -59,26 +59,32 @@ export function rewriteUrl (request: IncomingMessage): string {
  * then be of the same origin as what it reads (DNS rebinding).
  */
 export const hygiene = plugin<{ names: Names }>('hygiene', async (app: FastifyInstance, { names }) => {
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const refused = refusals.get(request.raw)
     if (refused !== undefined) {
       // What follows on the connection may be the rest of an attempt to smuggle.
       reply.raw.shouldKeepAlive = false
-      return await sendError(request, reply, refused.status, 'Bad request', new GatehouseError('GH_BAD_REQUEST', capital(refused.message), 'The gateway passes on only requests that can be read in one way'))
+      void sendError(request, reply, refused.status, 'Bad request', new GatehouseError('GH_BAD_REQUEST', capital(refused.message), 'The gateway passes on only requests that can be read in one way'))
+      return
     }
     const { service } = peerOf(request.raw.socket)
     const name = names.name(service)
     const host = hostName(request.headers.host ?? '')
-    if (host === name) return
+    if (host === name) {
+      done()
+      return
+    }
     if (name !== undefined && (host === name.split('.', 1)[0] || names.addresses(service).includes(host.replace(/^\[|\]$/g, '')))) {
-      return await reply.code(308).header('location', `https://${name}${request.raw.url}`).header('cache-control', 'no-store').type('text/plain; charset=utf-8').send(`https://${name}${request.raw.url}\n`)
+      reply.code(308).header('location', `https://${name}${request.raw.url}`).header('cache-control', 'no-store').type('text/plain; charset=utf-8').send(`https://${name}${request.raw.url}\n`)
+      return
     }
     reply.raw.shouldKeepAlive = false
-    return await sendError(request, reply, 421, 'Wrong address', new GatehouseError('GH_HOST', service === undefined ? 'The request is for a name that is not this node\'s' : `The request is for a name that is not ${service}'s, but came to its address`, `Use https://${name ?? 'its full name'}/`))
+    void sendError(request, reply, 421, 'Wrong address', new GatehouseError('GH_HOST', service === undefined ? 'The request is for a name that is not this node\'s' : `The request is for a name that is not ${service}'s, but came to its address`, `Use https://${name ?? 'its full name'}/`))
   })
 
-  app.addHook('onSend', async (_request, reply) => {
-    for (const [header, value] of Object.entries(securityHeaders)) if (!reply.hasHeader(header)) reply.header(header, value)
+  app.addHook('onSend', (_request, reply, payload, done) => {
+    for (const [header, value] of security) if (!reply.hasHeader(header)) reply.header(header, value)
+    done(null, payload)
   })
 })
 
@@ -92,6 +98,14 @@ export const securityHeaders: Readonly<Record<string, string>> = {
   'x-content-type-options': 'nosniff',
   'x-frame-options': 'SAMEORIGIN',
   'referrer-policy': 'strict-origin-when-cross-origin',
+}
+
+const security = Object.entries(securityHeaders)
+
+/** {@link securityHeaders} for an answer that does not go through Fastify's reply. */
+export function secure (headers: Record<string, string | string[]>): Record<string, string | string[]> {
+  for (const [header, value] of security) headers[header] ??= value
+  return headers
 }
 
 function capital (text: string): string {

@@ -244,33 +244,40 @@ export function applyTo (server: Server, { headerKib, headerTimeout }: Config['l
 
 /** Limits on requests: rate (429), body (413), and 503 while memory is short. */
 export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { limits }) => {
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const { address } = peerOf(request.raw.socket)
     if (limits.short) {
       limits.refuse('memory', address)
       reply.raw.shouldKeepAlive = false
-      return await sendError(request, reply, 503, 'Too busy', new GatehouseError('GH_MEMORY', 'The gateway is short of memory', 'Try again in a moment'))
+      void sendError(request, reply, 503, 'Too busy', new GatehouseError('GH_MEMORY', 'The gateway is short of memory', 'Try again in a moment'))
+      return
     }
     const wait = limits.request(address)
     if (wait > 0) {
-      await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests than the gateway allows', 'Try again in a moment; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': String(Math.ceil(wait)) })
-      return reply
+      void sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests than the gateway allows', 'Try again in a moment; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': String(Math.ceil(wait)) })
+      return
     }
     // A WebSocket is a connection, and counted as one.
     if (request.headers.upgrade === undefined && !limits.begin(address, reply.raw)) {
-      return await sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests at a time than the gateway allows', 'Wait until others have ended; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': '1' })
+      void sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests at a time than the gateway allows', 'Wait until others have ended; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': '1' })
+      return
     }
     if (Number(request.headers['content-length'] ?? 0) > bodyLimit(limits)) {
       limits.refuse('body', address)
       reply.raw.shouldKeepAlive = false
-      return await tooLarge(request, reply)
+      void tooLarge(request, reply)
+      return
     }
     limits.watch(request.raw.socket, request.raw)
+    done()
   })
 
   // A body without a length is counted on its way.
-  app.addHook('preParsing', async (request, _reply, payload) => {
-    if (request.headers['transfer-encoding'] === undefined || bodyLimit(limits) === Infinity) return payload
+  app.addHook('preParsing', (request, _reply, payload, next) => {
+    if (request.headers['transfer-encoding'] === undefined || bodyLimit(limits) === Infinity) {
+      next(null, payload)
+      return
+    }
     let size = 0
     const counted = new Transform({
       transform (piece: Buffer, _encoding, done) {
@@ -287,7 +294,7 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
     counted.on('error', () => {})
     payload.once('error', (err: Error) => counted.destroy(err))
     payload.once('close', () => { if (!request.raw.complete) counted.destroy(new Error('the peer went away')) })
-    return payload.pipe(counted)
+    next(null, payload.pipe(counted))
   })
 })
 

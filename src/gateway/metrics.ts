@@ -115,7 +115,7 @@ export class Metrics {
 
 /** Counts the requests of the application. The route is the name of the app that answered, `gatehouse` for the gateway itself. */
 export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { metrics }) => {
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     const start = performance.now()
     whenClosed(reply.raw, () => {
       const route = request.app ?? 'gatehouse'
@@ -123,6 +123,7 @@ export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { met
       if (request.upgrade === true) return
       metrics.duration.observe({ route }, (performance.now() - start) / 1000)
     })
+    done()
   })
 })
 

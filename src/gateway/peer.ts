@@ -42,6 +42,9 @@ export class Peer {
     }
   }
 
+  /** Until when the last answer of {@link whoIs} counts, as Date.now() has it. */
+  get until (): number { return this.#until }
+
   /**
    * Undefined when the tailnet does not know the address: the peer then has no identity. An answer is some seconds old at most.
    *

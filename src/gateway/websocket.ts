@@ -2,6 +2,7 @@ import { ServerResponse, request as httpRequest } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import type { IncomingHttpHeaders, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import type { Duplex } from 'node:stream'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { WhoIs } from '../tsnet/types.ts'
 import { isUnconnected } from './apps.ts'
 import type { App } from './apps.ts'
@@ -58,21 +59,27 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { met
     app.routing(raw, response)
   })
 
-  app.addHook('preHandler', async (request, reply) => {
+  app.addHook('preHandler', (request, reply, done) => {
     const upgrade = upgrades.get(request.raw)
-    if (upgrade === undefined) return
+    if (upgrade === undefined) done()
+    else open(request, reply, upgrade).catch(done)
+  })
+
+  const open = async (request: FastifyRequest, reply: FastifyReply, upgrade: Upgrade): Promise<void> => {
     if (request.method !== 'GET' || request.headers.upgrade?.toLowerCase() !== 'websocket' || request.headers['sec-websocket-key'] === undefined) {
-      return await reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
+      reply.code(400).header('connection', 'close').type('text/plain; charset=utf-8').send('Only WebSocket upgrades are passed on.\n')
+      return
     }
     request.app = request.to.name
     const answer = await handshake(request.raw, request.to, handshakeTimeout, request.whoIs, request.statement).catch((err: Error) => err)
     if (answer instanceof Error) {
       await failed(request, reply, answer)
-      return reply
+      return
     }
     if (answer.socket === undefined) {
       reply.code(answer.response.statusCode ?? 502).headers(answerHeaders(answer.response.headers, request.to)).header('connection', 'close')
-      return await reply.send(answer.response)
+      reply.send(answer.response)
+      return
     }
     request.upgrade = true
     reply.hijack()
@@ -87,8 +94,7 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { met
       // Nothing was written through it, but the access log waits for its end.
       reply.raw.emit('close')
     })
-    return reply
-  })
+  }
 })
 
 interface Agreed { response: IncomingMessage, socket: Duplex, head: Buffer }
