@@ -95,11 +95,14 @@ writeFileSync(key, text.slice(text.indexOf('-----BEGIN PRIVATE')))
 const origins = { http: at('origin.sock'), ws: at('ws.sock'), editor: at('editor.sock') }
 type Origin = keyof typeof origins
 
+/** Flags of Node.js that the image runs the gateway with. */
+const flags = /^exec \/usr\/bin\/node (.*) \/usr\/lib/m.exec(readFileSync(path.join(root, 'overlays/usr/bin/gatehouse'), 'utf8'))![1]!.split(' ')
+
 /** Each proxy as its manual would have it for this task, access log off (ours: on); answers the process to measure. */
 const proxies: Record<string, (origin: Origin, port: number) => ChildProcess> = {
   gatehouse: (origin, port) => {
     mkdirSync(at('gatehouse'), { recursive: true })
-    return start(process.execPath, ['--disable-warning=ExperimentalWarning', at('loopback.mjs'), String(port), origins[origin], pem, at('gatehouse')])
+    return start(process.execPath, [...flags, at('loopback.mjs'), String(port), origins[origin], pem, at('gatehouse')])
   },
   caddy: (origin, port) => {
     writeFileSync(at('Caddyfile'), `{\n admin off\n persist_config off\n log {\n  output discard\n }\n auto_https off\n servers {\n  protocols h1 h2\n }\n}\nhttps://${name}:${port} {\n bind 127.0.0.1\n tls ${chain} ${key}\n reverse_proxy unix/${origins[origin]}\n}\n`)

@@ -9,6 +9,7 @@ import type { SecureContext } from 'node:tls'
 import { parseCertificate } from '../certs/pem.ts'
 import type { Certificate } from '../certs/pem.ts'
 import { oneLine, reason } from '../config/errors.ts'
+import { ciphers } from './ciphers.ts'
 import type { Logger } from './log.ts'
 
 interface Loaded { certificate: Certificate, context: SecureContext }
@@ -74,7 +75,7 @@ export class Certificates extends EventEmitter {
   }
 
   #context ({ chain, key }: Certificate): SecureContext {
-    return createSecureContext({ cert: chain, key, minVersion: 'TLSv1.2', ticketKeys: this.#ticketKeys })
+    return createSecureContext({ cert: chain, key, minVersion: 'TLSv1.2', ticketKeys: this.#ticketKeys, ...ciphers() })
   }
 
   /** Names there is a certificate for. */
