@@ -13,15 +13,14 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
     const start = performance.now()
     // Read now: a closed socket has forgotten its peer.
     const peer = peerOf(request.raw.socket)
+    const asked = { method: request.method, host: request.headers.host, path: pathOf(request.raw.url ?? '') }
     whenClosed(reply.raw, () => {
       const write = (whoIs: WhoIs | undefined): void => {
         log.info({
           peer: peer.address,
           ...(peer.local ? { network: 'local' } : {}),
           user: whoIs?.user?.loginName ?? (whoIs?.node.tags.length ? whoIs.node.tags.join(',') : undefined),
-          method: request.method,
-          host: request.headers.host,
-          path: pathOf(request.raw.url ?? ''),
+          ...asked,
           status: reply.raw.statusCode,
           ms: Math.round(performance.now() - start),
           ...(reply.raw.writableFinished || request.upgrade === true ? {} : { aborted: true }),

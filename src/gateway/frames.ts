@@ -1,56 +1,54 @@
-import { Transform } from 'node:stream'
-import type { TransformCallback } from 'node:stream'
-
 /**
- * Passes the frames of a WebSocket (RFC 6455 §5.2) on byte for byte and knows where one ends, so that a Close frame of the gateway's
- * own can be put between two of them.
+ * Knows where a frame of a WebSocket (RFC 6455 §5.2) ends among the bytes that pass, so that a Close frame of the gateway's own can be put
+ * between two of them.
  */
-export class FrameGate extends Transform {
+export class FrameGate {
   /** Bytes seen of a header that is not whole yet. */
   #header: number[] = []
   /** Bytes of payload that are still to come. */
   #payload = 0
   #last: Buffer | undefined
-  #ended = false
+  #over = false
 
-  /** Ends the stream with a Close frame as soon as the frame under way is complete. `reason`: 123 bytes at most (§5.5). */
-  close (code: number, reason: string): void {
-    if (this.#last !== undefined) return
+  /** True once the Close frame is given out: nothing passes any more. */
+  get over (): boolean { return this.#over }
+
+  /**
+   * Ends what passes with a Close frame as soon as the frame under way is complete. `reason`: 123 bytes at most (§5.5).
+   *
+   * @returns the Close frame when that is now; else it comes with a later piece
+   */
+  close (code: number, reason: string): Buffer | undefined {
+    if (this.#last !== undefined) return undefined
     const text = Buffer.from(reason)
     this.#last = Buffer.concat([Buffer.from([0x88, 2 + text.length, code >> 8, code & 0xff]), text])
-    if (this.#between) this.#end()
+    if (!this.#between) return undefined
+    this.#over = true
+    return this.#last
   }
 
   get #between (): boolean { return this.#header.length === 0 && this.#payload === 0 }
 
-  #end (): void {
-    this.#ended = true
-    this.push(this.#last)
-    this.push(null)
-  }
-
-  override _transform (chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void {
-    if (this.#ended) {
-      done()
-      return
-    }
+  /** Takes a piece that came; answers what is to go on of it, byte for byte, and behind it the Close frame when its time has come. */
+  pass (piece: Buffer): Buffer | undefined {
+    if (this.#over) return undefined
     let at = 0
-    while (at < chunk.length && !(this.#last !== undefined && this.#between)) {
+    while (at < piece.length && !(this.#last !== undefined && this.#between)) {
       if (this.#payload > 0) {
-        const piece = Math.min(this.#payload, chunk.length - at)
-        this.#payload -= piece
-        at += piece
+        const part = Math.min(this.#payload, piece.length - at)
+        this.#payload -= part
+        at += part
         continue
       }
-      this.#header.push(chunk[at++]!)
+      this.#header.push(piece[at++]!)
       const length = payloadLength(this.#header)
       if (length === undefined) continue
-      this.#header = []
+      this.#header.length = 0
       this.#payload = length
     }
-    this.push(at === chunk.length ? chunk : chunk.subarray(0, at))
-    if (this.#last !== undefined && this.#between) this.#end()
-    done()
+    if (this.#last === undefined || !this.#between) return piece
+    this.#over = true
+    return Buffer.concat([piece.subarray(0, at), this.#last])
   }
 }
 

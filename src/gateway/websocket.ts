@@ -89,6 +89,9 @@ export const websocket = plugin<WebSocketOptions>('websocket', async (app, { met
     const opened = tunnel(upgrade, answer as Agreed, request.to, { peer: peerOf(request.raw.socket), access: request.access! })
     app.tunnels.add(opened)
     metrics.websockets.inc({ route: request.app })
+    // It may be open for days, and what the handshake said is of no use any more.
+    request.raw.rawHeaders = []
+    request.raw.headers = {}
     upgrade.socket.once('close', () => {
       app.tunnels.delete(opened)
       // Nothing was written through it, but the access log waits for its end.
@@ -167,34 +170,44 @@ function tunnel (client: Upgrade, { response, socket: origin, head }: Agreed, { 
     lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
   }
   for (const [name, value] of [...rules?.answer.set ?? [], ...rules?.answer.add ?? []]) lines.push(`${name}: ${value}`)
-  client.socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
+  const { socket } = client
+  socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
   const gate = new FrameGate()
-  if (head.length > 0) gate.write(head)
-  if (client.head.length > 0) origin.write(client.head)
-  client.socket.on('error', () => origin.destroy())
-  origin.on('error', () => client.socket.destroy())
-  // A side that breaks off without an end must not leave the other open.
-  client.socket.once('close', () => { if (client.socket.readableEnded) origin.end(); else origin.destroy() })
   let closing = false
-  origin.once('close', () => { if (!origin.readableEnded && !closing) client.socket.destroy() })
-  client.socket.pipe(origin)
-  origin.pipe(gate).pipe(client.socket)
+  const give = (piece: Buffer | undefined): void => {
+    if (piece === undefined) return
+    if (!socket.write(piece)) origin.pause()
+    if (!gate.over) return
+    // The peer's answer is of no use to an origin that does not know of the end; but it must be read, or the connection never ends.
+    socket.end()
+    origin.destroy()
+    socket.resume()
+  }
+  // Not pipe(): thousands may be open for days, and each pipe is some ten listeners with what they hold.
+  origin.on('data', (piece: Buffer) => { give(gate.pass(piece)) })
+  origin.on('end', () => socket.end())
+  origin.on('drain', () => socket.resume())
+  socket.on('data', (piece: Buffer) => { if (!origin.destroyed && !origin.write(piece)) socket.pause() })
+  socket.on('end', () => origin.end())
+  socket.on('drain', () => origin.resume())
+  socket.on('error', () => origin.destroy())
+  origin.on('error', () => socket.destroy())
+  // A side that breaks off without an end must not leave the other open.
+  socket.once('close', () => { if (socket.readableEnded) origin.end(); else origin.destroy() })
+  origin.once('close', () => { if (!origin.readableEnded && !closing) socket.destroy() })
+  if (client.head.length > 0) origin.write(client.head)
+  if (head.length > 0) give(gate.pass(head))
   return {
     ...who,
     close: (code, reason) => {
       closing = true
-      gate.once('end', () => {
-        // The peer's answer is of no use to an origin that does not know of the end; but it must be read, or the connection never ends.
-        origin.destroy()
-        client.socket.resume()
-      })
-      gate.close(code, reason)
+      give(gate.close(code, reason))
       const timer = setTimeout(() => {
-        client.socket.destroy()
+        socket.destroy()
         origin.destroy()
       }, closeTimeout)
       timer.unref()
-      client.socket.once('close', () => clearTimeout(timer))
+      socket.once('close', () => clearTimeout(timer))
     },
   }
 }

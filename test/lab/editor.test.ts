@@ -1,6 +1,11 @@
 /** The Node-RED editor in a real browser, through the tailnet and the gateway: what a person does with it. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { readFile } from 'node:fs/promises'
+import { connect } from 'node:http2'
 import { after, before, test } from 'node:test'
+import { text } from 'node:stream/consumers'
+import { connect as connectTLS } from 'node:tls'
 import type { Browser, Page } from 'playwright-core'
 import { capability } from '../../src/gateway/access.ts'
 import { Appliance, eventually } from './appliance.ts'
@@ -81,6 +86,29 @@ test('the owner opens the editor, drags nodes in, wires and deploys them, and se
   assert.deepEqual(elsewhere, [], 'nothing is loaded from elsewhere')
   await page.locator('#red-ui-header-button-user').click()
   assert.match((await page.locator('#usermenu-item-username, #red-ui-header-button-user-submenu').first().textContent())!, /@/)
+})
+
+test('the editor comes over HTTP/2 through the tailnet: its page and all that is in it, on one connection', { timeout: 120_000 }, async () => {
+  const laptop = await lab.client('laptop-h2')
+  await eventually('the gateway knows the client', 30, async () => (await laptop.fetch(`https://${name}/settings`)).status === 200)
+  const socket = connectTLS({ socket: await laptop.dial(name, 443), servername: name, ca: await readFile(lab.ready.acmeRoots), ALPNProtocols: ['h2', 'http/1.1'] })
+  await once(socket, 'secureConnect')
+  assert.equal(socket.alpnProtocol, 'h2')
+  const session = connect(`https://${name}`, { createConnection: () => socket })
+  const get = async (path: string): Promise<{ status: number, body: string }> => {
+    const stream = session.request({ ':path': path })
+    const headers = once(stream, 'response') as Promise<[{ ':status': number }]>
+    const body = await text(stream)
+    return { status: (await headers)[0][':status'], body }
+  }
+  const page = await get('/')
+  const parts = [...page.body.matchAll(/(?:src|href)="(?!https?:)([^"#]+)"/g)].map(([, path]) => `/${path!.replace(/^\//, '')}`)
+  assert.ok(parts.length >= 8, parts.join())
+  const got = await Promise.all(parts.map(async (path) => ({ path, ...await get(path) })))
+  assert.deepEqual(got.filter(({ status, body }) => status !== 200 || body.length === 0).map(({ path, status }) => [path, status]), [])
+  assert.ok(got.reduce((sum, { body }) => sum + body.length, 0) > 1_000_000, 'the editor is some megabytes')
+  session.close()
+  await once(session, 'close')
 })
 
 test('a second person, who may only view, sees the same flow read-only, and who they are', { timeout: 240_000 }, async () => {
