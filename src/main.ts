@@ -12,10 +12,10 @@ const usage = `Usage: gatehouse COMMAND
   backup FILE      one encrypted file of flows, identity, certificates and settings (as root)
   restore FILE     put it in place of what is there (as root)
   reset --yes      forget everything, as if new: flows, identity, certificates, settings (as root)
-  update [--force] [FOLDER]
-                   install what updates.url offers, or the update in FOLDER, and start it; as root
-  update-fetch, update-install, trial, trial-good
-                   the steps of an update (units gatehouse-update*, gatehouse-trial)
+  update [--force] [usb | FOLDER]
+                   install what updates.url offers, or the update on the USB stick or in FOLDER, and start it; as root
+  update-fetch, update-stick, update-install, trial, trial-good
+                   the steps of an update (units gatehouse-update*, gatehouse-stick@, gatehouse-trial)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
   doctor [--json]  check every link from the clock to Node-RED, name cause and cure (as root);
@@ -40,6 +40,7 @@ const taken: Record<string, RegExp> = {
   restore: /^[^-]/,
   reset: /^--yes$/,
   update: /^(?:--force|[^-].*)$/,
+  'update-stick': /^[^-]|^$/,
 }
 
 /** Commands load only what they need: start-up time counts on an SD card. */
@@ -58,8 +59,9 @@ async function main (args: string[]): Promise<number> {
     case 'backup':
     case 'restore': return await (await import('./cli/backup.ts')).runBackup(command, rest[0])
     case 'reset': return await (await import('./cli/reset.ts')).runReset({ yes: rest.includes('--yes') })
-    case 'update': return await (await import('./cli/update.ts')).runUpdate(paths(), { folder: rest.find((arg) => arg !== '--force'), force: rest.includes('--force') })
+    case 'update': return await (await import('./cli/update.ts')).runUpdate(paths(), { from: rest.find((arg) => arg !== '--force'), force: rest.includes('--force') })
     case 'update-fetch': return await (await import('./update/fetch.ts')).runFetch(paths())
+    case 'update-stick': return await (await import('./update/stick.ts')).runStick(paths(), rest)
     case 'update-install': return await (await import('./update/install.ts')).runInstall(paths())
     case 'trial': return await (await import('./update/trial.ts')).runTrial(paths())
     case 'trial-good': return await (await import('./update/trial.ts')).runTrialGood(paths())

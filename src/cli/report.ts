@@ -5,7 +5,8 @@ import { renderUnicodeCompact } from 'uqr'
 import { writeFileAtomic } from '../config/files.ts'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
-import { updateLine } from '../update/record.ts'
+import { attemptLine } from '../update/outcome.ts'
+import { updateLine, updatePaths } from '../update/record.ts'
 import { withCard, withoutAuthKey, writeCard } from './card.ts'
 import { call, unreachable } from './client.ts'
 
@@ -62,6 +63,8 @@ export async function runReport (paths: Paths): Promise<number> {
     text = report(status)
     const update = await updateLine()
     if (update?.failed === true) text += `\n! update: ${update.text}.\n`
+    const attempt = await attemptLine(updatePaths())
+    if (attempt !== undefined) text += `\n${attempt.failed ? '! ' : ''}update, ${attempt.source}: ${attempt.text}\n`
     joined = status.tailnet.state === 'Running' && status.tailnet.name !== undefined
   } catch (err) {
     text = silent((await readFile(paths.problem, 'utf8').catch(() => '')).trim(), unreachable(err, paths.admin).message)

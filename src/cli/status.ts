@@ -1,7 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
-import { updateLine } from '../update/record.ts'
+import { attemptLine } from '../update/outcome.ts'
+import { updateLine, updatePaths } from '../update/record.ts'
 import { call, unreachable } from './client.ts'
 
 /**
@@ -26,7 +27,11 @@ export async function runStatus (paths: Paths, { json }: { json: boolean }): Pro
     return 2
   }
   const update = await updateLine()
-  process.stdout.write(json ? `${JSON.stringify({ ...status, update }, undefined, 2)}\n` : `${table(status)}${update === undefined ? '' : `${update.failed ? '! ' : ''}${'Update'.padEnd(13)} ${update.text}\n`}`)
+  const attempt = await attemptLine(updatePaths())
+  const row = (name: string, { failed, text }: { failed: boolean, text: string }): string => `${failed ? '! ' : ''}${name.padEnd(13)} ${text}\n`
+  process.stdout.write(json
+    ? `${JSON.stringify({ ...status, update, attempt }, undefined, 2)}\n`
+    : `${table(status)}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`)
   return status.ok ? 0 : 1
 }
 

@@ -231,6 +231,8 @@ export const schema = {
     hold: key(flag(), { default: false, example: 'true' }),
     /** Whether new versions are installed by themselves; else by `gatehouse update` alone. Default: true. */
     automatic: key(flag(), { default: true, example: 'false' }),
+    /** Whether a USB stick that is plugged in is looked at for an update. Default: true. */
+    usb: key(flag(), { default: true, example: 'false' }),
     /** When that begins, UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`. 15 minutes at least. Default: 02:00-05:00. */
     window: key(text(checkWindow), { default: '02:00-05:00', example: '"02:00-05:00"' }),
     /** This device's place in a fleet: a version offered to N % goes to places below N. 0: among the first; 99: the last. Default: by version and hardware address. */

@@ -2,14 +2,18 @@ import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { chmod, chown, copyFile, mkdir, readFile, readdir, rename, rm, stat } from 'node:fs/promises'
+import { uptime } from 'node:os'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { withCard } from '../cli/card.ts'
 import { call } from '../cli/client.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import type { Paths } from '../config/paths.ts'
 import { arch, compareVersions, readBundle } from './bundle.ts'
+import { whoAsks } from './fetch.ts'
+import { readOutcome, writeOutcome } from './outcome.ts'
 import { runningVersion, updatePaths, writeUpdateRecord } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 
@@ -68,17 +72,31 @@ export async function install (folder: string, paths: UpdatePaths, boot: string,
   return bundle.version
 }
 
-/** `gatehouse update-install [FOLDER]`: installs what was downloaded, or a folder such as a USB stick's, and starts it. */
+/** Whether a peer's request would be served now; where the system has not been up for ten minutes, within the next five. */
+async function serves (paths: Paths): Promise<boolean> {
+  for (let tries = 0; ; tries++) {
+    if (await call(paths.admin, 'GET', '/readyz').then((answer) => answer.status === 200, () => false)) return true
+    if (uptime() > 600 || tries >= 60) return false
+    await sleep(5_000)
+  }
+}
+
+/** `gatehouse update-install [FOLDER]`: installs what was downloaded, or what is in a folder, and starts it. */
 export async function runInstall (paths: Paths, { folder, force }: { folder?: string | undefined, force?: boolean } = {}): Promise<number> {
   const where = updatePaths()
-  force ??= await readFile(where.asked, 'utf8').catch(() => '') === 'force'
+  force ??= await whoAsks(where) === 'force'
   const from = folder ?? where.downloads
   if (folder === undefined && !await stat(join(from, 'SHA256SUMS.sig')).then(() => true, () => false)) return 0
+  const source = folder ?? (await readOutcome(where))?.source ?? 'updates.url'
   try {
-    const version = await install(from, where, paths.boot, { force, serving: async () => await call(paths.admin, 'GET', '/readyz').then((answer) => answer.status === 200, () => false) })
-    process.stdout.write(`${version} is installed; starting it. It stays once it has served through the tailnet, else this version comes back by itself\n`)
+    const version = await install(from, where, paths.boot, { force, serving: async () => await serves(paths) })
+    const text = `${version} is installed; starting it. It stays once it has served through the tailnet, else this version comes back by itself`
+    process.stdout.write(`${text}\n`)
+    await writeOutcome(where, { source, text, failed: false })
   } catch (err) {
-    process.stderr.write(`gatehouse update: ${err instanceof GatehouseError ? err.line : reason(err)}\n`)
+    const text = err instanceof GatehouseError ? err.line : reason(err)
+    process.stderr.write(`gatehouse update: ${text}\n`)
+    await writeOutcome(where, { source, text, failed: true })
     return 1
   } finally {
     if (folder === undefined) for (const name of await readdir(from).catch(() => [])) if (!name.endsWith('.part')) await rm(join(from, name), { force: true })

@@ -22,6 +22,8 @@ export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
   key: env.GATEHOUSE_UPDATE_KEY ?? '/usr/lib/gatehouse/update.pub',
   /** There while `gatehouse update` runs: an update somebody asks for. `force` in it with --force. */
   asked: env.GATEHOUSE_UPDATE_ASKED ?? '/run/gatehouse-update.asked',
+  /** What the last attempt came to (src/update/outcome.ts). */
+  outcome: env.GATEHOUSE_UPDATE_OUTCOME ?? '/run/gatehouse-update/outcome',
   osRelease: env.GATEHOUSE_OS_RELEASE ?? '/usr/lib/os-release',
 })
 export type UpdatePaths = ReturnType<typeof updatePaths>

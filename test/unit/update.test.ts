@@ -10,8 +10,9 @@ import { after, before, beforeEach, test } from 'node:test'
 import { parseConfig } from '../../src/config/config.ts'
 import { updateTimerDropIn } from '../../src/provision/update-timer.ts'
 import { arch, compareVersions, readBundle } from '../../src/update/bundle.ts'
-import { download } from '../../src/update/fetch.ts'
+import { collect } from '../../src/update/collect.ts'
 import { hardwareAddress, placeOf } from '../../src/update/place.ts'
+import { webSource } from '../../src/update/source.ts'
 import { updateLine, updatePaths, writeUpdateRecord } from '../../src/update/record.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-update-'))
@@ -61,35 +62,35 @@ beforeEach(() => {
 
 test('a newer version is downloaded whole; the same, an older one, and one that was given up are not', async () => {
   const names = offer('0.10.0')
-  assert.equal((await download(url, paths))?.version, '0.10.0')
+  assert.equal((await collect(webSource(url), paths))?.version, '0.10.0')
   for (const name of names) assert.ok(readFileSync(join(paths.downloads, name)).equals(offered.get(name)!))
   await writeUpdateRecord(paths, { from: '0.9.1', to: '0.10.0', installedAt: new Date().toISOString(), failure: 'x' })
-  assert.equal(await download(url, paths), undefined)
-  assert.equal((await download(url, paths, { force: true }))?.version, '0.10.0', 'with force')
+  assert.equal(await collect(webSource(url), paths), undefined)
+  assert.equal((await collect(webSource(url), paths, { force: true }))?.version, '0.10.0', 'with force')
   for (const version of ['0.9.1', '0.9.0', '0.8.99']) {
     offer(version)
-    assert.equal(await download(url, paths), undefined, version)
+    assert.equal(await collect(webSource(url), paths), undefined, version)
   }
 })
 
 test('what an earlier download has left is not taken for a new one', async () => {
   offer('1.0')
-  await download(url, paths)
+  await collect(webSource(url), paths)
   assert.ok(existsSync(join(paths.downloads, 'SHA256SUMS.sig')))
   // It has been installed meanwhile, and was given up.
   await writeUpdateRecord(paths, { from: '0.9.1', to: '1.0', installedAt: new Date().toISOString(), failure: 'x' })
-  assert.equal(await download(url, paths), undefined)
+  assert.equal(await collect(webSource(url), paths), undefined)
   assert.ok(!existsSync(join(paths.downloads, 'SHA256SUMS.sig')), 'nothing to install')
 })
 
 test('another key, a changed list, a missing file: nothing is downloaded', async () => {
   offer('1.0', other.privateKey)
-  await assert.rejects(download(url, paths), { code: 'GH_UPDATE_SIGNATURE' })
+  await assert.rejects(collect(webSource(url), paths), { code: 'GH_UPDATE_SIGNATURE' })
   offer('1.0')
   offered.set('SHA256SUMS', Buffer.concat([offered.get('SHA256SUMS')!, Buffer.from(`${'0'.repeat(64)}  gatehouse_2.0_${arch}.efi\n`)]))
-  await assert.rejects(download(url, paths), { code: 'GH_UPDATE_SIGNATURE' })
+  await assert.rejects(collect(webSource(url), paths), { code: 'GH_UPDATE_SIGNATURE' })
   offered.delete('SHA256SUMS.sig')
-  await assert.rejects(download(url, paths), /SHA256SUMS\.sig answers 404/)
+  await assert.rejects(collect(webSource(url), paths), /SHA256SUMS\.sig answers 404/)
   const sums = Buffer.from(`${'0'.repeat(64)}  gatehouse_2.0_${arch}.efi\n`)
   assert.throws(() => readBundle(sums, sign(null, sums, key.privateKey), pem), { code: 'GH_UPDATE_FORMAT' })
 })
@@ -97,16 +98,16 @@ test('another key, a changed list, a missing file: nothing is downloaded', async
 test('a download that breaks off goes on where it was; a file that is not what was signed is thrown away', async () => {
   const names = offer('1.0')
   cut.set(names[1]!, 100_000)
-  await assert.rejects(download(url, paths), { code: 'GH_UPDATE_UNREACHABLE' })
+  await assert.rejects(collect(webSource(url), paths), { code: 'GH_UPDATE_UNREACHABLE' })
   cut.clear()
-  assert.equal((await download(url, paths))?.version, '1.0')
+  assert.equal((await collect(webSource(url), paths))?.version, '1.0')
   assert.equal(ranges.length, 1)
   assert.match(ranges[0]!, new RegExp(`^${names[1]} [1-9]`))
   assert.ok(readFileSync(join(paths.downloads, names[1]!)).equals(offered.get(names[1]!)!))
 
   const next = offer('1.1')
   offered.set(next[2]!, offered.get(next[2]!)!.subarray(0, 1000))
-  await assert.rejects(download(url, paths), { code: 'GH_UPDATE_DAMAGED' })
+  await assert.rejects(collect(webSource(url), paths), { code: 'GH_UPDATE_DAMAGED' })
   assert.ok(!readdirSync(paths.downloads).some((name) => name.startsWith(next[2]!)))
   assert.ok(!readdirSync(paths.downloads).some((name) => names.includes(name)), 'what belongs to another version is gone')
 })
@@ -129,12 +130,12 @@ test('a percentage in the signed list: devices above it wait, and nothing large 
   const sums = Buffer.concat([Buffer.from('# percentage 10\n'), offered.get('SHA256SUMS')!])
   offered.set('SHA256SUMS', sums).set('SHA256SUMS.sig', sign(null, sums, key.privateKey))
   const seen: number[] = []
-  assert.equal(await download(url, paths, { takes: ({ percentage }) => { seen.push(percentage); return false } }), undefined)
+  assert.equal(await collect(webSource(url), paths, { takes: ({ percentage }) => { seen.push(percentage); return false } }), undefined)
   assert.deepEqual(seen, [10])
   assert.ok(!existsSync(paths.downloads))
-  assert.equal((await download(url, paths, { takes: ({ percentage }) => percentage === 10 }))?.version, '1.0')
+  assert.equal((await collect(webSource(url), paths, { takes: ({ percentage }) => percentage === 10 }))?.version, '1.0')
   offer('1.1')
-  assert.equal((await download(url, paths, { takes: ({ percentage }) => percentage === 100 }))?.version, '1.1', 'without the line: all')
+  assert.equal((await collect(webSource(url), paths, { takes: ({ percentage }) => percentage === 100 }))?.version, '1.1', 'without the line: all')
 })
 
 test('a device\'s place is its own, the same each time, and spread evenly; another for the next version', async () => {

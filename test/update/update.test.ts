@@ -1,6 +1,6 @@
 /**
- * Updates on the booted image: from a web server in the lab, by command. What is refused, a new version that cannot join and is left
- * again, and one that serves and stays. The new version is the same system with a higher number: `make update-amd64`.
+ * Updates on the booted image: from a web server in the lab, by command, and from a stick that is plugged in. What is refused, a new
+ * version that cannot join and is left again, and one that serves and stays. The new version is the same system with a higher number: `make update-amd64`.
  */
 import assert from 'node:assert/strict';
 import { generateKeyPairSync, sign } from 'node:crypto';
@@ -10,7 +10,7 @@ import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../lab/lab.ts';
 import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts';
-import type { Machine } from '../vm/machine.ts';
+import { type Machine, makeStick } from '../vm/machine.ts';
 
 const next = path.resolve(import.meta.dirname, '../../out/next-amd64');
 const mirror = '10.77.0.70';
@@ -40,6 +40,21 @@ async function offer(change: (folder: string, names: string[]) => Promise<void> 
   await change(folder, names);
 }
 
+/** Another key's signature in place of ours. */
+async function signByAnother(folder: string): Promise<void> {
+  const signature = path.join(folder, 'SHA256SUMS.sig');
+  await rm(signature);
+  await writeFile(signature, sign(null, await readFile(path.join(folder, 'SHA256SUMS')), generateKeyPairSync('ed25519').privateKey));
+}
+
+/** Plugs in a stick with what is offered, in a folder `gatehouse`. @returns what pulls it out */
+async function plug(): Promise<() => Promise<void>> {
+  const folder = path.join(offered, 'gatehouse');
+  const image = path.join(lab.dir, 'stick.img');
+  await makeStick(image, Object.fromEntries((await readdir(folder)).map((file) => [`gatehouse/${file}`, path.join(folder, file)])));
+  return await machine.plug(image);
+}
+
 /** `gatehouse update`, and all it said. */
 async function update(args = '', timeout = 400): Promise<{ code: number; said: string }> {
   const { code, stdout, stderr } = await machine.run(`gatehouse update ${args}`, { timeout });
@@ -57,6 +72,7 @@ before(async () => {
   await once(server.stdout!, 'data');
   server.stdout!.resume();
   machine = await bootAppliance(lab, 'amd64', {
+    sticks: true,
     toml: `${settings(lab)}[updates]\nurl = "http://${mirror}/gatehouse"\n`,
     credentials: {
       // The new version's gateway is cut off from the network while a test wants it so.
@@ -79,11 +95,7 @@ after(async () => {
 });
 
 test('an update that another key has signed is refused, and nothing of it is downloaded', async () => {
-  await offer(async (folder) => {
-    const signature = path.join(folder, 'SHA256SUMS.sig');
-    await rm(signature);
-    await writeFile(signature, sign(null, await readFile(path.join(folder, 'SHA256SUMS')), generateKeyPairSync('ed25519').privateKey));
-  });
+  await offer(signByAnother);
   const { code, said } = await update();
   assert.equal(code, 1);
   assert.match(said, /not signed with the key that this device trusts.*GH_UPDATE_SIGNATURE/s);
@@ -104,14 +116,29 @@ test('a truncated update is refused', async () => {
   await editor(client, name);
 });
 
-test('a version that cannot join is left again by itself, and status, console and card say why', async (t) => {
+test('a stick with an update that another key has signed: nothing is changed, and status, console and card say why', async (t) => {
+  await offer(signByAnother);
+  const begun = performance.now();
+  const pull = await plug();
+  const line = await eventually('status says so', 120, async () => /^! USB stick .*$/m.exec((await machine.run('gatehouse status', { timeout: 120 })).stdout)?.[0]);
+  t.diagnostic(`after ${((performance.now() - begun) / 1000).toFixed(0)} s: ${line}`);
+  assert.match(line, /not signed with the key that this device trusts.*GH_UPDATE_SIGNATURE/);
+  assert.match(await machine.console(), /USB stick: the update is not signed with the key that this device trusts/);
+  await eventually('the card says so', 120, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes('! update, USB stick: the update is not signed') || undefined);
+  assert.equal((await machine.run('ls -A /var/lib/gatehouse-update')).stdout, '');
+  assert.equal((await machine.run('findmnt -rno TARGET -S /dev/sda1')).stdout, '', 'it is let go');
+  assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, 'gatehouse-update.service loaded failed failed Gatehouse: download the newest version\n', 'of the web server before');
+  await pull();
+});
+
+test('a version from a stick that cannot join is left again by itself, and status, console and card say why', async (t) => {
   await offer();
   await machine.run(`touch ${marks}/test-cut-off; echo GATEHOUSE_TRIAL_SECONDS=60 >${marks}/test-trial`);
   const begun = performance.now();
   const seconds = (): string => ((performance.now() - begun) / 1000).toFixed(0);
-  // The reboot may be quicker than the answer.
-  const { said } = await update().catch((err: Error) => ({ said: err.message }));
-  t.diagnostic(`downloaded and installed in ${seconds()} s: ${said.replaceAll('\n', ' | ')}`);
+  const pull = await plug();
+  await machine.waitFor(new RegExp(`${second} is installed; starting it`), { timeout: 400 });
+  t.diagnostic(`copied from the stick and installed in ${seconds()} s`);
   await eventually(`${second} runs`, 300, async () => (await version()) === second || undefined);
   t.diagnostic(`${second} runs after ${seconds()} s`);
   // The shell is there before the card is mounted.
@@ -127,6 +154,9 @@ test('a version that cannot join is left again by itself, and status, console an
   t.diagnostic(status.stdout.split('\n').find((line) => line.startsWith('! Update'))!);
   await eventually('the card says so', 300, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes('! update:') || undefined);
   assert.match(await machine.console(), new RegExp(`! update: ${second} of .* was given up`));
+  // It has been plugged in all the while.
+  await eventually('the stick is not tried again', 120, async () => new RegExp(`\nUSB stick +${second} is on it, which was given up before`).test((await machine.run('gatehouse status', { timeout: 120 })).stdout) || undefined);
+  await pull();
 });
 
 test('what was given up is not tried again by itself', async () => {

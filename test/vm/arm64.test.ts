@@ -3,11 +3,14 @@
  * EFI) up to the page that a native client fetches. The Pi's own firmware stage needs a board and is not tested here.
  */
 import assert from 'node:assert/strict';
-import { open } from 'node:fs/promises';
+import { generateKeyPairSync } from 'node:crypto';
+import { open, writeFile } from 'node:fs/promises';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { signature, signingKey } from '../../src/build/signing.ts';
 import { Lab, type LabClient } from '../lab/lab.ts';
 import { bootAppliance, editor, eventually, imageOf, joined } from './appliance.ts';
-import type { Machine } from './machine.ts';
+import { type Machine, makeStick } from './machine.ts';
 
 const image = imageOf('arm64');
 let lab: Lab;
@@ -17,7 +20,7 @@ let machine: Machine;
 before(async () => {
   lab = await Lab.start({ name: 'arm' });
   client = await lab.client('laptop');
-  machine = await bootAppliance(lab, 'arm64');
+  machine = await bootAppliance(lab, 'arm64', { sticks: true });
 });
 after(async () => {
   await machine?.destroy();
@@ -58,6 +61,26 @@ test('the same file boots, joins, and serves the editor over a direct path with 
   const { stdout } = await machine.run('uname -m; systemctl --failed --no-legend --plain; cat /proc/device-tree/compatible 2>/dev/null | tr "\\0" " "', { timeout: 120 });
   assert.match(stdout, /^aarch64\n/);
   assert.doesNotMatch(stdout, /failed/);
+});
+
+test('a USB stick is looked at when it is plugged in, by a process without rights: another key\'s update is refused, and an older one of ours', async (t) => {
+  const { privateKey } = signingKey(process.env['GATEHOUSE_KEYS'] ?? path.resolve(import.meta.dirname, '../../keys'));
+  const other = path.join(lab.dir, 'other.key');
+  await writeFile(other, generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }));
+  for (const [key, folder, expected] of [[other, '', /! USB stick .*not signed with the key that this device trusts/], [privateKey, 'gatehouse/', /\nUSB stick +0\.0\.1 is on it, which is not newer than .*, which runs/]] as const) {
+    const files = [`gatehouse_0.0.1_arm64.efi`, ...['root', 'verity'].map((end) => `gatehouse_0.0.1_aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee_arm64.${end}`)];
+    const sums = Buffer.from(files.map((file) => `${'0'.repeat(64)}  ${file}\n`).join(''));
+    const contents = { SHA256SUMS: sums, 'SHA256SUMS.sig': signature(key, sums) };
+    for (const [file, content] of Object.entries(contents)) await writeFile(path.join(lab.dir, file), content);
+    const stick = path.join(lab.dir, 'stick.img');
+    await makeStick(stick, Object.fromEntries(Object.keys(contents).map((file) => [`${folder}${file}`, path.join(lab.dir, file)])), { megabytes: 64 });
+    const begun = performance.now();
+    const pull = await machine.plug(stick);
+    const status = await eventually('status says so', 240, async () => expected.exec((await machine.run('gatehouse status', { timeout: 120 })).stdout)?.[0]);
+    t.diagnostic(`after ${((performance.now() - begun) / 1000).toFixed(0)} s: ${status.trim()}`);
+    await pull();
+  }
+  assert.equal((await machine.run('systemctl --failed --no-legend --plain; ls -A /var/lib/gatehouse-update', { timeout: 120 })).stdout, '');
 });
 
 test('firmware, U-Boot and device trees for the boards named lie on the FAT partition', async () => {

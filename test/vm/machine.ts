@@ -31,7 +31,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { copyFile, mkdir, mkdtemp, open, readFile, rm, truncate } from 'node:fs/promises';
 import { type Socket, connect } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** The processor an image is made for, in Debian's words. */
@@ -58,6 +58,8 @@ export interface MachineOptions {
   diskSize?: number;
   /** A file that gets what the machine sends to a second serial port (/dev/ttyS1, a PC's). Default: there is none. */
   serial?: string;
+  /** A controller for sticks (see {@link Machine.plug}): USB on arm64; SCSI with removable disks on amd64, whose kernel knows no USB. Default: false. */
+  sticks?: boolean;
   /** The card's hardware address. Default: a random one with QEMU's prefix. */
   mac?: string;
   /** The clock at start, as QEMU's `-rtc base=`: `utc` or `2006-06-17T16:01:21`. Default: `utc`. A Pi has no clock at all. */
@@ -175,6 +177,34 @@ async function espOffset(image: string): Promise<number> {
   }
 }
 
+/**
+ * Makes the image of a stick: one FAT32 partition behind an MBR, as sticks are sold, with `files` (of this machine, by where they
+ * go on the stick).
+ */
+export async function makeStick(image: string, files: Record<string, string>, { megabytes = 400 } = {}): Promise<void> {
+  await rm(image, { force: true });
+  const start = 2048;
+  const sectors = megabytes * 2048;
+  const mbr = Buffer.alloc(512);
+  // One entry: type 0x0c (FAT32, LBA), first sector, number of sectors; then the signature.
+  mbr[446 + 4] = 0x0c;
+  mbr.writeUInt32LE(start, 446 + 8);
+  mbr.writeUInt32LE(sectors, 446 + 12);
+  mbr.writeUInt16LE(0xaa55, 510);
+  const file = await open(image, 'w');
+  await file.write(mbr);
+  await file.truncate((start + sectors) * 512);
+  await file.close();
+  const [mkfs = '', ...mkfsArgs] = fromTree('../sbin/mkfs.vfat');
+  await tool(mkfs, [...mkfsArgs, '-F', '32', '-n', 'STICK', '--offset', String(start), image, String(sectors / 2)]);
+  const [mtools = '', ...mtoolsArgs] = fromTree('mtools');
+  const at = `${image}@@${start * 512}`;
+  for (const folder of new Set(Object.keys(files).map((name) => dirname(name)))) {
+    if (folder !== '.') await tool(mtools, [...mtoolsArgs, '-c', 'mmd', '-i', at, `::${folder}`], undefined, treeEnvironment);
+  }
+  for (const [name, source] of Object.entries(files)) await tool(mtools, [...mtoolsArgs, '-c', 'mcopy', '-o', '-i', at, source, `::${name}`], undefined, treeEnvironment);
+}
+
 /** A virtual machine that runs, or has run, a copy of the image. Make one with {@link Machine.boot}. */
 export class Machine {
   readonly options: Readonly<MachineOptions>;
@@ -285,6 +315,8 @@ export class Machine {
       // The PC's firmware has a network stack, which answers before the system is there; a Pi's has none.
       '-fw_cfg', 'name=opt/org.tianocore/IPv4Support,string=no', '-fw_cfg', 'name=opt/org.tianocore/IPv6Support,string=no',
       '-chardev', `file,id=console,path=${this.consoleLog},append=on`, '-serial', 'chardev:console',
+      '-chardev', `socket,id=qmp,path=${join(this.#sockets, 'qmp')},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control',
+      ...(this.options.sticks === true ? ['-device', arch === 'amd64' ? 'virtio-scsi-pci,id=sticks' : 'qemu-xhci,id=sticks'] : []),
       ...(this.options.serial === undefined ? [] : ['-serial', `file:${this.options.serial}`]),
       '-chardev', `socket,id=shell,path=${join(this.#sockets, 'shell')},server=on,wait=off`,
       '-device', 'virtio-serial-pci', '-device', 'virtserialport,chardev=shell,name=gatehouse.test',
@@ -468,6 +500,47 @@ export class Machine {
   async kill(): Promise<void> {
     this.#qemu?.kill('SIGKILL');
     await this.#exited;
+  }
+
+  /** Plugs in a stick whose content is the file `image`, read only. Needs `sticks`. Pull it out with what is returned. */
+  async plug(image: string): Promise<() => Promise<void>> {
+    if (this.options.sticks !== true) throw new Error('machine: plug: boot it with sticks: true');
+    const id = `stick${++this.#serial}`;
+    await this.#monitor({ execute: 'blockdev-add', arguments: { 'node-name': id, driver: 'raw', 'read-only': true, file: { driver: 'file', filename: resolve(image) } } });
+    const bus = this.options.arch === 'amd64' ? { driver: 'scsi-hd', bus: 'sticks.0', removable: true } : { driver: 'usb-storage', bus: 'sticks.0', removable: true };
+    await this.#monitor({ execute: 'device_add', arguments: { ...bus, id: `${id}-device`, drive: id } });
+    return async () => {
+      await this.#monitor({ execute: 'device_del', arguments: { id: `${id}-device` } });
+      // The guest lets go of it first.
+      for (let tries = 0; ; tries++) {
+        const gone = await this.#monitor({ execute: 'blockdev-del', arguments: { 'node-name': id } }).then(() => true, (error: Error) => tries > 300 ? Promise.reject(error) : false);
+        if (gone) return;
+        await sleep(200);
+      }
+    };
+  }
+
+  /** One command to QEMU (QMP, docs/interop/qmp-spec.rst). */
+  async #monitor(command: object): Promise<unknown> {
+    return await new Promise((done, fail) => {
+      const socket = connect(join(this.#sockets, 'qmp'));
+      let rest = '';
+      let answers = 0;
+      socket.setEncoding('utf8');
+      socket.setTimeout(60_000, () => socket.destroy(new Error('machine: QEMU\'s monitor does not answer')));
+      socket.once('error', fail);
+      socket.on('data', (data) => {
+        const lines = (rest + String(data)).split('\n');
+        rest = lines.pop() ?? '';
+        for (const line of lines) {
+          const message = JSON.parse(line) as { QMP?: unknown; return?: unknown; error?: { desc: string } };
+          if (message.QMP !== undefined) socket.write('{"execute":"qmp_capabilities"}\n');
+          else if (message.error !== undefined) (socket.end(), fail(new Error(`machine: QEMU: ${message.error.desc}`)));
+          else if (message.return !== undefined && ++answers === 1) socket.write(`${JSON.stringify(command)}\n`);
+          else if (message.return !== undefined) (socket.end(), done(message.return));
+        }
+      });
+    });
   }
 
   /** kill(), and the disk and whatever else lies in the machine's own directory is removed, unless the caller named one. */
