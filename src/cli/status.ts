@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises'
+import { notesFile } from '../config/paths.ts'
 import type { Paths } from '../config/paths.ts'
 import type { GatewayStatus } from '../gateway/status.ts'
 import { attemptLine } from '../update/outcome.ts'
@@ -28,10 +29,11 @@ export async function runStatus (paths: Paths, { json }: { json: boolean }): Pro
   }
   const update = await updateLine()
   const attempt = await attemptLine(updatePaths())
+  const notes = (await readFile(notesFile(paths), 'utf8').catch(() => '')).split('\n').filter((line) => line !== '')
   const row = (name: string, { failed, text }: { failed: boolean, text: string }): string => `${failed ? '! ' : ''}${name.padEnd(13)} ${text}\n`
   process.stdout.write(json
-    ? `${JSON.stringify({ ...status, update, attempt }, undefined, 2)}\n`
-    : `${table(status)}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`)
+    ? `${JSON.stringify({ ...status, settings: notes, update, attempt }, undefined, 2)}\n`
+    : `${table(status)}${notes.map((text) => row('Settings', { failed: false, text })).join('')}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`)
   return status.ok ? 0 : 1
 }
 

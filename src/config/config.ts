@@ -1,6 +1,8 @@
 import { parse, stringify } from 'smol-toml'
 import { GatehouseError, oneLine } from './errors.ts'
 import { locate } from './locate.ts'
+import { migrate, moved } from './migrate.ts'
+import type { Moved } from './migrate.ts'
 import { entryChecks, schema as tables, tomlName } from './schema.ts'
 import type { Config, Key, Keys } from './schema.ts'
 import { suggest } from './suggest.ts'
@@ -46,6 +48,20 @@ export class ConfigError extends GatehouseError {
   }
 }
 
+/** How to read a configuration. */
+export interface ParseOptions {
+  /** Told of keys that have another name now, or none ({@link migrate}), and of what {@link lenient} leaves out. Default: nobody is. */
+  note?: (text: string) => void
+  /**
+   * For a file that a program wrote, perhaps one of a later version before a fall-back: what is not understood is left out and has its
+   * default, which is always the narrower; of a [[list]], the whole entry is left out, since it may have been narrowed by what is not
+   * understood. Default: false, all of it is an error.
+   */
+  lenient?: boolean
+  /** Default: {@link moved}. */
+  moves?: readonly Moved[]
+}
+
 /**
  * Reads a configuration whole: every mistake in it is found and reported with its line.
  *
@@ -56,17 +72,23 @@ export class ConfigError extends GatehouseError {
  * @param file name used in messages
  * @throws ConfigError with every issue found
  */
-export function parseConfig (data: string | Uint8Array, file: string): Config {
+export function parseConfig (data: string | Uint8Array, file: string, { note = () => {}, lenient = false, moves = moved }: ParseOptions = {}): Config {
   const text = decode(data, file)
-  let document: Record<string, unknown>
+  let written: Record<string, unknown>
   try {
-    document = parse(text)
+    written = parse(text)
   } catch (err) {
     throw new ConfigError(file, [syntaxIssue(err, text)])
   }
   const config = defaults() as unknown as Record<string, unknown>
   const issues: ConfigIssue[] = []
-  const lineOf = (...path: string[]): number => locate(text, path) ?? locate(text, path.slice(0, 1)) ?? 1
+  const { document, notes, origins, twice } = migrate(written, moves)
+  const lineOf = (...path: string[]): number => {
+    const origin = origins.get(path.filter((part) => !/^\d+$/.test(part)).join('.'))?.split('.')
+    return (origin === undefined ? undefined : locate(text, [origin[0]!, ...path.slice(1, -1), origin[1]!])) ?? locate(text, path) ?? locate(text, path.slice(0, 1)) ?? 1
+  }
+  for (const text of notes) note(text)
+  for (const { from, to } of twice) issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(...from.split('.')), message: `${from} is an old name of ${to}, and both are there`, cure: `Remove ${from}` })
   for (const [table, content] of Object.entries(document)) {
     const keys = Object.hasOwn(schema, table) ? schema[table] : undefined
     if (keys === undefined) {
@@ -74,27 +96,38 @@ export function parseConfig (data: string | Uint8Array, file: string): Config {
     } else if (Array.isArray(keys)) {
       if (Array.isArray(content) && content.every(isTable)) {
         const before = issues.length
-        const entries = content.map((entry, index) => readTable(table, keys[0], entry, (name) => lineOf(table, String(index), name), issues))
-        config[table] = entries
-        // What is wrong by itself would be wrong among others too.
-        for (const [index, entry] of issues.length > before ? [] : entries.entries()) {
-          const wrong = entryChecks[table as keyof Config]?.(entry, entries.slice(0, index))
-          if (wrong !== undefined) issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table, String(index)), ...wrong })
+        let entries = content.map((entry, index) => {
+          const count = issues.length
+          const values = readTable(table, keys[0], entry, (name) => lineOf(table, String(index), name), issues)
+          return { index, values, well: issues.length === count }
+        })
+        if (lenient) entries = entries.filter((entry) => entry.well)
+        const good: Array<Record<string, unknown>> = []
+        for (const { index, values } of entries) {
+          // What is wrong by itself would be wrong among others too.
+          const wrong = issues.length > before && !lenient ? undefined : entryChecks[table as keyof Config]?.(values, good)
+          if (wrong === undefined) good.push(values)
+          else issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table, String(index)), ...wrong })
         }
+        config[table] = good
       } else {
         issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a list of tables`, cure: `Write [[${table}]], in double brackets, on a line of its own and its keys below, once for each` })
       }
     } else if (isTable(content)) {
       const before = issues.length
       config[table] = readTable(table, keys, content, (name) => lineOf(table, name), issues)
-      const wrong = issues.length > before ? undefined : entryChecks[table as keyof Config]?.(config[table], [])
-      if (wrong !== undefined) issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table), ...wrong })
+      const wrong = issues.length > before && !lenient ? undefined : entryChecks[table as keyof Config]?.(config[table], [])
+      if (wrong !== undefined) {
+        issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table), ...wrong })
+        config[table] = defaultsOf(keys)
+      }
     } else {
       issues.push({ code: 'GH_CONFIG_TYPE', line: lineOf(table), message: `${table} must be a table`, cure: `Write [${table}] on a line of its own and its keys below` })
     }
   }
   issues.sort((a, b) => a.line - b.line)
-  if (issues.length > 0) throw new ConfigError(file, issues as [ConfigIssue, ...ConfigIssue[]])
+  if (issues.length > 0 && !lenient) throw new ConfigError(file, issues as [ConfigIssue, ...ConfigIssue[]])
+  for (const { line, message } of issues) note(`line ${line} is left out, which another version wrote: ${message}`)
   return config as unknown as Config
 }
 

@@ -5,11 +5,12 @@ import type { Config } from './config.ts'
 import { GatehouseError, reason } from './errors.ts'
 
 /**
- * Reads the provisioned configuration.
+ * Reads the provisioned configuration, leniently: a later version may have written it, before this one came back.
  *
+ * @param note told what was left out
  * @throws GatehouseError when it is missing or wrong: provisioning writes none such, so someone else did
  */
-export async function loadConfig (directory: string): Promise<Config> {
+export async function loadConfig (directory: string, note?: (text: string) => void): Promise<Config> {
   const path = join(directory, 'gatehouse.toml')
   let data: Buffer
   try {
@@ -17,7 +18,7 @@ export async function loadConfig (directory: string): Promise<Config> {
   } catch (err) {
     throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Run systemctl restart gatehouse-provision', { cause: err })
   }
-  return parseConfig(data, path)
+  return parseConfig(data, path, { lenient: true, ...(note === undefined ? {} : { note }) })
 }
 
 /** The auth key systemd handed over as the credential `authkey`; undefined when there is none or it is empty. */

@@ -1,3 +1,5 @@
+import { dirname, join } from 'node:path'
+
 /**
  * Where things are. Defaults are the appliance's (docs/architecture.md); each can be overridden by an environment
  * variable, which is how tests run the same program in a temporary directory.
@@ -52,4 +54,9 @@ export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
     runtime: first(env.RUNTIME_DIRECTORY) ?? '/run/gatehouse',
     credentials: first(env.CREDENTIALS_DIRECTORY),
   }
+}
+
+/** What of the settings a person should know, though all is well: a line each; absent when there is none. Read by `gatehouse status`. */
+export function notesFile ({ problem }: Pick<Paths, 'problem'>): string {
+  return join(dirname(problem), 'notes')
 }

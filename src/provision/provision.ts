@@ -3,11 +3,13 @@ import { mkdir, readFile, readdir, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { Script } from 'node:vm'
 import { ConfigError, defaults, parseConfig, serialize } from '../config/config.ts'
-import type { Config } from '../config/config.ts'
+import type { Config, ParseOptions } from '../config/config.ts'
 import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig } from '../config/load.ts'
+import type { Moved } from '../config/migrate.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../config/files.ts'
+import { notesFile } from '../config/paths.ts'
 import type { Paths } from '../config/paths.ts'
 import { readImager } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
@@ -31,6 +33,8 @@ export interface ProvisionResult {
   problem?: string
   /** What Raspberry Pi Imager was asked for and this device does not do; absent when nothing was. */
   ignored?: string[]
+  /** Keys with another name now, and what a later version wrote that this one does not understand; absent when there is none. */
+  notes?: string[]
 }
 
 /**
@@ -45,8 +49,9 @@ export interface ProvisionResult {
  * problem file. Only a system that cannot be written to at all makes it throw.
  *
  * @param seal how secrets are encrypted before they are written
+ * @param moves keys with another name now. Default: {@link moved}
  */
-export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem'>, seal: Seal): Promise<ProvisionResult> {
+export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem'>, seal: Seal, moves?: readonly Moved[]): Promise<ProvisionResult> {
   await mkdir(paths.config, { recursive: true, mode: 0o755 })
   const problem = async (err: GatehouseError): Promise<ProvisionResult> => {
     const had = await exists(join(paths.config, 'gatehouse.toml'))
@@ -62,9 +67,10 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   /** Content of the files that the configuration names. */
   const files = new Map<string, string>()
   let ignored: string[] = []
+  const notes: string[] = []
   try {
     const imager = await readImager(paths.boot)
-    config = await readBoot(paths.boot).catch((err: unknown) => {
+    config = await readBoot(paths.boot, { note: (text) => { notes.push(text) }, ...(moves === undefined ? {} : { moves }) }).catch((err: unknown) => {
       // A card that Imager wrote needs no second file.
       if (imager !== undefined && err instanceof GatehouseError && err.code === 'GH_CONFIG_MISSING') return defaults()
       throw err
@@ -90,7 +96,7 @@ export async function provision (paths: Pick<Paths, 'boot' | 'config' | 'problem
   }
   await write(paths.config, config, files, seal)
   await rm(paths.problem, { force: true })
-  return { outcome: 'new', ...(ignored.length === 0 ? {} : { ignored }) }
+  return { outcome: 'new', ...(ignored.length === 0 ? {} : { ignored }), ...(notes.length === 0 ? {} : { notes }) }
 }
 
 async function write (directory: string, config: Config, files: ReadonlyMap<string, string>, seal: Seal): Promise<void> {
@@ -118,7 +124,7 @@ function clientKey (secret: string | undefined): string | undefined {
   return secret === undefined || secret.includes('?') ? secret : `${secret}?ephemeral=false&preauthorized=true`
 }
 
-async function readBoot (boot: string): Promise<Config> {
+async function readBoot (boot: string, options: ParseOptions): Promise<Config> {
   const path = join(boot, 'gatehouse.toml')
   let data: Buffer
   try {
@@ -128,7 +134,7 @@ async function readBoot (boot: string): Promise<Config> {
     if (err instanceof GatehouseError) throw err
     throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Check the card\'s first partition for errors on another computer and write the file again', { cause: err })
   }
-  return parseConfig(data, 'gatehouse.toml')
+  return parseConfig(data, 'gatehouse.toml', options)
 }
 
 async function missing (boot: string): Promise<GatehouseError> {
@@ -195,14 +201,17 @@ async function exists (path: string): Promise<boolean> {
 export async function runProvision (paths: Paths, seal: Seal = sealWithHostKey): Promise<number> {
   try {
     await makeChannelKey(paths.channel)
-    const { outcome, problem, ignored = [] } = await provision(paths, seal)
+    const { outcome, problem, ignored = [], notes = [] } = await provision(paths, seal)
     // What an earlier boot sealed keeps its units from starting once it does not open. The node has its identity, and the agent its account.
     for (const name of outcome === 'kept' ? ['authkey', 'eab-hmac-key'] : []) {
       const path = join(paths.config, name)
       if (!await opensWithHostKey(name, path)) await writeFileAtomic(path, await seal(name, ''), 0o600)
     }
     await makeCredentialSecret(paths.config)
-    const config = await loadConfig(paths.config)
+    const config = await loadConfig(paths.config, (text) => { notes.push(text) })
+    if (notes.length > 0) await writeFileAtomic(notesFile(paths), notes.map((text) => `${text}\n`).join(''), 0o644)
+    else await rm(notesFile(paths), { force: true })
+    for (const text of notes) process.stderr.write(`gatehouse provision: ${text}\n`)
     await flag(paths, 'console', config.console.login)
     await flag(paths, 'targets', gatewayTargets(config).length > 0)
     for (const what of ignored) process.stderr.write(`gatehouse provision: asked for in Raspberry Pi Imager, and ignored: ${what}\n`)
