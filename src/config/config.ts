@@ -6,6 +6,7 @@ import type { Moved } from './migrate.ts'
 import { entryChecks, schema as tables, tomlName } from './schema.ts'
 import type { Config, Key, Keys } from './schema.ts'
 import { suggest } from './suggest.ts'
+import { builtAt } from './version.ts'
 
 export { letsEncrypt } from './schema.ts'
 export type { Config } from './schema.ts'
@@ -53,7 +54,7 @@ export interface ParseOptions {
   /** Told of keys that have another name now, or none ({@link migrate}), and of what {@link lenient} leaves out. Default: nobody is. */
   note?: (text: string) => void
   /**
-   * For a file that a program wrote, perhaps one of a later version before a fall-back: what is not understood is left out and has its
+   * For a file that a later program wrote, before a fall-back: what is not understood is left out and has its
    * default, which is always the narrower; of a [[list]], the whole entry is left out, since it may have been narrowed by what is not
    * understood. Default: false, all of it is an error.
    */
@@ -127,7 +128,7 @@ export function parseConfig (data: string | Uint8Array, file: string, { note = (
   }
   issues.sort((a, b) => a.line - b.line)
   if (issues.length > 0 && !lenient) throw new ConfigError(file, issues as [ConfigIssue, ...ConfigIssue[]])
-  for (const { line, message } of issues) note(`line ${line} is left out, which another version wrote: ${message}`)
+  for (const { line, message } of issues) note(`line ${line} is left out, which a later version wrote: ${message}`)
   return config as unknown as Config
 }
 
@@ -149,6 +150,11 @@ function readTable (table: string, keys: Keys, content: Record<string, unknown>,
   return values
 }
 
+/** Whether a later program than this one wrote what {@link serialize} gave: before a fall-back to the version that runs now. */
+export function isLater (text: string): boolean {
+  return Date.parse(/^# Program of (\S+)$/m.exec(text)?.[1] ?? '') > builtAt.getTime()
+}
+
 /** The configuration as TOML without its secrets: what every user of the machine may read. Keys that have their default are left out. */
 export function serialize (config: Config): string {
   const document = Object.fromEntries(Object.entries(schema).map(([name, keys]) => {
@@ -158,6 +164,7 @@ export function serialize (config: Config): string {
       : writeTable(keys, content as Record<string, unknown>)]
   }))
   return '# Written by gatehouse provision from gatehouse.toml on the boot partition. Change that one: this file is replaced at each boot.\n' +
+    `# Program of ${builtAt.toISOString()}\n` +
     stringify(document) + '\n'
 }
 

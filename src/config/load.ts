@@ -1,11 +1,11 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { parseConfig } from './config.ts'
+import { isLater, parseConfig } from './config.ts'
 import type { Config } from './config.ts'
 import { GatehouseError, reason } from './errors.ts'
 
 /**
- * Reads the provisioned configuration, leniently: a later version may have written it, before this one came back.
+ * Reads the provisioned configuration: as far as it is understood, where a later version wrote it before this one came back.
  *
  * @param note told what was left out
  * @throws GatehouseError when it is missing or wrong: provisioning writes none such, so someone else did
@@ -18,7 +18,7 @@ export async function loadConfig (directory: string, note?: (text: string) => vo
   } catch (err) {
     throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Run systemctl restart gatehouse-provision', { cause: err })
   }
-  return parseConfig(data, path, { lenient: true, ...(note === undefined ? {} : { note }) })
+  return parseConfig(data, path, { lenient: isLater(data.toString('utf8')), ...(note === undefined ? {} : { note }) })
 }
 
 /** The auth key systemd handed over as the credential `authkey`; undefined when there is none or it is empty. */

@@ -86,7 +86,7 @@ test('after a fall-back: the person\'s file has new keys, the last good one is a
   const where = paths('newer')
   const newer = '[tailnet]\nhostname = "door"\nlater = 1\n[access]\nedit = ["alice@example.com"]\nview = 7\n[certificates]\neab_key_id = "kid"\n[later]\nx = 1\n[node_red]\ndevices = ["serial", "later"]\n[[forward]]\nport = 22\ntarget = "10.0.0.1:22"\n[[forward]]\nport = 23\ntarget = "10.0.0.1:23"\nonly = ["bob@example.com"]\n'
   mkdirSync(where.config)
-  writeFileSync(join(where.config, 'gatehouse.toml'), newer)
+  writeFileSync(join(where.config, 'gatehouse.toml'), `# Program of 2099-01-01T00:00:00.000Z\n${newer}`)
   writeFileSync(join(where.boot, 'gatehouse.toml'), newer)
   const { outcome, problem } = await provision(where, plain)
   assert.deepEqual([outcome, /unknown key later in \[tailnet\]/.test(problem!)], ['kept', true], String(problem))
@@ -96,10 +96,14 @@ test('after a fall-back: the person\'s file has new keys, the last good one is a
   assert.deepEqual(config.node_red.devices, defaults().node_red.devices)
   assert.deepEqual(config.forward.map(({ port }) => port), [22], 'an entry that may have been narrowed is left out')
   assert.equal(notes.length, 5, notes.join('\n'))
-  for (const text of notes) assert.match(text, /^line \d+ is left out, which another version wrote: /)
-  // Damaged is not later.
+  for (const text of notes) assert.match(text, /^line \d+ is left out, which a later version wrote: /)
+  // Damaged is not later, and one of this version's own, or an earlier one's, is wrong as a whole.
   writeFileSync(join(where.config, 'gatehouse.toml'), '[tailnet')
   await assert.rejects(loadConfig(where.config), { code: 'GH_CONFIG_SYNTAX' })
+  for (const header of ['', '# Program of 2020-01-01T00:00:00.000Z\n', serialize(defaults()).replaceAll(/^[^#].*\n/gm, '')]) {
+    writeFileSync(join(where.config, 'gatehouse.toml'), header + newer)
+    await assert.rejects(loadConfig(where.config), { code: 'GH_CONFIG_UNKNOWN_KEY' })
+  }
 })
 
 test('state that a later version wrote, with more in it than this one knows, is read', async () => {

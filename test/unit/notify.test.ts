@@ -60,8 +60,8 @@ test('outside systemd nothing is sent, and a watchdog of another process is none
 test('gatehouse serve as systemd sees it: ready, reloading and ready again, stopping', async () => {
   await using socket = await NotifySocket.open()
   const directory = mkdtempSync(join(tmpdir(), 'gh-serve-'))
-  // Damaged, so that the gateway comes up and joins nothing.
-  writeFileSync(join(directory, 'gatehouse.toml'), '[tailnet\nhostname = "x"\n')
+  // Wrong, so that the gateway comes up and joins nothing.
+  writeFileSync(join(directory, 'gatehouse.toml'), '[tailnet]\nhostname = 5\n')
   const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, '../../src/main.ts'), 'serve'], {
     env: {
       ...process.env, NOTIFY_SOCKET: socket.path, GATEHOUSE_CONFIG_DIR: directory, GATEHOUSE_TLS_DIR: directory, RUNTIME_DIRECTORY: directory, GATEHOUSE_PROBLEM_FILE: join(directory, 'problem'),
@@ -72,7 +72,7 @@ test('gatehouse serve as systemd sees it: ready, reloading and ready again, stop
   const gone = once(child, 'exit')
   try {
     await until('ready', () => socket.with('READY=1').length === 1)
-    await until('the status says what is wrong', () => socket.with('STATUS=').some((message) => message.join().includes('this is not TOML')))
+    await until('the status says what is wrong', () => socket.with('STATUS=').some((message) => message.join().includes('hostname must be text')))
     child.kill('SIGHUP')
     await until('reloaded', () => socket.with('READY=1').length === 2)
     const order = socket.messages.map((message) => message[0]!.replace(/=.*/, '')).filter((name) => name !== 'STATUS')
