@@ -42,7 +42,8 @@ export class Subscriptions {
     const view = memory.data;
     for (let i = 0, at = inPtr; i < subs; i++, at += 48) {
       if (view.getUint8(at + 8) !== CLOCK) continue;
-      const ms = Number(view.getBigUint64(at + 24, true)) / 1e6;
+      // In halves, here and below: a bigint is made for each.
+      const ms = (view.getUint32(at + 28, true) * 2 ** 32 + view.getUint32(at + 24, true)) / 1e6;
       if (this.delay === undefined || ms < this.delay) this.delay = ms;
     }
   }
@@ -71,10 +72,12 @@ export class Subscriptions {
       const fd = view.getUint32(at + 16, true);
       if (tag === CLOCK ? !timedOut : !((tag === FD_READ || tag === FD_WRITE) && this.ready(tag, fd))) continue;
       const out = this.outPtr + 32 * events++;
-      view.setBigUint64(out, view.getBigUint64(at, true), true);
+      view.setUint32(out, view.getUint32(at, true), true);
+      view.setUint32(out + 4, view.getUint32(at + 4, true), true);
       view.setUint16(out + 8, tag !== CLOCK && !this.files.has(fd) ? errno.EBADF : 0, true);
       view.setUint8(out + 10, tag);
-      view.setBigUint64(out + 16, 0n, true);
+      view.setUint32(out + 16, 0, true);
+      view.setUint32(out + 20, 0, true);
       view.setUint16(out + 24, 0, true);
     }
     view.setUint32(this.countPtr, events, true);
@@ -83,7 +86,7 @@ export class Subscriptions {
 }
 
 /** How long Go may keep asking without waiting before the event loop gets a turn all the same, in ms: packets wait there. */
-const MAX_BUSY_MS = 2;
+export const MAX_BUSY_MS = 2;
 
 /** Sleeps on the event loop alone: the module is suspended (JSPI) until a callback calls {@link wake}. */
 export class LoopSleeper implements Sleeper {

@@ -106,7 +106,11 @@ test('an OAuth client secret needs tags, and is refused in the words of the API;
 test('device approval: the node waits, says for what, and goes on when it is approved', async () => {
   await lab.requireApproval(true);
   await node.make({ dir: freshDir(), hostname: 'pending' });
-  const err = await node.fails((k) => k.server.up({ signal: AbortSignal.timeout(3000) }));
+  const err = await node.fails(async (k) => {
+    const enough = new AbortController();
+    k.server.on('state', (state) => state === 'NeedsMachineAuth' && setTimeout(() => enough.abort(), 500));
+    await k.server.up({ signal: enough.signal });
+  });
   assert.equal(err.code, 'TSNET_ABORTED');
   assert.match(err.message, /until an admin of the tailnet approves/);
   assert.equal((await node.run((k) => k.server.status())).backendState, 'NeedsMachineAuth');
