@@ -12,7 +12,8 @@
  * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench] [--only wasm|native]
  * Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
  */
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { build } from 'esbuild'
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import readline from 'node:readline'
@@ -41,6 +42,22 @@ type Kind = 'wasm' | 'native'
 const idleSeconds = 10
 const manyStreams = 1000
 
+/** The program and the bindings as they ship: bundled. From source, Node.js would hold what it strips types with too. */
+async function bundle(dir: string): Promise<void> {
+  const src = path.join(import.meta.dirname, '../src/tsnet')
+  await build({
+    entryPoints: { node: path.join(import.meta.dirname, 'node.ts'), 'tsnet-worker': path.join(src, 'worker.ts') },
+    outdir: dir,
+    bundle: true,
+    format: 'esm',
+    platform: 'node',
+    target: 'node26',
+    external: ['undici'],
+  })
+  await writeFile(path.join(dir, 'package.json'), '{"type":"module"}')
+  await copyFile(path.join(src, 'build/tsnet.wasm'), path.join(dir, 'tsnet.wasm'))
+}
+
 class Program {
   readonly kind: Kind
   readonly child: ChildProcess
@@ -60,7 +77,7 @@ class Program {
     await writeFile(keyFile, lab.ready.authKey, { mode: 0o600 })
     const native = [lab.bin, 'load-node', '--dir', dir, '--control', lab.ready.controlURL, '--hostname', kind, '--authkey-file', keyFile]
     const serverOptions = { dir, hostname: kind, controlURL: lab.ready.controlURL, authKey: lab.ready.authKey, network: options.network }
-    const wasm = [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'node.ts'), JSON.stringify(serverOptions)]
+    const wasm = [process.execPath, '--disable-warning=ExperimentalWarning', path.join(lab.dir, 'program/node.js'), JSON.stringify(serverOptions)]
     const begun = performance.now()
     const child = lab.exec(ns, kind === 'wasm' ? wasm : native, { stdio: ['pipe', 'pipe', 'inherit'] })
     const first = new Promise<string>((resolve, reject) => {
@@ -119,6 +136,7 @@ await mkdir(outDir, { recursive: true })
 const labDir = await mkdtemp(path.join(os.tmpdir(), 'bench-'))
 const lab = await Lab.start({ name: 'bench', dir: labDir })
 try {
+  await bundle(path.join(lab.dir, 'program'))
   const peer = await lab.client('peer')
   const ns = await lab.host('node', '10.77.0.60')
   const programs: Program[] = []

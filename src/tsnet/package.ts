@@ -16,6 +16,7 @@ await build({
   entryPoints: { index: path.join(here, 'index.ts'), 'tsnet-worker': path.join(here, 'worker.ts') },
   outdir: out,
   bundle: true,
+  external: ['undici'],
   platform: 'node',
   format: 'esm',
   target: 'node26',

@@ -4,8 +4,9 @@ import { readFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { WASI } from 'node:wasi';
-import { parentPort, workerData } from 'node:worker_threads';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { Host, ModuleExit } from './host/imports.ts';
+import { instantiate } from './host/module.ts';
 import { lockDirectory } from './host/lock.ts';
 import { StateFile } from './host/state.ts';
 import { watchNetwork } from './host/system.ts';
@@ -38,23 +39,26 @@ function stateFile(): StateFile | undefined {
 
 async function run(state: StateFile): Promise<void> {
   const host = new Host(state, (messages, transfers) => port.postMessage(messages, transfers));
-  port.on('message', (messages: ToWorker[]) => {
+  const take = (messages: ToWorker[]): void => {
     for (const m of messages) {
       if (m.t === 'rpc') host.request(m.body);
       else if (m.t === 'stats') port.postMessage([{ t: 'stats', id: m.id, stats: host.stats() }] satisfies ToUser[]);
       else host.stream(m);
     }
-  });
+  };
+  port.on('message', take);
+  const receive = (): void => {
+    for (let m = receiveMessageOnPort(port); m; m = receiveMessageOnPort(port)) take(m.message as ToWorker[]);
+  };
   // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
   const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': dir } });
   try {
-    await host.choose(data.network);
+    await host.choose(data.network, receive);
   } catch (err) {
     exit(64, (err as Error).message, 'TSNET_OPTIONS'); // EX_USAGE
     return;
   }
-  const module = await WebAssembly.compile(await readFile(data.wasm));
-  const instance = await WebAssembly.instantiate(module, host.imports(wasi));
+  const instance = await instantiate(await readFile(data.wasm), host.imports(wasi));
   host.memory.attach(instance.exports.memory as WebAssembly.Memory);
   wasi.finalizeBindings(instance);
   const stopWatching = watchNetwork(() => host.request(JSON.stringify({ method: 'networkChanged' })));

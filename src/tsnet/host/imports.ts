@@ -6,6 +6,7 @@ import type { WASI } from 'node:wasi';
 import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
 import type { Network, Stats } from '../types.ts';
 import { type Aead, loadAead } from './aead.ts';
+import { compactLater } from './compact.ts';
 import { errno, errnoOf } from './errno.ts';
 import { ByteQueue, DgramSocket, type HostFile, ipText, putSockName, TCPFile, type UDPSocket } from './files.ts';
 import { Memory } from './memory.ts';
@@ -21,8 +22,8 @@ const FIRST_FD = 4096;
 const SOCKET_STREAM = 6;
 const NONBLOCK = 4;
 
-/** When the module has been compiled and has joined, as a rule, in ms. */
-const TRIM_MS = 3000;
+/** A message that goes to the other thread at once, in bytes. */
+const SMALL = 4096;
 
 /** Thrown out of the module by proc_exit. */
 export class ModuleExit extends Error {
@@ -70,6 +71,8 @@ export class Host {
   private nextFd = FIRST_FD;
   private outbox: ToUser[] = [];
   private transfers: ArrayBuffer[] = [];
+  /** A small message may go at once. */
+  private early = true;
   private line = '';
   private recent: string[] = [];
   private readonly send: (messages: ToUser[], transfers: ArrayBuffer[]) => void;
@@ -82,14 +85,15 @@ export class Host {
     this.sleeper = new LoopSleeper(this.memory, this.files, this.flush);
   }
 
-  /** Takes the fast way where there is one. To be called before {@link imports}. Rejects when `ffi` is asked for and there is none. */
-  async choose(network: Network): Promise<void> {
-    if (network === 'node') return;
-    const native = await Native.open(this.memory);
+  /**
+   * Takes the fast way where there is one. To be called before {@link imports}. Rejects when `ffi` is asked for and there is none.
+   * `receive` takes in what the other thread has sent by now.
+   */
+  async choose(network: Network, receive: () => void): Promise<void> {
+    const native = network === 'node' ? undefined : await Native.open(this.memory);
+    compactLater(native);
     if (native) {
-      this.sleeper = new NativeSleeper(native, this.memory, this.files, this.flush);
-      // What compiling the module left behind, in the allocator's arenas of a handful of threads.
-      setTimeout(() => native.trim(), TRIM_MS).unref();
+      this.sleeper = new NativeSleeper(native, this.memory, this.files, this.flush, receive);
       this.network = 'ffi';
     } else if (network === 'ffi') {
       throw new Error('network "ffi" needs Linux on x86-64 or arm64 and a Node.js whose node:ffi may be used; "auto" takes what there is');
@@ -98,6 +102,7 @@ export class Host {
 
   /** Sends what is waiting. Called whenever the module has nothing to do. */
   flush = (): void => {
+    this.early = true;
     if (this.outbox.length === 0) return;
     this.send(this.outbox, this.transfers);
     this.outbox = [];
@@ -107,6 +112,11 @@ export class Host {
   private post = (message: ToUser, transfer?: ArrayBuffer): void => {
     this.outbox.push(message);
     if (transfer) this.transfers.push(transfer);
+    // Few bytes are most likely a question or its answer: the other thread wakes up while the module goes on. Once between two sleeps.
+    if (this.early && message.t === 'data' && message.b.length <= SMALL) {
+      this.flush();
+      this.early = false;
+    }
   };
 
   /** A request for the module, as JSON. */

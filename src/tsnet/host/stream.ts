@@ -55,8 +55,8 @@ export class StreamFile implements HostFile {
     for (const part of from) {
       const b = part.slice(0, Math.max(0, this.credit - n)) as Uint8Array<ArrayBuffer>;
       if (b.length === 0) continue;
-      this.post({ t: 'data', s: this.id, b }, b.buffer);
       n += b.length;
+      this.post({ t: 'data', s: this.id, b }, b.buffer); // and it is no longer this thread's
     }
     this.credit -= n;
     return n;

@@ -3,7 +3,7 @@ import { errno } from './errno.ts';
 import type { HostFile, UDPSocket } from './files.ts';
 import type { Memory } from './memory.ts';
 import type { Native } from './native.ts';
-import { type Sleeper, Subscriptions } from './poll.ts';
+import { MAX_BUSY_MS, type Sleeper, Subscriptions } from './poll.ts';
 
 /** magicsock's figure, in bytes; the kernel gives what it allows. */
 const SOCKET_BUFFER = 7 << 20;
@@ -96,6 +96,7 @@ export class NativeSleeper implements Sleeper {
   private readonly memory: Memory;
   private readonly files: Map<number, HostFile>;
   private readonly beforeSleep: () => void;
+  private readonly receive: () => void;
   private readonly loopFd: number;
   private sockets: NativeSocket[] = [];
   private fds: number[];
@@ -103,8 +104,12 @@ export class NativeSleeper implements Sleeper {
   private loopReady = false;
   /** Nothing was given to the event loop, nor done by it, since its last turn began. */
   private quiet = false;
+  /** Since when the event loop has had something to do, which it has not had its turn for; a time of performance.now(). */
+  private waitsSince: number | undefined;
 
-  constructor(native: Native, memory: Memory, files: Map<number, HostFile>, beforeSleep: () => void) {
+  /** `receive` takes in what the other thread has sent by now. */
+  constructor(native: Native, memory: Memory, files: Map<number, HostFile>, beforeSleep: () => void, receive: () => void) {
+    this.receive = receive;
     this.native = native;
     this.memory = memory;
     this.files = files;
@@ -150,6 +155,10 @@ export class NativeSleeper implements Sleeper {
   private poll(timeout: number): void {
     this.loopReady = false;
     this.native.poll(this.fds, this.isFull, timeout, this.isReady);
+    // What it has to do is most often a message of the other thread: that needs no turn.
+    if (!this.loopReady) return;
+    this.receive();
+    if (this.waitsSince === undefined) this.waitsSince = performance.now();
   }
 
   oneoff = (inPtr: number, outPtr: number, count: number, countPtr: number): number | Promise<number> => {
@@ -157,19 +166,24 @@ export class NativeSleeper implements Sleeper {
     const subs = new Subscriptions(this.memory, this.files, inPtr, outPtr, count, countPtr);
     const deadline = subs.delay === undefined ? Infinity : performance.now() + subs.delay;
     this.poll(0);
-    if (!this.loopReady) {
+    if (this.mayWait()) {
       const now = this.tryNow(subs, deadline);
       if (now !== undefined) return now;
     }
     return new Promise<number>((resolve) => this.turn(subs, deadline, resolve));
   };
 
+  /** Whether Go goes before the event loop, though that has something to do: not for long, and not to sleep. */
+  private mayWait(): boolean {
+    return this.waitsSince === undefined || performance.now() - this.waitsSince < MAX_BUSY_MS;
+  }
+
   /** What to tell Go now, having slept if need be; undefined when the event loop is to have its turn first. */
   private tryNow(subs: Subscriptions, deadline: number): number | undefined {
     if (subs.anyReady()) return subs.report(performance.now() >= deadline);
     let left = deadline - performance.now();
     if (left > 0) {
-      if (!this.quiet) return undefined;
+      if (!this.quiet || this.loopReady) return undefined;
       this.poll(Math.min(Math.ceil(left), MAX_SLEEP_MS));
       if (subs.anyReady()) return subs.report(false);
       left = deadline - performance.now();
@@ -182,6 +196,7 @@ export class NativeSleeper implements Sleeper {
   private turn(subs: Subscriptions, deadline: number, resolve: (result: number) => void): void {
     this.quiet = !this.loopReady;
     setImmediate(() => {
+      this.waitsSince = undefined;
       this.poll(0);
       // Whatever the turn brought, Go hears of it now; the loop's next turn comes when Go has nothing to do.
       const result = this.tryNow(subs, deadline);

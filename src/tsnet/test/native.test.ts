@@ -24,7 +24,7 @@ if (process.argv[2] !== 'inside') {
   memory.attach(wasmMemory);
   const native = await Native.open(memory);
   assert.ok(native);
-  const sleeper = new NativeSleeper(native, memory, new Map(), () => {});
+  const sleeper = new NativeSleeper(native, memory, new Map(), () => {}, () => {});
   // In the module's memory: an address at 0, where a sender is written at 32, what is sent at 64 KiB, what is received at 192 KiB.
   const [SEND, RECEIVE, SPACE] = [64 << 10, 192 << 10, 65_507];
   let { bytes } = memory;
