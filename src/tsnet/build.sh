@@ -38,7 +38,7 @@ wireguard_sum="h1:CnIEL2n7Xql6Ux1k+Vu5S5ubDHCT/kxFgkKCY8FjefU="
 unpack tailscale.com tailscale.com "$sum" patches
 unpack wireguard-go github.com/tailscale/wireguard-go "$wireguard_sum" patches-wireguard
 # The compiler is npm's: ../../package.json pins it. Without a runtime, and with no data of its own: the memory is the Go module's.
-../../node_modules/.bin/node ../../node_modules/assemblyscript/bin/asc.js assembly/aead.ts --outFile go/aead.wasm -O3 --runtime stub --noAssert \
+../../node_modules/.bin/node ../../node_modules/assemblyscript/bin/asc.js assembly/aead.ts --outFile go/aead/aead.wasm -O3 --runtime stub --noAssert \
   --importMemory --enable simd --use abort=
 strip=' -s'; [ -z "${TSNET_NAMES:-}" ] || strip=''
 (cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags="-w$strip" -o ../build/tsnet.wasm.new .)

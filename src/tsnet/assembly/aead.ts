@@ -1,6 +1,6 @@
 /**
  * ChaCha20-Poly1305 (RFC 8439 section 2.8) with vectors of 128 bits, on the memory of the Go module, which it imports: it has no data of
- * its own there, and no stack. Compiled with AssemblyScript by ../build.sh; used by ../go/aead.go by way of ../host/aead.ts.
+ * its own there, and no stack. Compiled with AssemblyScript by ../build.sh; used by ../go/aead/aead.go by way of ../host/aead.ts.
  */
 import { xor256 } from './chacha20';
 import { KEY, SCRATCH, TAG } from './context';

@@ -48,7 +48,8 @@ test("whoIs has the peer's app capabilities as the policy grants them, and its t
   await eventually('the capabilities', async () => (await who()).capMap[name] !== undefined);
   assert.deepEqual((await who()).capMap[name], grant[name]);
   const tagged = await lab.client('tagged', { authKey: await lab.key('once', ['tag:lab']) });
-  const other = await node.run((k, a) => k.server.whoIs(a), (await tagged.status()).ips[0]!);
+  const { ips: [address] } = await tagged.status();
+  const other = await eventually('the new node', async () => await node.run((k, a) => k.server.whoIs(a), address!).catch(() => undefined));
   assert.deepEqual([other.node.tags, other.user, other.capMap[name]], [['tag:lab'], undefined, undefined]);
 });
 

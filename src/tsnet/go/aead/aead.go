@@ -1,26 +1,25 @@
 //go:build wasip1
 
-package main
+// Package aead is ChaCha20-Poly1305 by the host's SIMD module.
+package aead
 
 import (
 	"crypto/cipher"
 	"crypto/subtle"
 	_ "embed"
 	"errors"
-	"os"
 	"slices"
 	"unsafe"
 
-	"github.com/tailscale/wireguard-go/device"
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// aeadModule is ../assembly, compiled: ChaCha20-Poly1305 with SIMD, which Go's compiler does not have on wasm. It works on this module's memory.
+// aeadModule is ../../assembly, compiled: ChaCha20-Poly1305 with SIMD, which Go's compiler does not have on wasm. It works on this module's memory.
 //
 //go:embed aead.wasm
 var aeadModule []byte
 
-// aeadContext is what a call of the SIMD module works with: ../assembly/context.ts has the offsets.
+// aeadContext is what a call of the SIMD module works with: ../../assembly/context.ts has the offsets.
 type aeadContext struct {
 	key     [chacha20poly1305.KeySize]byte
 	nonce   [chacha20poly1305.NonceSize]byte
@@ -44,19 +43,19 @@ func hostAEADSeal(ctx, dst, src unsafe.Pointer, n int32, ad unsafe.Pointer, adN 
 //go:noescape
 func hostAEADOpen(ctx, dst, src unsafe.Pointer, n int32, ad unsafe.Pointer, adN int32)
 
-// installAEAD makes WireGuard use the SIMD module. Where it cannot be loaded, and with TSNET_SIMD=0, Go's own code stays.
-func installAEAD() {
-	if os.Getenv("TSNET_SIMD") == "0" || hostAEADLoad(unsafe.Pointer(unsafe.SliceData(aeadModule)), int32(len(aeadModule))) != 0 {
-		return
+// Load makes the host load the SIMD module; New may be called then. False where it cannot.
+func Load() bool {
+	return hostAEADLoad(unsafe.Pointer(unsafe.SliceData(aeadModule)), int32(len(aeadModule))) == 0
+}
+
+// New is chacha20poly1305.New of golang.org/x/crypto.
+func New(key []byte) (cipher.AEAD, error) {
+	if len(key) != chacha20poly1305.KeySize {
+		return nil, errors.New("aead: bad key length")
 	}
-	device.NewAEAD = func(key []byte) (cipher.AEAD, error) {
-		if len(key) != chacha20poly1305.KeySize {
-			return nil, errors.New("aead: bad key length")
-		}
-		a := new(simdAEAD)
-		copy(a.key[:], key)
-		return a, nil
-	}
+	a := new(simdAEAD)
+	copy(a.key[:], key)
+	return a, nil
 }
 
 // simdAEAD is chacha20poly1305.New of golang.org/x/crypto, by the SIMD module. Source and destination are the same place, or apart.
