@@ -6,7 +6,7 @@
  *   uncached    1 KiB of JSON that may not be stored
  *   big         10 MB bodies, uncached, 4 connections; MB a second
  *   ws          messages a second there and back, 64 connections
- *   ws_rss      MB (10^6 bytes) resident, all processes of the proxy, with 1,000 idle WebSockets
+ *   ws_rss      MB (10^6 bytes) resident, all processes of the proxy, with 1,000 idle WebSockets; beside it Node.js alone (bench/floor.ts)
  *   editor      stock Node-RED's editor over a line of 20 Mbit/s and 10 ms each way, empty browser cache; ms and bytes
  *   tailnet     uncached over the tailnet, 64 connections: ours on wasm tsnet to Go's ReverseProxy on native tsnet (bench/tailnet.ts)
  *
@@ -104,6 +104,8 @@ const proxies: Record<string, (origin: Origin, port: number) => ChildProcess> = 
     mkdirSync(at('gatehouse'), { recursive: true })
     return start(process.execPath, [...flags, at('loopback.mjs'), String(port), origins[origin], pem, at('gatehouse')])
   },
+  // Not a proxy to compare with: what of the memory is Node.js's own.
+  node: (origin, port) => start(process.execPath, [...flags, 'bench/floor.ts', String(port), origins[origin], pem]),
   caddy: (origin, port) => {
     writeFileSync(at('Caddyfile'), `{\n admin off\n persist_config off\n log {\n  output discard\n }\n auto_https off\n servers {\n  protocols h1 h2\n }\n}\nhttps://${name}:${port} {\n bind 127.0.0.1\n tls ${chain} ${key}\n reverse_proxy unix/${origins[origin]}\n}\n`)
     return start(path.join(root, 'out/bin/caddy'), ['run', '--config', at('Caddyfile'), '--adapter', 'caddyfile'], { ...process.env, HOME: directory, XDG_DATA_HOME: directory, XDG_CONFIG_HOME: directory })
@@ -139,6 +141,8 @@ interface Result { cached: Record<number, Load>, uncached: Record<number, Load>,
 
 const wanted = options.only.split(',')
 const results: Record<string, Result> = Object.fromEntries(wanted.map((proxy) => [proxy, { cached: {}, uncached: {} } as Result]))
+/** MB with 1,000 idle WebSockets on Node.js alone: bench/floor.ts. */
+let floor = Number.NaN
 const say = (proxy: string, what: string, value: string): void => { console.log(`${proxy.padEnd(10)} ${what.padEnd(16)} ${value}`) }
 
 /** Starts all proxies before an origin, has them measured turn about, so that what else the machine does meets all of them, and ends them. */
@@ -177,14 +181,16 @@ async function measureAll (): Promise<void> {
     say(proxy, 'ws', `${rate.toFixed(0)} messages/s`)
   })
   // In fresh processes: what the loads left behind is not the WebSockets'.
-  await turnAbout('ws', wanted, async (proxy, port, child) => {
+  await turnAbout('ws', [...wanted, 'node'], async (proxy, port, child) => {
     const before = family(child.pid!).reduce((sum, pid) => sum + memory(pid).rss, 0)
     const idle = start(process.execPath, ['bench/websocket.ts', 'idle', String(port), '1000'])
     await new Promise<void>((resolve, reject) => { idle.stdout!.once('data', () => resolve()); idle.once('exit', () => reject(new Error('the idle WebSockets ended'))) })
     await sleep(3_000)
-    results[proxy]!.wsRss = family(child.pid!).reduce((sum, pid) => sum + memory(pid).rss, 0)
+    const rss = family(child.pid!).reduce((sum, pid) => sum + memory(pid).rss, 0)
+    if (proxy === 'node') floor = rss
+    else results[proxy]!.wsRss = rss
     idle.stdin!.end()
-    say(proxy, '1,000 idle ws', `${results[proxy]!.wsRss.toFixed(0)} MB, ${before.toFixed(0)} MB before`)
+    say(proxy, '1,000 idle ws', `${rss.toFixed(0)} MB, ${before.toFixed(0)} MB before`)
     await stop(idle)
   }, 1)
   if (skip.has('editor')) return
@@ -236,7 +242,7 @@ server { listen unix:${origins.http} backlog=4096; root ${at('www')}; location =
     tailnet: tailnet?.ratio ?? Number.NaN,
   }
   mkdirSync(path.join(root, options.out), { recursive: true })
-  writeFileSync(path.join(root, options.out, 'gateway.json'), `${JSON.stringify({ at: new Date().toISOString(), machine: { cpu: os.cpus()[0]?.model, cores: os.cpus().length, node: process.version }, scale, results, tailnet, figures }, null, 2)}\n`)
+  writeFileSync(path.join(root, options.out, 'gateway.json'), `${JSON.stringify({ at: new Date().toISOString(), machine: { cpu: os.cpus()[0]?.model, cores: os.cpus().length, node: process.version }, scale, rounds, results, floor, tailnet, figures }, null, 2)}\n`)
   const spread = (label: string, note: string, values: number[], goodIs: Row['goodIs'], goal?: number): Row => {
     const sorted = values.toSorted((a, b) => a - b)
     return { label, note, min: sorted[0]!, median: sorted[Math.floor(sorted.length / 2)]!, max: sorted.at(-1)!, goodIs, ...(goal === undefined ? {} : { goal }) }
