@@ -105,7 +105,7 @@ const proxies: Record<string, (origin: Origin, port: number) => ChildProcess> = 
     return start(process.execPath, [...flags, at('loopback.mjs'), String(port), origins[origin], pem, at('gatehouse')])
   },
   // Not a proxy to compare with: what of the memory is Node.js's own.
-  node: (origin, port) => start(process.execPath, [...flags, 'bench/floor.ts', String(port), origins[origin], pem]),
+  node: (origin, port) => start(process.execPath, [...flags, at('floor.mjs'), String(port), origins[origin], pem]),
   caddy: (origin, port) => {
     writeFileSync(at('Caddyfile'), `{\n admin off\n persist_config off\n log {\n  output discard\n }\n auto_https off\n servers {\n  protocols h1 h2\n }\n}\nhttps://${name}:${port} {\n bind 127.0.0.1\n tls ${chain} ${key}\n reverse_proxy unix/${origins[origin]}\n}\n`)
     return start(path.join(root, 'out/bin/caddy'), ['run', '--config', at('Caddyfile'), '--adapter', 'caddyfile'], { ...process.env, HOME: directory, XDG_DATA_HOME: directory, XDG_CONFIG_HOME: directory })
@@ -203,7 +203,7 @@ async function measureAll (): Promise<void> {
 
 try {
   // As the image ships it: Node.js reading TypeScript takes memory of its own.
-  await build({ ...common, entryPoints: [path.join(root, 'bench/loopback.ts')], outfile: at('loopback.mjs') })
+  for (const file of ['loopback', 'floor']) await build({ ...common, entryPoints: [path.join(root, `bench/${file}.ts`)], outfile: at(`${file}.mjs`) })
   mkdirSync(at('www'))
   writeFileSync(at('www/cached.js'), 'export const gatehouse = "keep";\n'.repeat(256).slice(0, 8192))
   writeFileSync(at('www/uncached.json'), JSON.stringify({ keep: 'x'.repeat(1008) }))
