@@ -57,3 +57,17 @@ test('HEAD has the headers of GET and no body, and the connection goes on', asyn
   const answer = await bench.raw(`HEAD / HTTP/1.1\r\nHost: ${name}\r\n\r\nGET / HTTP/1.1\r\nHost: ${name}\r\n\r\n`, 400)
   assert.match(answer, /^HTTP\/1\.1 200 OK\r\n[^]*content-length: 4\r\n[^]*\r\n\r\nHTTP\/1\.1 200 OK\r\n[^]*\r\n\r\nbody$/i)
 })
+
+test('an app that answers before it has the whole body: its answer arrives, and the connection ends with it', async () => {
+  await using bench = await Bench.start()
+  bench.origin.handler = (_request, response) => { response.writeHead(413, { connection: 'close', 'content-length': '4' }).end('over') }
+  const socket = await bench.connect()
+  // The rest of the body meets a closed door.
+  socket.on('error', () => {})
+  let answer = ''
+  socket.setEncoding('latin1').on('data', (text: string) => { answer += text })
+  socket.write(`POST /x HTTP/1.1\r\nHost: ${name}\r\nContent-Type: a/b\r\nContent-Length: 50000000\r\n\r\n`)
+  socket.write(Buffer.alloc(300_000))
+  await new Promise((resolve) => socket.once('close', resolve))
+  assert.match(answer, /^HTTP\/1\.1 413 [^]*\r\nconnection: close\r\n[^]*over$/i)
+})
