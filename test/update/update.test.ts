@@ -127,7 +127,7 @@ test('a stick with an update that another key has signed: nothing is changed, an
   await eventually('the card says so', 120, async () => (await machine.run('cat /efi/gatehouse-status.txt')).stdout.includes('! update, USB stick: the update is not signed') || undefined);
   assert.doesNotMatch((await machine.run('ls -A /var/lib/gatehouse-update')).stdout, /SHA256SUMS/, 'nothing to install');
   assert.equal((await machine.run('findmnt -rno TARGET -S /dev/sda1')).stdout, '', 'it is let go');
-  assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, 'gatehouse-update.service loaded failed failed Gatehouse: download the newest version\n', 'of the web server before');
+  assert.equal((await machine.run('systemctl --failed --no-legend --plain | cut -d" " -f1')).stdout, 'gatehouse-update.service\n', 'of the web server before, and nothing of the stick');
   await pull();
 });
 
