@@ -3,8 +3,9 @@
  * EFI) up to the page that a native client fetches. The Pi's own firmware stage needs a board and is not tested here.
  */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
-import { open, writeFile } from 'node:fs/promises';
+import { mkdir, open, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { signature, signingKey } from '../../src/build/signing.ts';
@@ -67,13 +68,20 @@ test('a USB stick is looked at when it is plugged in, by a process without right
   const { privateKey } = signingKey(process.env['GATEHOUSE_KEYS'] ?? path.resolve(import.meta.dirname, '../../keys'));
   const other = path.join(lab.dir, 'other.key');
   await writeFile(other, generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }));
-  for (const [key, folder, expected] of [[other, '', /! USB stick .*not signed with the key that this device trusts/], [privateKey, 'gatehouse/', /\nUSB stick +0\.0\.1 is on it, which is not newer than .*, which runs/]] as const) {
+  // As sticks are sold, FAT32 behind a partition table; and ext4 without one.
+  for (const [key, fileSystem, expected] of [[other, 'vfat', /! USB stick .*not signed with the key that this device trusts/], [privateKey, 'ext4', /\nUSB stick +0\.0\.1 is on it, which is not newer than .*, which runs/]] as const) {
     const files = [`gatehouse_0.0.1_arm64.efi`, ...['root', 'verity'].map((end) => `gatehouse_0.0.1_aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee_arm64.${end}`)];
     const sums = Buffer.from(files.map((file) => `${'0'.repeat(64)}  ${file}\n`).join(''));
-    const contents = { SHA256SUMS: sums, 'SHA256SUMS.sig': signature(key, sums) };
-    for (const [file, content] of Object.entries(contents)) await writeFile(path.join(lab.dir, file), content);
+    const content = path.join(lab.dir, fileSystem);
+    await mkdir(path.join(content, 'gatehouse'), { recursive: true });
+    await writeFile(path.join(content, 'gatehouse/SHA256SUMS'), sums);
+    await writeFile(path.join(content, 'gatehouse/SHA256SUMS.sig'), signature(key, sums));
     const stick = path.join(lab.dir, 'stick.img');
-    await makeStick(stick, Object.fromEntries(Object.keys(contents).map((file) => [`${folder}${file}`, path.join(lab.dir, file)])), { megabytes: 64 });
+    if (fileSystem === 'vfat') await makeStick(stick, Object.fromEntries(['SHA256SUMS', 'SHA256SUMS.sig'].map((file) => [file, path.join(content, 'gatehouse', file)])), { megabytes: 64 });
+    else {
+      await rm(stick);
+      execFileSync('mkfs.ext4', ['-q', '-F', '-d', content, stick, '64M'], { env: { PATH: '/usr/sbin:/sbin' } });
+    }
     const begun = performance.now();
     const pull = await machine.plug(stick);
     const status = await eventually('status says so', 240, async () => expected.exec((await machine.run('gatehouse status', { timeout: 120 })).stdout)?.[0]);
