@@ -70,7 +70,8 @@ test('close() before start, during start and while up() waits', async () => {
     }, wait);
     assert.deepEqual([got.up, got.later], [wait < 0 ? null : 'TSNET_CLOSED', 'TSNET_CLOSED'], `after ${wait} ms`);
     assert.deepEqual(got.events, [['close', '']], `after ${wait} ms`);
-    assert.ok(got.ms < 3000, `${got.ms} ms, after ${wait} ms`);
+    // The module is given 5 s, of which a busy machine needs some only to start it; then it is ended.
+    assert.ok(got.ms < 15_000, `${got.ms} ms, after ${wait} ms`);
   }
   assert.equal(await node.end(), 0);
   assert.equal(node.stderr, '');
