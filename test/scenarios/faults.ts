@@ -47,5 +47,5 @@ for (const [name, { fault, holds, run }] of scenarios) {
 }
 
 test('nothing left the lab', async () => {
-  assert.equal(await lab.leaked(), 0);
+  assert.equal(await lab.leaked(), 0, JSON.stringify(await lab.leaks()));
 });

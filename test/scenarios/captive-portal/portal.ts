@@ -1,4 +1,4 @@
-/** A captive portal: whatever is asked, by http or https, is answered by its own login page. Usage: portal.ts HTTP-PORT HTTPS-PORT */
+/** A captive portal: whatever is asked, by http or https, is answered by its own login page. Usage: portal.ts NAME HTTP-PORT HTTPS-PORT */
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -7,16 +7,21 @@ import { createServer as createHTTPS } from 'node:https';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 
-const [http, https] = process.argv.slice(2).map(Number);
+const [name = '', ...ports] = process.argv.slice(2);
+const [http, https] = ports.map(Number);
+const page = '<!DOCTYPE html><h1>Welcome, please log in</h1>';
 const directory = mkdtempSync(path.join(tmpdir(), 'portal-'));
 const file = (name: string): string => path.join(directory, name);
-execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '30', '-subj', '/CN=portal.example',
+execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '30', '-subj', `/CN=${name}`,
   '-keyout', file('key.pem'), '-out', file('cert.pem')], { stdio: 'ignore' });
 const own = { key: readFileSync(file('key.pem')), cert: readFileSync(file('cert.pem')) };
 rmSync(directory, { recursive: true });
 const servers = [
-  createHTTP((_, response) => { response.writeHead(302, { location: 'http://portal.example/login' }).end(); }).listen(http),
-  createHTTPS(own, (_, response) => { response.end('<h1>Welcome, please log in</h1>'); }).listen(https),
+  createHTTP((request, response) => {
+    if (request.url === '/login') response.end(page);
+    else response.writeHead(302, { location: `http://${name}/login` }).end();
+  }).listen(http),
+  createHTTPS(own, (_, response) => { response.end(page); }).listen(https),
 ];
 await Promise.all(servers.map(async (server) => await once(server, 'listening')));
 console.log('ready');
