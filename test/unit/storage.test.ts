@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test } from 'node:test'
 import { examineStorage } from '../../src/gateway/storage.ts'
 import { Bench } from './support/bench.ts'
@@ -32,6 +32,25 @@ test('a file system with room is well; nearly full is a warning, full an error, 
   const { problem } = await examineStorage(large.directory)
   assert.equal(problem?.level, 'error')
   assert.match(problem!.error.cure, /du -xsh/)
+})
+
+test('an ext4 that the kernel has found damaged, though it counts as writable', { skip }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'storage-'))
+  const [image, directory] = [join(folder, 'image'), join(folder, 'mounted')]
+  mkdirSync(directory)
+  execFileSync('truncate', ['-s', '256M', image])
+  execFileSync('mkfs.ext4', ['-q', image])
+  execFileSync('mount', ['-o', 'loop,errors=remount-ro', image, directory])
+  try {
+    assert.equal((await examineStorage(directory)).problem, undefined)
+    const device = execFileSync('findmnt', ['-no', 'SOURCE', directory], { encoding: 'utf8' }).trim()
+    writeFileSync(`/sys/fs/ext4/${basename(device)}/trigger_fs_error`, '1')
+    assert.throws(() => { writeFileSync(join(directory, 'new'), 'text') }, /EROFS/)
+    assert.equal((await examineStorage(directory)).problem?.error.code, 'GH_DATA_READ_ONLY')
+  } finally {
+    execFileSync('umount', [directory])
+    rmSync(folder, { recursive: true })
+  }
 })
 
 test('read-only, as the kernel makes what it finds damaged: in the status within a minute, and gone with it', { skip, timeout: 150_000 }, async (t) => {
