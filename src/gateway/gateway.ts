@@ -413,9 +413,10 @@ export class Gateway {
 
   async #judgeStorage (): Promise<void> {
     if (this.#options.state === undefined) return
-    const { found, problem } = await examineStorage(this.#options.state).catch((err: unknown) => ({
-      found: '', problem: { error: new GatehouseError('GH_DATA', `the gateway's own directory cannot be looked at: ${reason(err)}`, 'Restart the device'), level: 'error' as const },
-    }))
+    // Where there is no such directory yet, the node's start makes it or says why it cannot.
+    const storage = await examineStorage(this.#options.state).catch(() => undefined)
+    if (storage === undefined) return
+    const { found, problem } = storage
     if (problem === undefined) this.problems.clear('storage', `the data partition is well: ${found}`)
     else this.problems.set('storage', problem.error, problem.level)
   }

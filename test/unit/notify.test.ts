@@ -64,7 +64,7 @@ test('gatehouse serve as systemd sees it: ready, reloading and ready again, stop
   writeFileSync(join(directory, 'gatehouse.toml'), '[tailnet]\nhostname = 5\n')
   const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, '../../src/main.ts'), 'serve'], {
     env: {
-      ...process.env, NOTIFY_SOCKET: socket.path, GATEHOUSE_CONFIG_DIR: directory, GATEHOUSE_TLS_DIR: directory, RUNTIME_DIRECTORY: directory, GATEHOUSE_PROBLEM_FILE: join(directory, 'problem'),
+      ...process.env, NOTIFY_SOCKET: socket.path, GATEHOUSE_CONFIG_DIR: directory, GATEHOUSE_TLS_DIR: directory, RUNTIME_DIRECTORY: directory, STATE_DIRECTORY: directory, GATEHOUSE_PROBLEM_FILE: join(directory, 'problem'),
       GATEHOUSE_ADMIN_SOCKET: join(directory, 'admin.sock'), GATEHOUSE_CERTS_SOCKET: join(directory, 'certs.sock'), GATEHOUSE_NODE_RED_SOCKET: join(directory, 'red.sock'),
     },
     stdio: 'ignore',
