@@ -53,7 +53,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, staying; some 8 minutes with its build
 	@$(SUDO) $(NODE) test/run.ts update
 
-test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 15 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
+test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(foreach v,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS,$(if $($(v)),$(v)=$($(v)))) $(NODE) test/run.ts faults
 
 check: setup ## types, lint, unit tests: under a minute
