@@ -83,6 +83,17 @@ export class Stage {
     assert.equal(code, 0, stderr);
   }
 
+  /** Does something while the network has these nftables rules, in the lab's own namespace; their tables are removed whatever comes of it. */
+  async underRules<T>(ruleset: string, work: () => Promise<T>): Promise<T> {
+    const loaded = await this.lab.run(this.lab.ns, ['nft', '-f', '-'], ruleset);
+    assert.equal(loaded.code, 0, loaded.stderr);
+    try {
+      return await work();
+    } finally {
+      for (const [, family, name] of ruleset.matchAll(/^table (\S+) (\S+)/gm)) await this.onBridge('nft', 'delete', 'table', family!, name!);
+    }
+  }
+
   /** Waits until gatehouse-status.txt on the card says this. */
   async onCard(what: RegExp, seconds = 120): Promise<void> {
     await eventually(`the card says ${what}`, seconds, async () => what.test((await this.machine.run('cat /efi/gatehouse-status.txt')).stdout) || undefined);

@@ -12,17 +12,10 @@ export const scenario: Scenario = {
   holds: 'it serves by the relay (DERP, TCP 443); without the block over a direct path again',
   async run(stage) {
     const address = (await stage.lab.nodes()).find((node) => node.hostname === 'gatehouse')!.addresses[0]!;
-    const blocked = await stage.lab.run(stage.lab.ns, ['nft', '-f', '-'], ruleset);
-    assert.equal(blocked.code, 0, blocked.stderr);
-    let relayed: { ms: number; path: { derp?: string } };
-    try {
-      relayed = await eventually('the page comes by the relay', 200, async () => {
-        const answer = await stage.fetch('/', { timeout: 20_000 });
-        return answer.status === 200 && !answer.path.direct ? answer : undefined;
-      });
-    } finally {
-      await stage.onBridge('nft', 'delete', 'table', 'bridge', 'blocked');
-    }
+    const relayed = await stage.underRules(ruleset, async () => await eventually('the page comes by the relay', 200, async () => {
+      const answer = await stage.fetch('/', { timeout: 20_000 });
+      return answer.status === 200 && !answer.path.direct ? answer : undefined;
+    }));
     assert.equal((await stage.client.pingDirect(address, 120_000)).direct, true);
     return `page by relay "${relayed.path.derp}" in ${relayed.ms.toFixed(0)} ms; then direct again`;
   },
