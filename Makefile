@@ -41,8 +41,8 @@ image-amd64 image-arm64: image-%: app
 update-amd64 update-arm64: update-%: app
 	@$(SUDO) env GATEHOUSE_IMAGE_VERSION=9.1 GATEHOUSE_UPDATE_ONLY=out/next-$* image/build $*
 
-flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies
-	@$(SUDO) $(NODE) src/build/flash.ts "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
+flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies; KEEP=1: the card's data stay
+	@$(SUDO) $(NODE) src/build/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
 test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
@@ -50,8 +50,8 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
-test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, staying; some 8 minutes with its build
-	@$(SUDO) $(NODE) test/run.ts update
+test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
+	@$(SUDO) $(if $(GATEHOUSE_ROUNDS),GATEHOUSE_ROUNDS=$(GATEHOUSE_ROUNDS)) $(NODE) test/run.ts update
 
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(foreach v,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS,$(if $($(v)),$(v)=$($(v)))) $(NODE) test/run.ts faults

@@ -13,7 +13,7 @@ import { type Scenario, Stage } from './stage.ts';
 const order = [
   'power-cut-first-boot', 'gateway-killed', 'gateway-hung', 'gateway-out-of-memory', 'node-red-crash-loop', 'node-red-out-of-memory', 'data-full',
   'network-away', 'dhcp-without-dns', 'udp-blocked', 'half-lost', 'power-cut-deploy', 'clock-2040', 'power-cut-issue',
-  'control-away', 'captive-portal', 'network-late', 'data-read-only', 'data-damaged', 'card-too-small',
+  'control-away', 'captive-portal', 'network-late', 'data-read-only', 'wrong-image', 'data-damaged', 'card-too-small',
 ];
 const asked = process.env['GATEHOUSE_FAULTS']?.split(',') ?? order;
 const scenarios = new Map<string, Scenario>();

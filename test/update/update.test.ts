@@ -3,12 +3,16 @@
  * version that cannot join and is left again, and one that serves and stays. The new version is the same system with a higher number: `make update-amd64`.
  */
 import assert from 'node:assert/strict';
-import { generateKeyPairSync, sign } from 'node:crypto';
+import { execFile } from 'node:child_process';
+import { generateKeyPairSync, randomInt, sign } from 'node:crypto';
 import { once } from 'node:events';
 import { copyFile, mkdir, readFile, readdir, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { Lab, type LabClient } from '../lab/lab.ts';
+import { rounds } from '../scenarios/stage.ts';
 import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts';
 import { type Machine, makeStick } from '../vm/machine.ts';
 
@@ -164,8 +168,43 @@ test('what was given up is not tried again by itself', async () => {
   assert.deepEqual([code, said], [0, 'nothing newer is offered']);
 });
 
+test('the power goes at random moments of an update: it serves in one version or the other, as the same node, and nothing is left half done', async (t) => {
+  await machine.run(`rm -f ${marks}/test-*; sync`);
+  const node = await joined(lab);
+  // Each round begins with the card as it is now, and so does the test after this one.
+  const saved = path.join(lab.dir, 'saved.img');
+  await machine.kill();
+  await promisify(execFile)('cp', ['--sparse=always', machine.disk, saved]);
+  const back = async (): Promise<void> => {
+    await promisify(execFile)('cp', ['--sparse=always', saved, machine.disk]);
+    await machine.start();
+    await editor(client, name);
+  };
+  for (let round = 0; round < rounds; round++) {
+    await back();
+    void update('--force').catch(() => {});
+    // From the download to the new version's boot.
+    const ms = randomInt(70_000);
+    await sleep(ms);
+    await machine.kill();
+    const begun = performance.now();
+    await machine.start();
+    await editor(client, name, 500);
+    const served = ((performance.now() - begun) / 1000).toFixed(0);
+    const runs = await version();
+    assert.ok([first, second].includes(runs), runs);
+    if (runs === first) await update('--force').catch(() => {});
+    await eventually(`${second} is good`, 500, async () => (await version()) === second && (await record())['good'] === true || undefined);
+    await editor(client, name);
+    assert.deepEqual((await lab.nodes()).filter((n) => n.hostname === 'gatehouse').map((n) => [n.name, n.addresses]), [[node.name, node.addresses]]);
+    assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, '');
+    t.diagnostic(`cut after ${(ms / 1000).toFixed(1)} s: ${runs} serves ${served} s after the start${runs === first ? `, and ${second} after the update was begun again` : ''}`);
+    await machine.kill();
+  }
+  await back();
+});
+
 test('a version that serves through the tailnet stays, with name, address and certificate', async (t) => {
-  await machine.run(`rm ${marks}/test-*`);
   const node = await joined(lab);
   const begun = performance.now();
   await update('--force').catch(() => {});

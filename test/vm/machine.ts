@@ -33,6 +33,7 @@ import { type Socket, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { block, headBlocks, tableOf } from '../../src/build/gpt.ts';
 
 /** The processor an image is made for, in Debian's words. */
 export type Arch = 'amd64' | 'arm64';
@@ -155,23 +156,14 @@ const treeEnvironment = {
   QEMU_MODULE_DIR: '/nonexistent', // the host's modules, of another version, are not for this QEMU
 };
 
-/** Where the EFI system partition begins, in bytes, by the GPT at 512-byte blocks (UEFI 2.10, 5.3). */
+/** Where the EFI system partition begins, in bytes. */
 async function espOffset(image: string): Promise<number> {
   const file = await open(image, 'r');
   try {
-    const header = Buffer.alloc(512);
-    await file.read(header, 0, 512, 512);
-    if (header.toString('latin1', 0, 8) !== 'EFI PART') throw new Error(`machine: ${image} has no GPT: not an image of image/build?`);
-    const count = header.readUInt32LE(80);
-    const size = header.readUInt32LE(84);
-    const entries = Buffer.alloc(count * size);
-    await file.read(entries, 0, entries.length, Number(header.readBigUInt64LE(72)) * 512);
-    // C12A7328-F81F-11D2-BA4B-00A0C93EC93B, in the GPT's mixed byte order.
-    const esp = Buffer.from('28732ac11ff8d211ba4b00a0c93ec93b', 'hex');
-    for (let at = 0; at < entries.length; at += size) {
-      if (entries.subarray(at, at + 16).equals(esp)) return Number(entries.readBigUInt64LE(at + 32)) * 512;
-    }
-    throw new Error(`machine: ${image} has no EFI system partition`);
+    const head = (await file.read(Buffer.alloc(headBlocks * block), 0, headBlocks * block, 0)).buffer;
+    const esp = tableOf(head)?.partitions.find((partition) => partition.esp);
+    if (esp === undefined) throw new Error(`machine: ${image} has no EFI system partition: not an image of image/build?`);
+    return esp.first * block;
   } finally {
     await file.close();
   }
