@@ -34,8 +34,8 @@ if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')
 for (const name of asked) {
   const files = globSync(folders[name]!, { cwd: root }).sort().map((f) => path.join(root, f));
   const begun = performance.now();
-  // A test that hangs fails, and the others still run. The longest take five minutes on two busy cores.
-  const events = run({ files, cwd: root, concurrency: name === 'unit' ? 4 : 1, timeout: 15 * 60_000 });
+  // A test that hangs fails, and the others still run. The longest take five minutes on two busy cores, and power cuts as often as there are rounds.
+  const events = run({ files, cwd: root, concurrency: name === 'unit' ? 4 : 1, timeout: 15 * 60_000 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1) });
   events.on('test:pass', (t) => {
     if (t.details.type === 'suite') return;
     if (t.skip !== undefined || t.todo !== undefined) count.skipped++;
