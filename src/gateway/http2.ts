@@ -75,6 +75,12 @@ class StreamResponse extends Http2ServerResponse {
     this.given += chunk.length
     return super.write(chunk, ...rest as [])
   }
+
+  /** Node would reset the stream with NO_ERROR, after which curl and others take the part for the whole. */
+  override destroy (error?: Error): this {
+    if (!this.writableFinished) this.stream.close(constants.NGHTTP2_INTERNAL_ERROR)
+    return super.destroy(error)
+  }
 }
 
 // Node ends the stream of a request that was taken back by itself, and calls that finished.

@@ -211,6 +211,20 @@ for (const code of [8, 0]) {
   }
 }
 
+test('an answer the app breaks off does not look whole: not to Node.js, nor to curl, which takes a reset with NO_ERROR for an end', async () => {
+  await using bench = await Bench.start()
+  bench.origin.handler = (_request, response) => {
+    response.write('a part')
+    setTimeout(() => response.destroy(), 100)
+  }
+  const session = await bench.session()
+  const { status, text, error } = await ask(session)
+  assert.deepEqual([status, text, error], [200, 'a part', 'NGHTTP2_INTERNAL_ERROR'])
+  session.destroy()
+  writeFileSync(join(bench.directory, 'ca.pem'), bench.authority.certificate)
+  await assert.rejects(promisify(execFile)('curl', ['--silent', '--http2', '--cacert', join(bench.directory, 'ca.pem'), '--unix-socket', bench.tailnet.path(443), `https://${name}/`]), { code: 92 })
+})
+
 test('a connection that breaks ends its requests at the app', async () => {
   await using bench = await Bench.start()
   let gone = 0
