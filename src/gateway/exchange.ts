@@ -7,12 +7,15 @@ import type { App } from './apps.ts'
 import { whenClosed } from './closed.ts'
 import type { Delivery } from './deliver.ts'
 import { applyRules } from './header-rules.ts'
-import { responseHeaders, responseTrailers } from './headers.ts'
+import { announcedTrailers, responseHeaders, responseTrailers } from './headers.ts'
 import { secure } from './hygiene.ts'
 import type { Logger } from './log.ts'
+import { dispatchWithTrailers } from './trailers.ts'
 import type { Upstream } from './upstream.ts'
 
 type Headers = Record<string, string | string[]>
+
+const noTrailers: ReadonlySet<string> = new Set()
 
 /** Options of {@link Exchange}. */
 export interface ExchangeOptions {
@@ -80,10 +83,24 @@ export class Exchange implements Dispatcher.DispatchHandler {
   }
 
   #dispatch (): void {
-    const { pool, origin, responseTimeout } = this.#candidates[this.#attempt]!
+    const upstream = this.#candidates[this.#attempt]!
     const { method, body, raw } = this.#request
+    const path = this.#app.target(raw.url!)
     this.#controller = undefined
-    pool.dispatch({ origin, path: this.#app.target(raw.url!), method: method as Dispatcher.HttpMethod, headers: this.#headers, body: body as Readable | undefined ?? null, headersTimeout: responseTimeout }, this)
+    const names = this.#trailers()
+    if (names.size > 0) dispatchWithTrailers(upstream, { path, method, headers: this.#headers, body: body as Readable, raw, names }, this)
+    else upstream.pool.dispatch({ origin: upstream.origin, path, method: method as Dispatcher.HttpMethod, headers: this.#headers, body: body as Readable | undefined ?? null, headersTimeout: upstream.responseTimeout }, this)
+  }
+
+  /** Names of the trailers that follow the request's body and are passed on. A body with a length is followed by none. */
+  #trailers (): ReadonlySet<string> {
+    const { body, headers } = this.#request
+    if (headers.trailer === undefined || headers['transfer-encoding'] === undefined || body === undefined || body === null) return noTrailers
+    const names = announcedTrailers(headers)
+    const { remove, set, add } = this.#app.rules?.request ?? {}
+    // What [[app]] says of a header to the app, a trailer may not say again.
+    for (const name of [...remove ?? [], ...[...set ?? [], ...add ?? []].map(([name]) => name)]) names.delete(name)
+    return names
   }
 
   #giveUp (): void {

@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import type { WhoIs } from '../tsnet/types.ts'
 import { channelHeader } from './channel.ts'
 
@@ -131,9 +131,24 @@ export function responseHeaders (headers: IncomingHttpHeaders): Record<string, s
 }
 
 /** What decides how a message is framed, routed, read or stored, and so may not come after it (RFC 9110 §6.5.1). */
-const notInTrailers = /^(?:content-.*|set-cookie2?|cookie|host|authorization|www-authenticate|authentication-info|cache-control|expires|pragma|vary|age|date|location|retry-after|accept-ranges|etag|last-modified|clear-site-data|alt-svc)$/
+const notInTrailers = /^(?:content-.*|set-cookie2?|cookie|host|authorization|www-authenticate|authentication-info|cache-control|expires|pragma|vary|age|date|location|retry-after|accept.*|etag|last-modified|clear-site-data|alt-svc|if-.*|range|max-forwards|origin|referer|sec-.*)$/
 
 /** Trailers of an answer that are passed on. */
 export function responseTrailers (trailers: IncomingHttpHeaders): Record<string, string | string[]> {
   return Object.fromEntries(Object.entries(responseHeaders(trailers)).filter(([name]) => !notInTrailers.test(name) && !owned.has(name)))
+}
+
+/**
+ * Names of the trailers of a request that are passed on: those it announces (RFC 9110 §6.6.2), without what may not come after a message, what is of the
+ * connection and what is the gateway's own, underscores counted as hyphens. `headers` as they came.
+ */
+export function announcedTrailers (headers: IncomingHttpHeaders): Set<string> {
+  const named = namedBy(headers.connection)
+  return new Set((headers.trailer ?? '').toLowerCase().split(',').map((name) => name.trim()).filter((name) =>
+    /^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) && ownHeader(name, 'request') === undefined && !notInTrailers.test(name.replaceAll('_', '-')) && named?.has(name) !== true))
+}
+
+/** The trailers of a request with these names. */
+export function requestTrailers (trailers: IncomingMessage['trailers'], names: ReadonlySet<string>): Record<string, string> {
+  return Object.fromEntries(Object.entries(trailers).filter((trailer): trailer is [string, string] => names.has(trailer[0])))
 }

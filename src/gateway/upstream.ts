@@ -1,5 +1,8 @@
-import { connect } from 'node:net'
 import { EventEmitter } from 'node:events'
+import { request as httpRequest } from 'node:http'
+import type { ClientRequest, RequestOptions } from 'node:http'
+import { request as httpsRequest } from 'node:https'
+import { connect } from 'node:net'
 import { connect as tlsConnect } from 'node:tls'
 // Not all of undici, which brings fetch, caches, mocks and more: 6 MB of memory.
 import buildConnector from 'undici/lib/core/connect.js'
@@ -32,6 +35,7 @@ export class Upstream extends EventEmitter {
   readonly pool: Pool
   readonly responseTimeout: number
   readonly connectTimeout: number
+  readonly idleTimeout: number
   #name: string | undefined
   #state: 'unknown' | 'up' | 'down' = 'unknown'
   #error: GatehouseError | undefined
@@ -45,6 +49,7 @@ export class Upstream extends EventEmitter {
     this.#name = name
     this.connectTimeout = connectTimeout
     this.responseTimeout = responseTimeout
+    this.idleTimeout = idleTimeout
     const tls = 'path' in where ? undefined : where.tls
     this.origin = 'path' in where ? 'http://localhost' : `${tls === undefined ? 'http' : 'https'}://${where.host.includes(':') ? `[${where.host}]` : where.host}:${where.port}`
     const connector = buildConnector({ timeout: connectTimeout, ...('path' in where ? { socketPath: where.path } : {}), ...tls })
@@ -88,6 +93,21 @@ export class Upstream extends EventEmitter {
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => { void this.check() }, this.#state === 'up' ? 30_000 : 2_000)
     this.#timer.unref()
+  }
+
+  /**
+   * A request by node:http on a connection of its own: for what undici cannot do, WebSockets and trailers. It fails with UND_ERR_CONNECT_TIMEOUT
+   * when there is no connection in time; the other limits are the caller's.
+   */
+  request (options: Pick<RequestOptions, 'path' | 'method' | 'headers'>): ClientRequest {
+    const { where, connectTimeout } = this
+    const own = { ...options, setHost: false, agent: false }
+    const tls = 'path' in where ? undefined : where.tls
+    const request = 'path' in where ? httpRequest({ ...own, socketPath: where.path }) : (tls === undefined ? httpRequest : httpsRequest)({ ...own, host: where.host, port: where.port, ...tls })
+    const timer = setTimeout(() => request.destroy(Object.assign(new Error(`no connection within ${connectTimeout / 1_000} s`), { code: 'UND_ERR_CONNECT_TIMEOUT' })), connectTimeout)
+    request.once('socket', (socket) => { socket.once(tls === undefined ? 'connect' : 'secureConnect', () => clearTimeout(timer)) })
+    request.once('close', () => clearTimeout(timer))
+    return request
   }
 
   /** An answer came from it. */

@@ -1,5 +1,4 @@
-import { ServerResponse, request as httpRequest } from 'node:http'
-import { request as httpsRequest } from 'node:https'
+import { ServerResponse } from 'node:http'
 import type { IncomingHttpHeaders, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
@@ -126,16 +125,11 @@ async function handshake (raw: IncomingMessage, app: App, timeout: number, whoIs
   throw new Error('an app without upstreams')
 }
 
-async function ask (raw: IncomingMessage, { where, connectTimeout, responseTimeout }: Upstream, path: string, headers: OutgoingHttpHeaders, timeout: number): Promise<Handshake> {
+async function ask (raw: IncomingMessage, upstream: Upstream, path: string, headers: OutgoingHttpHeaders, timeout: number): Promise<Handshake> {
   return await new Promise((resolve, reject) => {
-    const options = { method: 'GET', path, headers, setHost: false, agent: false }
-    const request = 'path' in where
-      ? httpRequest({ ...options, socketPath: where.path })
-      : where.tls === undefined ? httpRequest({ ...options, host: where.host, port: where.port }) : httpsRequest({ ...options, host: where.host, port: where.port, ...where.tls })
-    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), Math.min(timeout, responseTimeout))
-    const unconnected = setTimeout(() => request.destroy(Object.assign(new Error(`no connection within ${connectTimeout / 1_000} s`), { code: 'UND_ERR_CONNECT_TIMEOUT' })), connectTimeout)
-    request.once('socket', (socket) => { socket.once('path' in where || where.tls === undefined ? 'connect' : 'secureConnect', () => clearTimeout(unconnected)) })
-    request.once('close', () => { clearTimeout(timer); clearTimeout(unconnected) })
+    const request = upstream.request({ method: 'GET', path, headers })
+    const timer = setTimeout(() => request.destroy(Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' })), Math.min(timeout, upstream.responseTimeout))
+    request.once('close', () => clearTimeout(timer))
     const abandon = (): void => { request.destroy() }
     raw.socket.once('close', abandon)
     request.on('error', reject)
