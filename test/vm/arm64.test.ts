@@ -21,7 +21,8 @@ let machine: Machine;
 before(async () => {
   lab = await Lab.start({ name: 'arm' });
   client = await lab.client('laptop');
-  machine = await bootAppliance(lab, 'arm64', { sticks: true });
+  // As much memory as the smallest of the boards has, the Zero 2 W.
+  machine = await bootAppliance(lab, 'arm64', { sticks: true, memory: 512 });
 });
 after(async () => {
   await machine?.destroy();

@@ -55,6 +55,13 @@ export interface MachineOptions {
   memory?: number;
   /** Processors. Default: 2. */
   cpus?: number;
+  /**
+   * arm64: raspi3b is QEMU's Raspberry Pi 3B, as far as it is emulated: U-Boot and device tree from the image's FAT partition, where the
+   * Pi's own firmware, which is not, would start them; SD card, serial console, Ethernet over USB; 1 GiB, four processors, no clock.
+   * It takes nothing from outside, so there is no shell in it: only the console and the network tell. Disk sizes must be powers of two.
+   * Default: QEMU's virtual machine.
+   */
+  board?: 'raspi3b';
   /** Size of the disk in MiB, of which /var gets what the image leaves. Sparse. Default: 2048. */
   diskSize?: number;
   /** A file that gets what the machine sends to a second serial port (/dev/ttyS1, a PC's). Default: there is none. */
@@ -89,6 +96,9 @@ export interface RunOptions {
   /** The user to run it as, with that user's groups. Default: root. */
   user?: string;
 }
+
+/** What a Pi 3B's firmware would start (image/rpi/config.txt). */
+const ubootFiles = ['u-boot.bin', 'bcm2837-rpi-3-b.dtb'] as const;
 
 const toolsTree = resolve(import.meta.dirname, '../../out/mkosi/tools');
 
@@ -253,7 +263,8 @@ export class Machine {
       await tool('cp', ['--reflink=auto', '--sparse=always', options.image, machine.disk]);
       await truncate(machine.disk, (options.diskSize ?? 2048) * 1024 * 1024);
       await machine.writeFiles(options.files ?? {});
-      await copyFile(join(toolsTree, machine.#firmware().vars), join(machine.#directory, 'efivars.fd'));
+      if (options.board === undefined) await copyFile(join(toolsTree, machine.#firmware().vars), join(machine.#directory, 'efivars.fd'));
+      else await machine.#readFiles(ubootFiles);
       await machine.start();
     } catch (error) {
       await machine.destroy();
@@ -273,6 +284,13 @@ export class Machine {
     }
   }
 
+  /** Copies files of the FAT partition to the machine's own directory. */
+  async #readFiles(names: readonly string[]): Promise<void> {
+    const [loader = '', ...args] = fromTree('mtools');
+    const drive = `${this.disk}@@${await espOffset(this.disk)}`;
+    await tool(loader, [...args, '-c', 'mcopy', '-o', '-i', drive, ...names.map((name) => `::${name}`), this.#directory], undefined, treeEnvironment);
+  }
+
   /** The firmware's two files in the tools tree. */
   #firmware(): { code: string; vars: string } {
     return this.options.arch === 'amd64'
@@ -281,6 +299,22 @@ export class Machine {
   }
 
   #arguments(): string[] {
+    return this.options.board === undefined ? this.#virtual() : [
+      ...fromTree('qemu-system-aarch64'),
+      '-L', join(toolsTree, 'usr/share/qemu'),
+      '-nodefaults', '-no-user-config', '-display', 'none', '-monitor', 'none', '-parallel', 'none',
+      '-machine', this.options.board, '-accel', 'tcg,thread=multi',
+      '-kernel', join(this.#directory, ubootFiles[0]), '-dtb', join(this.#directory, ubootFiles[1]),
+      '-drive', `if=sd,format=raw,cache=unsafe,file=${this.disk}`,
+      '-netdev', `tap,id=lan,ifname=${this.#tap},script=no,downscript=no`,
+      '-device', `usb-net,netdev=lan,mac=${this.mac}`,
+      // The first is the one that Bluetooth is on.
+      '-serial', 'null',
+      '-chardev', `file,id=console,path=${this.consoleLog},append=on`, '-serial', 'chardev:console',
+    ];
+  }
+
+  #virtual(): string[] {
     const { arch, memory = 1024, cpus = 2 } = this.options;
     const clock = this.#clock;
     const accelerator = this.options.accelerator ?? process.env['GATEHOUSE_VM_ACCEL'] ?? 'tcg';
@@ -357,7 +391,7 @@ export class Machine {
         ended();
       });
     });
-    await this.#connectShell();
+    if (this.options.board === undefined) await this.#connectShell();
   }
 
   async #connectShell(): Promise<void> {
