@@ -4,7 +4,11 @@ import path from 'node:path';
 import type { Scenario } from '../stage.ts';
 
 const [http, https] = [8980, 8943];
-const portalName = 'portal.lab.test';
+/**
+ * Where the portal sends everybody: no name, since one that is not found, or not reached the moment the portal has gone, Tailscale's code asks
+ * its relays for (bootstrap DNS), and they are not in the lab.
+ */
+const address = '10.77.0.1';
 /** Names are found, and every connection lands at the portal; UDP goes nowhere but to DHCP, DNS and NTP. */
 const ruleset = `table ip captive {
   chain prerouting { type nat hook prerouting priority dstnat;
@@ -22,9 +26,7 @@ export const scenario: Scenario = {
   holds: 'status and card say that somebody else answers, and what to do; once it is let through it serves by itself, as the same node',
   async run(stage) {
     const before = await stage.node();
-    // Found, as such names are: one that is not found Tailscale's code asks its relays for (bootstrap DNS), and they are not in the lab.
-    await stage.lab.setHost(portalName, '10.77.0.1');
-    const portal = stage.lab.exec(stage.lab.ns, [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'portal.ts'), portalName, String(http), String(https)], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const portal = stage.lab.exec(stage.lab.ns, [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'portal.ts'), address, String(http), String(https)], { stdio: ['pipe', 'pipe', 'inherit'] });
     await once(portal.stdout!, 'data');
     portal.stdout!.resume();
     let said: { message: string; cure: string };

@@ -8,7 +8,8 @@ export const scenario: Scenario = {
   async run(stage) {
     const before = await stage.unit('gatehouse');
     await stage.run('echo 1 >/sys/fs/ext4/$(basename $(readlink -f /dev/disk/by-partlabel/gatehouse-var))/trigger_fs_error');
-    assert.match((await stage.machine.run('touch /var/lib/new')).stderr, /Read-only file system/);
+    // The first that comes upon it may be told of an error instead.
+    assert.match((await stage.machine.run('touch /var/lib/new')).stderr, /Read-only file system|Input\/output error/);
     const { message, cure } = await stage.problem(/^GH_DATA_READ_ONLY$/, 150);
     await stage.served(60);
     await stage.onCard(/! storage: the data partition is damaged and therefore read-only/);
