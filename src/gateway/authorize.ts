@@ -8,9 +8,6 @@ import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
-/** How often the rights of those that have a WebSocket open are looked at. Milliseconds. */
-const recheckInterval = 5_000
-
 /** The gateway's own pages, at the node's name. */
 export const ownPrefix = '/.gatehouse/'
 
@@ -42,24 +39,13 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     else guard.ask(peer).then((verdict) => { judge(request, reply, verdict, done) }).catch(done)
   })
 
-  let checking = false
-  const recheck = async (): Promise<void> => {
-    if (checking) return
-    checking = true
+  const stop = guard.recheck(async () => {
     for (const tunnel of app.tunnels) {
       const { access } = await guard.ask(tunnel.peer, true)
       if (![...tunnel.access.rights].every((right) => access.rights.has(right))) tunnel.close(1008, 'your rights have changed')
     }
-    checking = false
-  }
-  const timer = setInterval(() => { void recheck() }, recheckInterval)
-  timer.unref()
-  const now = (): void => { void recheck() }
-  guard.on('change', now)
-  app.addHook('onClose', async () => {
-    clearInterval(timer)
-    guard.off('change', now)
   })
+  app.addHook('onClose', async () => { stop() })
 })
 
 const words: Record<Right, string> = { view: 'see the flows', edit: 'change the flows', use: 'use what the flows serve', status: 'see the gateway\'s status' }

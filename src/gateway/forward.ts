@@ -33,15 +33,16 @@ export interface ForwardsOptions {
 
 /**
  * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port 443: without looking inside. Who may is asked at
- * each connection.
+ * each connection, and again while it is open: whoever has lost the right is cut off.
  */
 export class Forwards {
-  /** Connections that are forwarded. */
-  readonly open = new Set<Duplex>()
+  /** Connections that are forwarded, and who holds them by which right. */
+  readonly #open = new Map<Duplex, { peer: Peer, forward: Forward }>()
   #options: ForwardsOptions
   #forwards: readonly Forward[] = []
   #listeners = new Map<number, Promise<TailnetListener | undefined>>()
   #started = false
+  #stopRecheck = (): void => {}
 
   constructor (options: ForwardsOptions) {
     this.#options = options
@@ -56,14 +57,23 @@ export class Forwards {
   /** Opens ports from now on: the node is there. */
   start (): void {
     this.#started = true
+    this.#stopRecheck = this.#options.guard.recheck(async () => {
+      for (const [conn, { peer, forward }] of this.#open) {
+        const { access } = await this.#options.guard.ask(peer, true)
+        if (access.rights.has(forward.right)) continue
+        this.#options.log.warn({ code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target }, `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`)
+        conn.destroy()
+      }
+    })
     this.#listen()
   }
 
   async close (): Promise<void> {
     this.#started = false
+    this.#stopRecheck()
     const listeners = [...this.#listeners.values()]
     this.#listeners.clear()
-    for (const conn of this.open) conn.destroy()
+    for (const conn of this.#open.keys()) conn.destroy()
     await Promise.allSettled(listeners.map(async (listener) => await (await listener)?.close()))
   }
 
@@ -74,10 +84,15 @@ export class Forwards {
 
   /** A connection to port 443: forwarded when the name it asks for is one to be passed through, else handed to `terminate`, whole. */
   passThrough (conn: TailnetConn, terminate: (conn: TailnetConn) => void): void {
+    if (!this.#options.limits.admit(conn.remoteAddress, conn)) {
+      conn.destroy()
+      return
+    }
     let bytes = Buffer.alloc(0)
     const timer = setTimeout(() => conn.destroy(), patience)
     const give = (): void => { conn.destroy() }
     conn.on('error', give)
+    conn.on('end', give)
     conn.once('close', () => clearTimeout(timer))
     const read = (): void => {
       const piece = conn.read() as Buffer | null
@@ -87,6 +102,7 @@ export class Forwards {
       if (name === 'more' && bytes.length < largestHello) return
       clearTimeout(timer)
       conn.off('readable', read)
+      conn.off('end', give)
       const forward = this.#forwards.find(({ sni }) => name !== undefined && sni.includes(name))
       conn.unshift(bytes)
       if (forward !== undefined) {
@@ -121,15 +137,14 @@ export class Forwards {
     const { log, guard, limits } = this.#options
     const tailnet = this.#options.tailnet()
     conn.on('error', () => conn.destroy())
-    if (tailnet === undefined || !limits.admit(conn.remoteAddress)) {
+    if (tailnet === undefined || !limits.admit(conn.remoteAddress, conn)) {
       conn.destroy()
       return
     }
-    limits.count(conn.remoteAddress, conn)
-    this.open.add(conn)
-    const begun = performance.now()
-    conn.once('close', () => this.open.delete(conn))
     const peer = new Peer(conn, tailnet, log)
+    this.#open.set(conn, { peer, forward })
+    const begun = performance.now()
+    conn.once('close', () => this.#open.delete(conn))
     const { whoIs, access } = await guard.ask(peer)
     const about = { peer: peer.address, user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','), port: forward.port, target: forward.target }
     if (!access.rights.has(forward.right)) {

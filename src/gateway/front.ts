@@ -37,7 +37,7 @@ export function acceptTLS ({ server, acceptHTTP2, certificates, tailnet, limits,
     const own = name(service)
     const context = service === undefined || certificates.get(own ?? '') !== undefined ? certificates.context(undefined, own) : undefined
     conn.on('error', () => conn.destroy())
-    if (context === undefined || !limits.admit(peer.address)) {
+    if (context === undefined || !limits.admit(peer.address, conn)) {
       conn.destroy()
       return
     }

@@ -315,9 +315,18 @@ export class Gateway {
   /** A connection to port 80. */
   #redirectConn (conn: TailnetConn, peer: Peer): void {
     conn.on('error', () => conn.destroy())
+    if (!this.limits.admit(peer.address, conn)) {
+      conn.destroy()
+      return
+    }
     setPeer(conn, peer)
     this.#plain.add(conn)
-    conn.once('close', () => this.#plain.delete(conn))
+    // All there is to do is to ask and be sent elsewhere: whoever takes longer than headers may is after something else.
+    const late = setTimeout(() => conn.destroy(), this.limits.settings.headerTimeout)
+    conn.once('close', () => {
+      clearTimeout(late)
+      this.#plain.delete(conn)
+    })
     this.#redirect.emit('connection', conn)
   }
 

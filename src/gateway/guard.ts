@@ -8,6 +8,9 @@ import type { Logger } from './log.ts'
 import type { Peer } from './peer.ts'
 import type { Tailnet } from './tailnet.ts'
 
+/** How often the rights of those that hold something open are looked at. Milliseconds. */
+const recheckInterval = 5_000
+
 /** The node's own identity changes with a login or a tag, never by itself. Milliseconds. */
 const selfLifetime = 30_000
 
@@ -106,6 +109,26 @@ export class Guard extends EventEmitter {
     // Who owns the node is not known at first, and that must not last.
     if (self !== undefined) this.#known.set(peer, { verdict, until })
     return verdict
+  }
+
+  /**
+   * For who holds something open by a right: calls at once when the settings change, and every five seconds for what the tailnet's policy says; not while a
+   * call before is at work. Returns what ends it.
+   */
+  recheck (look: () => Promise<void>): () => void {
+    let looking = false
+    const call = (): void => {
+      if (looking) return
+      looking = true
+      void look().finally(() => { looking = false })
+    }
+    const timer = setInterval(call, recheckInterval)
+    timer.unref()
+    this.on('change', call)
+    return () => {
+      clearInterval(timer)
+      this.off('change', call)
+    }
   }
 
   #statement (whoIs: WhoIs | undefined, access: Access): string | undefined {

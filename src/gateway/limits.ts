@@ -54,6 +54,7 @@ export class Limits {
   #log: Logger
   #peers = new Map<string, PeerUse>()
   #connections = 0
+  #admitted = new WeakSet<Duplex>()
   #watched = new Map<Duplex, Watched>()
   #requestOn = new WeakMap<Duplex, IncomingMessage>()
   #opened = new Bucket(Infinity)
@@ -72,8 +73,9 @@ export class Limits {
   /** True while memory is short: no new connections, no new requests. */
   get short (): boolean { return this.#short }
 
-  /** Whether a connection from an address may be accepted now. */
-  admit (address: string): boolean {
+  /** Whether a connection from an address may be accepted now; it then counts until it closes. Asked about again, it is the same one. */
+  admit (address: string, conn: Duplex): boolean {
+    if (this.#admitted.has(conn)) return true
     const { connections, connectionsPerPeer, newConnections, newConnectionsPerPeer } = this.settings
     const peer = this.#peer(address)
     let refused: Limit | undefined
@@ -82,25 +84,22 @@ export class Limits {
     else if (connectionsPerPeer > 0 && peer.connections >= connectionsPerPeer) refused = 'connections_per_peer'
     else if (peer.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0) refused = 'new_connections_per_peer'
     else if (this.#opened.take(newConnections, newConnections * burst) > 0) refused = 'new_connections'
-    if (refused === undefined) return true
-    this.refuse(refused, address)
-    return false
-  }
-
-  /** Counts an admitted connection until it closes. */
-  count (address: string, socket: Duplex): void {
-    const peer = this.#peer(address)
+    if (refused !== undefined) {
+      this.refuse(refused, address)
+      return false
+    }
+    this.#admitted.add(conn)
     peer.connections++
     this.#connections++
-    socket.once('close', () => {
+    conn.once('close', () => {
       peer.connections--
       this.#connections--
     })
+    return true
   }
 
-  /** Counts an admitted connection to the HTTP server, and ends it when it stalls. `conn` is what lies under its TLS. */
+  /** Ends a connection to the HTTP server when it stalls. `conn` is what lies under its TLS. */
   track (address: string, conn: Duplex, socket: TLSSocket): void {
-    this.count(address, socket)
     // Node counts the time for headers from their first byte.
     const late = setTimeout(() => {
       if (socket.bytesRead > 0) return

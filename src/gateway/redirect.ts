@@ -13,10 +13,11 @@ export interface RedirectState {
 
 /**
  * Port 80: 308 (method and body kept, RFC 9110 §15.4.9) to https and the full name, which is the one the certificate is
- * for. Nothing is ever served here over plain HTTP but the reason why there is no HTTPS yet.
+ * for. Nothing is ever served here over plain HTTP but the reason why there is no HTTPS yet. How long a connection may take is its caller's to say:
+ * Node looks at that only on a server that listens.
  */
 export function createRedirectServer (state: RedirectState): Server {
-  const server = createServer({ keepAliveTimeout: 5_000, headersTimeout: 10_000, requestTimeout: 30_000 }, (request, response) => {
+  const server = createServer((request, response) => {
     const { service } = peerOf(request.socket)
     const name = state.name(service)
     const waiting = state.waiting(service)

@@ -9,6 +9,7 @@ import { test } from 'node:test'
 import { connect as tlsConnect, createServer as createTLSServer } from 'node:tls'
 import { defaults, parseConfig } from '../../src/config/config.ts'
 import type { Config } from '../../src/config/config.ts'
+import { capability } from '../../src/gateway/access.ts'
 import { serverName } from '../../src/gateway/client-hello.ts'
 import { proxyHeader } from '../../src/gateway/proxy-protocol.ts'
 import { Bench, name } from './support/bench.ts'
@@ -60,6 +61,24 @@ test('who lacks the right is cut off, and the target not touched', async () => {
   assert.equal(await text(bench.tailnet.connect(22)).catch(() => ''), '')
   await bench.until(() => bench.log('it needs the right edit').length === 1)
   assert.equal(touched, 0)
+  server.close()
+})
+
+test('who loses the right while a forward is open is cut off, and the target told; who keeps it stays', { timeout: 30_000 }, async () => {
+  let ended = 0
+  const server = createServer((socket) => { socket.on('error', () => {}).on('close', () => { ended++ }).write('hello') })
+  const target = await listening(server)
+  await using bench = await forwarding({ port: 22, target }, { port: 23, target, right: 'view' })
+  const [edit, view] = [bench.tailnet.connect(22), bench.tailnet.connect(23)]
+  for (const socket of [edit, view]) await once(socket.on('error', () => {}), 'data')
+  bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may: ['view'] }] } }
+  await once(edit, 'close')
+  await bench.until(() => ended === 1)
+  assert.equal(bench.log('has lost the right edit').length, 1)
+  assert.ok(!view.destroyed)
+  bench.tailnet.peer = { ...alice, capMap: {} }
+  bench.gateway.guard.settings = { view: [], edit: [], use: [] }
+  await once(view, 'close')
   server.close()
 })
 

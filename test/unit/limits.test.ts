@@ -19,6 +19,36 @@ test('connections of one peer, and of all', async () => {
   }
 })
 
+test('port 80 and names that are passed through have these limits too, and a connection counts once', async () => {
+  await using bench = await Bench.start()
+  const limits = { ...defaults().limits, connectionsPerPeer: 2 }
+  bench.gateway.configure({ ...defaults(), limits, forward: [{ port: 443, sni: ['git.example.org'], target: '127.0.0.1:1', proxyProtocol: 'off', right: 'edit' }] })
+  for (const port of [80, 443]) {
+    const before = await bench.hits('connections_per_peer')
+    // Nothing is asked for yet: neither a path nor a name.
+    const open = Array.from({ length: 5 }, () => bench.tailnet.connect(port).on('error', () => {}))
+    await bench.until(async () => await bench.hits('connections_per_peer') === before + 3)
+    assert.equal(open.filter((socket) => !socket.destroyed).length >= 2, true)
+    for (const socket of open) socket.destroy()
+    await bench.until(async () => await bench.fetch().then(({ status }) => status === 200, () => false))
+    await bench.until(() => bench.gateway.connections === 0)
+    const after = await bench.hits('connections_per_peer')
+    assert.deepEqual((await Promise.all([bench.fetch(), bench.fetch()])).map(({ status }) => status), [200, 200])
+    await bench.until(() => bench.gateway.connections === 0)
+    assert.equal(await bench.hits('connections_per_peer'), after, 'two are two')
+  }
+})
+
+test('on port 80 nobody stays: whoever sends nothing, half a request or an endless body is cut off', async () => {
+  await using bench = await Bench.limited({ headerTimeout: 1_000 })
+  const open = ['', 'GET / HTTP/1.1\r\nHos', `POST / HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 1000000\r\n\r\nsome`].map((bytes) => {
+    const socket = bench.tailnet.connect(80).on('error', () => {})
+    socket.resume().write(bytes)
+    return socket
+  })
+  await bench.until(() => open.every((socket) => socket.destroyed || socket.readableEnded))
+})
+
 test('new connections a second: five seconds\' worth at once, then no more than the rate', async () => {
   await using bench = await Bench.limited({ newConnectionsPerPeer: 1 })
   const results = await Promise.allSettled(Array.from({ length: 12 }, async () => (await bench.connect()).destroy()))
@@ -105,6 +135,27 @@ test('a peer that does not read its answer is ended, and the origin told', async
   await gone
   assert.equal(await bench.hits('stalled'), 1)
   assert.ok(sent < 32 * 1024 * 1024, `${sent} bytes were taken for a peer that reads none`)
+  socket.destroy()
+})
+
+test('a WebSocket whose peer does not read is ended; until then the app is held back', async () => {
+  await using bench = await Bench.limited({ stallTimeout: 3_000 })
+  const socket = await bench.connect()
+  const ws = new WebSocket(`wss://${name}/comms`, { createConnection: () => socket })
+  await once(ws, 'message')
+  ws.on('error', () => {})
+  const [atOrigin] = bench.origin.sockets.clients
+  let gone = false
+  atOrigin!.once('close', () => { gone = true })
+  socket.pause()
+  const piece = Buffer.alloc(64 * 1024)
+  let sent = 0
+  // Sends as long as what it sent before is taken.
+  const send = (): void => atOrigin!.send(piece, (err) => { if (err == null && sent < 256 * 1024 * 1024) { sent += piece.length; send() } })
+  send()
+  await bench.until(() => gone)
+  assert.ok(sent < 32 * 1024 * 1024, `${sent} bytes were taken for a peer that reads none`)
+  assert.equal(await bench.hits('stalled'), 1)
   socket.destroy()
 })
 
