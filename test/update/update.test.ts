@@ -169,6 +169,7 @@ test('what was given up is not tried again by itself', async () => {
 });
 
 test('the power goes at random moments of an update: it serves in one version or the other, as the same node, and nothing is left half done', async (t) => {
+  await offer();
   await machine.run(`rm -f ${marks}/test-*; sync`);
   const node = await joined(lab);
   // Each round begins with the card as it is now, and so does the test after this one.
