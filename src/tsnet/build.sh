@@ -32,11 +32,13 @@ unpack() { # NAME PATH SUM PATCHES
   rm -rf build/tmp
   echo "$key" > "build/$1/.gatehouse-key"
 }
-# ./bump sets both.
+# ./bump sets them.
 sum="h1:2jK9VxQU4Vq/tyR7f2U2NqINxU0pV7R14TDBFsfguHE="
 wireguard_sum="h1:CnIEL2n7Xql6Ux1k+Vu5S5ubDHCT/kxFgkKCY8FjefU="
+gvisor_sum="h1:Zy8IV/+FMLxy6j6p87vk/vQGKcdnbprwjTxc8UiUtsA="
 unpack tailscale.com tailscale.com "$sum" patches
 unpack wireguard-go github.com/tailscale/wireguard-go "$wireguard_sum" patches-wireguard
+unpack gvisor gvisor.dev/gvisor "$gvisor_sum" patches-gvisor
 # The compiler is npm's: ../../package.json pins it. Without a runtime, and with no data of its own: the memory is the Go module's.
 ../../node_modules/.bin/node ../../node_modules/assemblyscript/bin/asc.js assembly/aead.ts --outFile go/aead/aead.wasm -O3 --runtime stub --noAssert \
   --importMemory --enable simd --use abort=

@@ -59,3 +59,5 @@ require (
 replace tailscale.com => ../build/tailscale.com
 
 replace github.com/tailscale/wireguard-go => ../build/wireguard-go
+
+replace gvisor.dev/gvisor => ../build/gvisor

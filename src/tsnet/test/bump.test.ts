@@ -9,15 +9,15 @@ import { test } from 'node:test';
 const here = path.resolve(import.meta.dirname, '..');
 const goMod = fs.readFileSync(path.join(here, 'go/go.mod'), 'utf8');
 const version = /^\ttailscale.com (\S+)/m.exec(goMod)![1]!;
-const patches = ['patches', 'patches-wireguard'].flatMap((series) => fs.readdirSync(path.join(here, series)).sort().map((name) => `${series}/${name}`));
+const patches = ['patches', 'patches-wireguard', 'patches-gvisor'].flatMap((series) => fs.readdirSync(path.join(here, series)).sort().map((name) => `${series}/${name}`));
 
 /** A copy of what the script reads and changes. */
 function copy(t: { after(f: () => void): void }): string {
   const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'));
   t.after(() => fs.rmSync(dir, { recursive: true }));
-  for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard']) fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true });
+  for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard', 'patches-gvisor']) fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true });
   fs.mkdirSync(path.join(dir, 'go'));
-  fs.writeFileSync(path.join(dir, 'go/go.mod'), goMod.replace(version, 'v1.0.0').replace(/(wireguard-go) v\S+/, '$1 v0.0.0'));
+  fs.writeFileSync(path.join(dir, 'go/go.mod'), goMod.replace(version, 'v1.0.0').replace(/(wireguard-go|gvisor) v\S+/g, '$1 v0.0.0'));
   return dir;
 }
 
