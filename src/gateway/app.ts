@@ -73,7 +73,7 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
       : new GatehouseError('GH_BAD_REQUEST', error.message.replace(/\.$/, ''), 'Check the address'))
   })
   app.setNotFoundHandler(async (request, reply) => await sendError(request, reply, 405, 'Method not allowed',
-    new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS with a path')))
+    new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use another method, with a path')))
 
   await app.register(http2, { limits, log })
   await app.register(drain, {})

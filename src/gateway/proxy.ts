@@ -1,4 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { METHODS } from 'node:http'
 import { GatehouseError } from '../config/errors.ts'
 import { isUnconnected, totalTimeoutCode } from './apps.ts'
 import type { Apps } from './apps.ts'
@@ -18,6 +19,9 @@ export interface ProxyOptions {
   delivery: Delivery
   log: Logger
 }
+
+/** Methods that are passed on: all that Node.js parses, WebDAV's among them. A tunnel is none of an app's, and TRACE says back what a browser hides from scripts. */
+const methods = METHODS.filter((method) => method !== 'CONNECT' && method !== 'TRACE')
 
 /**
  * Everything over HTTP to Node-RED on its unix socket: bodies streamed both ways with no limit of size or time, nothing
@@ -45,7 +49,8 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
     delivery.prepare(request, headers)
     new Exchange(request, reply, headers, { delivery, log, failed }).start()
   }
-  for (const url of ['/', '/*']) app.route({ url, method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'], handler })
+  for (const method of methods) if (!app.supportedMethods.includes(method as never)) app.addHttpMethod(method, { hasBody: true })
+  for (const url of ['/', '/*']) app.route({ url, method: methods, handler })
   app.addHook('onClose', async () => { apps.destroy() })
 })
 

@@ -3,11 +3,13 @@ import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import { createHash } from 'node:crypto'
 import { test } from 'node:test'
+import { capability } from '../../src/gateway/access.ts'
 import { Bench, name } from './support/bench.ts'
+import { alice } from './support/tailnet.ts'
 
 test('requests of every kind reach the origin as they are', async () => {
   await using bench = await Bench.start()
-  for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']) {
+  for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS', 'PROPFIND', 'MKCOL', 'REPORT', 'LOCK', 'QUERY', 'M-SEARCH']) {
     const answer = await bench.fetch({ method, path: '/a/b%20c?x=1&y=%2F&x=2', ...(method === 'GET' ? {} : { body: 'text', headers: { 'content-type': 'text/plain', 'content-length': '4' } }) })
     assert.equal(answer.status, 200, answer.text)
     const seen = JSON.parse(answer.text) as { method: string, url: string, headers: Record<string, string> }
@@ -17,6 +19,16 @@ test('requests of every kind reach the origin as they are', async () => {
   }
   const head = await bench.fetch({ method: 'HEAD' })
   assert.deepEqual([head.status, head.text, head.headers['content-type']], [200, '', 'application/json'])
+  const passed = bench.origin.requests.length
+  for (const method of ['TRACE', 'CONNECT', 'BREW']) assert.match(await bench.raw(`${method} / HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 0\r\n\r\n`), /^(?:HTTP\/1\.1 40[05] [^]*|)$/, method)
+  assert.equal(bench.origin.requests.length, passed)
+})
+
+test('whoever may only view changes nothing by a method of WebDAV either', async () => {
+  await using bench = await Bench.start({ before: ({ tailnet }) => { tailnet.peer = { ...alice, capMap: { [capability]: [{ may: ['view'] }] } } } })
+  for (const method of ['PROPPATCH', 'MOVE', 'PROPFIND']) assert.equal((await bench.fetch({ method, path: '/flows' })).status, 403, method)
+  assert.equal((await bench.fetch({ path: '/flows' })).status, 200)
+  assert.equal(bench.origin.requests.length, 1)
 })
 
 test('bodies of any type are passed on byte by byte, whatever the type says', async () => {
