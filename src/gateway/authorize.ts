@@ -3,9 +3,11 @@ import { GatehouseError } from '../config/errors.ts'
 import type { WhoIs } from '../tsnet/types.ts'
 import { needed, policyFor } from './access.ts'
 import type { Access, Right } from './access.ts'
+import { whenClosed } from './closed.ts'
 import type { Guard, Verdict } from './guard.ts'
 import { sendError } from './pages.ts'
 import { peerOf } from './peer.ts'
+import type { Peer } from './peer.ts'
 import { plugin } from './plugin.ts'
 
 /** The gateway's own pages, at the node's name. */
@@ -16,9 +18,11 @@ export const ownPrefix = '/.gatehouse/'
  * page with the policy lines that would change that.
  *
  * A WebSocket is opened once and lives for days: those whose peer has lost a right since are closed with 1008 (RFC 6455 §7.4.1),
- * the editor's too when its peer may only read now, since Node-RED knows only who it was opened by.
+ * the editor's too when its peer may only read now, since Node-RED knows only who it was opened by. So may an answer, an event stream's for one: it is
+ * broken off when its peer has lost the right to it.
  */
 export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
+  const underWay = new Set<{ request: FastifyRequest, reply: FastifyReply, peer: Peer, rights: Right[] }>()
   const judge = (request: FastifyRequest, reply: FastifyReply, { whoIs, access, statement }: Verdict, done: () => void): void => {
     request.whoIs = whoIs
     request.access = access
@@ -27,6 +31,9 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what is for the editor does not go to them.
       if (request.to.right === undefined && !rights.includes('use')) request.statement = statement
+      const one = { request, reply, peer: peerOf(request.raw.socket), rights }
+      underWay.add(one)
+      whenClosed(reply.raw, () => { underWay.delete(one) })
       done()
       return
     }
@@ -40,8 +47,16 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
   })
 
   const stop = guard.recheck(async () => {
+    // One connection may have many requests.
+    const asked = new Map<Peer, Promise<Verdict>>()
+    const now = (peer: Peer): Promise<Verdict> => asked.getOrInsertComputed(peer, async () => await guard.ask(peer, true))
+    for (const { request, reply, peer, rights } of underWay) {
+      if (request.upgrade === true) continue
+      const { access } = await now(peer)
+      if (!rights.every((right) => access.rights.has(right))) reply.raw.destroy()
+    }
     for (const tunnel of app.tunnels) {
-      const { access } = await guard.ask(tunnel.peer, true)
+      const { access } = await now(tunnel.peer)
       if (![...tunnel.access.rights].every((right) => access.rights.has(right))) tunnel.close(1008, 'your rights have changed')
     }
   })

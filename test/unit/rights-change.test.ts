@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { text } from 'node:stream/consumers'
 import { test } from 'node:test'
 import { WebSocket } from 'ws'
 import { capability } from '../../src/gateway/access.ts'
 import { FrameGate } from '../../src/gateway/frames.ts'
 import { Bench, name } from './support/bench.ts'
+import { answerTo, open as openStream } from './support/h2.ts'
 import { alice } from './support/tailnet.ts'
 
 async function open (bench: Bench, path = '/comms'): Promise<WebSocket> {
@@ -43,6 +45,26 @@ test('an editor who becomes a viewer is reconnected as one; who keeps all, or ga
   gains.send('still here')
   assert.equal(String((await reply)[0]), 'still here')
   gains.terminate()
+})
+
+test('an event stream whose peer loses its right is broken off, over HTTP/1.1 and HTTP/2; one whose peer keeps it goes on', { timeout: 30_000 }, async () => {
+  await using bench = await Bench.start()
+  let ended = 0
+  bench.origin.handler = (_request, response) => { response.on('close', () => { ended++ }).writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 1\n\n') }
+  bench.tailnet.peer = may('view', 'use')
+  const streams = await Promise.all(['/app/events', '/events'].map(async (path) => await bench.send({ path })))
+  const session = await bench.session()
+  const second = answerTo(openStream(session, { ':path': '/app/events' }))
+  await bench.until(() => bench.origin.requests.length === 3)
+  const over = streams.map(async (stream) => await text(stream).then(() => 'whole', () => 'broken off'))
+  bench.tailnet.peer = may('view')
+  assert.equal(await over[0], 'broken off')
+  assert.deepEqual([(await second).text, (await second).error], ['data: 1\n\n', 'NGHTTP2_INTERNAL_ERROR'])
+  await bench.until(() => ended === 2)
+  assert.equal(streams[1]!.destroyed, false)
+  bench.tailnet.peer = may('use')
+  assert.equal(await over[1], 'broken off')
+  session.destroy()
 })
 
 test('settings that take a right away close at once', { timeout: 30_000 }, async () => {
