@@ -10,6 +10,9 @@ import { peerOf } from './peer.ts'
 import type { Peer } from './peer.ts'
 import { plugin } from './plugin.ts'
 
+/** An answer that takes no longer is not broken off when a right is lost: it will be over by itself. Milliseconds. */
+const brief = 1_000
+
 /** The gateway's own pages, at the node's name. */
 export const ownPrefix = '/.gatehouse/'
 
@@ -22,7 +25,7 @@ export const ownPrefix = '/.gatehouse/'
  * broken off when its peer has lost the right to it.
  */
 export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
-  const underWay = new Set<{ request: FastifyRequest, reply: FastifyReply, peer: Peer, rights: Right[] }>()
+  const underWay = new Set<{ request: FastifyRequest, reply: FastifyReply, peer: Peer, rights: Right[], since: number }>()
   const judge = (request: FastifyRequest, reply: FastifyReply, { whoIs, access, statement }: Verdict, done: () => void): void => {
     request.whoIs = whoIs
     request.access = access
@@ -31,7 +34,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what is for the editor does not go to them.
       if (request.to.right === undefined && !rights.includes('use')) request.statement = statement
-      const one = { request, reply, peer: peerOf(request.raw.socket), rights }
+      const one = { request, reply, peer: peerOf(request.raw.socket), rights, since: performance.now() }
       underWay.add(one)
       whenClosed(reply.raw, () => { underWay.delete(one) })
       done()
@@ -50,8 +53,8 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     // One connection may have many requests.
     const asked = new Map<Peer, Promise<Verdict>>()
     const now = (peer: Peer): Promise<Verdict> => asked.getOrInsertComputed(peer, async () => await guard.ask(peer, true))
-    for (const { request, reply, peer, rights } of underWay) {
-      if (request.upgrade === true) continue
+    for (const { request, reply, peer, rights, since } of underWay) {
+      if (request.upgrade === true || performance.now() - since < brief) continue
       const { access } = await now(peer)
       if (!rights.every((right) => access.rights.has(right))) reply.raw.destroy()
     }
