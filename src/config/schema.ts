@@ -132,6 +132,8 @@ export const schema = {
     caFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
       ? undefined
       : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' }), { example: '"authority.pem"' }),
+    /** Path, as the app sees it, that each upstream is asked for every 10 s (every 2 s while it is down): up is what answers 200 to 399. Default: up is what takes a connection. */
+    healthPath: key(text((value) => /^\/[\x21-\x7e]*$/.test(value) ? undefined : { message: `health_path ${quote(value)} is not a path`, cure: 'Write health_path = "/healthz"' }), { example: '"/healthz"' }),
     /** How long connecting may take. Default: 5 s. */
     connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
     /** How long the app may take from the end of a request to the headers of its answer. Default: 120 s. */

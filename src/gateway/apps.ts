@@ -114,7 +114,7 @@ export class Apps {
     const before = this.#others
     this.#others = settings
       .map((entry) => {
-        const { service, right, upstreams, serverName, caFile, connectTimeout, responseTimeout, idleTimeout, totalTimeout } = entry
+        const { service, right, upstreams, serverName, caFile, healthPath, connectTimeout, responseTimeout, idleTimeout, totalTimeout } = entry
         const { name, label, path } = appIdentity(entry)
         const rules = {
           request: headerRules({ remove: entry.requestRemove, set: entry.requestSet, add: entry.requestAdd }),
@@ -123,7 +123,7 @@ export class Apps {
         // Without its own authority an app is trusted by none, rather than by the system's.
         const authority = caFile === undefined ? undefined : ca(caFile) ?? []
         return new App({ name, label, service, path, right, rules, totalTimeout, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
-          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, connectTimeout, responseTimeout, idleTimeout })
+          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, healthPath, connectTimeout, responseTimeout, idleTimeout })
           upstream.on('change', () => {
             if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
             else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${label}: ${upstream.error.line}`)

@@ -16,6 +16,8 @@ export type Where = { path: string } | { host: string, port: number, tls?: { ser
 export interface UpstreamOptions {
   /** What messages call it. Default: Node-RED, with its own advice. */
   name?: string
+  /** What it is asked for to see whether it is well. Default: that it takes a connection is enough. */
+  healthPath?: string | undefined
   /** Milliseconds to connect. Default 5 s. */
   connectTimeout?: number
   /** Milliseconds from the end of a request to the headers of its answer. Default 120 s. */
@@ -24,9 +26,12 @@ export interface UpstreamOptions {
   idleTimeout?: number
 }
 
+/** Longest wait for the answer to a health check. Milliseconds. */
+const healthTimeout = 10_000
+
 /**
- * One server behind the gateway, with the connections to it that are kept open; and whether it accepts any: looked at every 30 s while up and every 2 s
- * while down, and told by each request that fails. Emits `change`.
+ * One server behind the gateway, with the connections to it that are kept open; and whether it accepts any, or is well by its health path: looked at every
+ * 30 s (10 s with a health path) while up and every 2 s while down, and told by each request that cannot connect. Emits `change`.
  */
 export class Upstream extends EventEmitter {
   readonly where: Where
@@ -37,16 +42,18 @@ export class Upstream extends EventEmitter {
   readonly connectTimeout: number
   readonly idleTimeout: number
   #name: string | undefined
+  #healthPath: string | undefined
   #state: 'unknown' | 'up' | 'down' = 'unknown'
   #error: GatehouseError | undefined
   #since = new Date()
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor (where: Where, { name, connectTimeout = 5_000, responseTimeout = 120_000, idleTimeout = 0 }: UpstreamOptions = {}) {
+  constructor (where: Where, { name, healthPath, connectTimeout = 5_000, responseTimeout = 120_000, idleTimeout = 0 }: UpstreamOptions = {}) {
     super()
     this.where = where
     this.#name = name
+    this.#healthPath = healthPath
     this.connectTimeout = connectTimeout
     this.responseTimeout = responseTimeout
     this.idleTimeout = idleTimeout
@@ -78,7 +85,18 @@ export class Upstream extends EventEmitter {
   /** Looks now. */
   async check (): Promise<void> {
     clearTimeout(this.#timer)
-    const err = await new Promise<Error | undefined>((resolve) => {
+    const err = await (this.#healthPath === undefined ? this.#connects() : this.#answers(this.#healthPath))
+    if (this.#closed) return
+    if (err === undefined) this.#become('up', undefined)
+    else this.down(err)
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => { void this.check() }, this.#state === 'down' ? 2_000 : this.#healthPath === undefined ? 30_000 : 10_000)
+    this.#timer.unref()
+  }
+
+  /** Why it takes no connection; undefined when it does. */
+  async #connects (): Promise<Error | undefined> {
+    return await new Promise((resolve) => {
       const { where } = this
       const tls = 'path' in where ? undefined : where.tls
       const socket = tls === undefined ? connect(where as { path: string }) : tlsConnect({ ...where, ...tls })
@@ -87,12 +105,23 @@ export class Upstream extends EventEmitter {
       socket.once('error', resolve)
       socket.once('close', () => { clearTimeout(timer) })
     })
-    if (this.#closed) return
-    if (err === undefined) this.up()
-    else this.down(err)
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => { void this.check() }, this.#state === 'up' ? 30_000 : 2_000)
-    this.#timer.unref()
+  }
+
+  /** Why it is not well by its own word; undefined when it is. */
+  async #answers (path: string): Promise<Error | undefined> {
+    return await new Promise((resolve) => {
+      const request = this.request({ method: 'GET', path, headers: { host: new URL(this.origin).host, 'user-agent': 'gatehouse' } })
+      const patience = Math.min(healthTimeout, this.responseTimeout)
+      const timer = setTimeout(() => request.destroy(Object.assign(new Error(`no answer for ${path} within ${patience / 1_000} s`), { code: 'ETIMEDOUT' })), patience)
+      request.once('response', (response) => {
+        const status = response.statusCode!
+        resolve(status >= 200 && status < 400 ? undefined : new Error(`it answers ${status} for ${path}`))
+        request.destroy()
+      })
+      request.on('error', resolve)
+      request.once('close', () => { clearTimeout(timer) })
+      request.end()
+    })
   }
 
   /**
@@ -110,9 +139,9 @@ export class Upstream extends EventEmitter {
     return request
   }
 
-  /** An answer came from it. */
+  /** An answer came from it. Whether it is well is said by its health path, where it has one. */
   up (): void {
-    this.#become('up', undefined)
+    if (this.#healthPath === undefined) this.#become('up', undefined)
   }
 
   /** It could not be reached. */

@@ -14,7 +14,7 @@ import { alice } from './support/tailnet.ts'
 import { capability } from '../../src/gateway/access.ts'
 
 type Settings = Config['app'][number]
-const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, connectTimeout: 5_000, responseTimeout: 120_000, idleTimeout: 0, totalTimeout: 0, requestRemove: [], requestSet: [], requestAdd: [], answerRemove: [], answerSet: [], answerAdd: [], ...more })
+const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({ service: undefined, path, upstreams, strip: false, right: 'use', serverName: undefined, caFile: undefined, healthPath: undefined, connectTimeout: 5_000, responseTimeout: 120_000, idleTimeout: 0, totalTimeout: 0, requestRemove: [], requestSet: [], requestAdd: [], answerRemove: [], answerSet: [], answerAdd: [], ...more })
 const configure = (bench: Bench, ...apps: Settings[]): void => { bench.gateway.configure({ ...defaults(), app: apps }) }
 
 /** A server of its own that says who it is and what it was asked. */
@@ -130,6 +130,27 @@ test('failover: the next upstream answers when one is down, and the first again 
   configure(other, app('/x/', ['http://127.0.0.1:1', 'http://127.0.0.1:2']))
   const none = await other.fetch({ path: '/x/', headers: { accept: 'application/json' } })
   assert.deepEqual([none.status, (JSON.parse(none.text) as { error: { code: string } }).error.code], [502, 'GH_UPSTREAM_DOWN'])
+})
+
+test('health_path: an upstream that takes connections and is not well, or says nothing, is not asked; it is when it is well again', { timeout: 30_000 }, async () => {
+  for (const ill of [(_request, response) => { response.writeHead(503).end() }, () => {}] as RequestListener[]) {
+    await using bench = await Bench.start()
+    let well = false
+    const first = await server('first', 0, (request, response) => { if (request.url !== '/healthz' || well) response.end(JSON.stringify({ who: 'first' })); else ill(request, response) })
+    const second = await server('second')
+    configure(bench, app('/x/', [first.url, second.url], { healthPath: '/healthz', responseTimeout: 1_000 }))
+    await bench.until(() => bench.log('cannot be reached').length === 1)
+    assert.match(bench.log('cannot be reached')[0]!.msg, /it answers 503 for \/healthz|no answer for \/healthz within 1 s/)
+    for (let i = 0; i < 3; i++) assert.equal((await ask(bench, '/x/')).who, 'second')
+    assert.deepEqual(new Set(first.requests.map(({ url, headers }) => `${url} ${headers.host}`)), new Set([`/healthz ${new URL(first.url).host}`]))
+    second.server.closeAllConnections()
+    second.server.close()
+    await bench.until(async () => (await bench.fetch({ path: '/x/' })).text.includes('"first"'))
+    await ask(bench, '/x/')
+    assert.match(await bench.gateway.metrics.registry.metrics(), /upstream="x-1"\} 0/, 'asked when there is no other, but not well by that')
+    well = true
+    await bench.until(async () => /upstream="x-1"\} 1/.test(await bench.gateway.metrics.registry.metrics()))
+  }
 })
 
 test('nothing an upstream has seen is sent again', async () => {
