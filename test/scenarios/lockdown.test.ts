@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import type { ChildProcess } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { text } from 'node:stream/consumers';
 import { after, before, test } from 'node:test';
 import { Lab, type LabClient } from '../lab/lab.ts';
 import { bootAppliance, editor, eventually, joined, settings, statusOf } from '../vm/appliance.ts';
@@ -493,6 +494,41 @@ test('a list that is taken away takes the network away, without a restart of the
 test('without devices in its settings it has none', async () => {
   noteAll('Node-RED, no list', await asNodeRed(await breakIn('devices', { given: '^$', wanted: [] })));
   held('Node-RED, no list');
+});
+
+test('the gateway, with an [[app]] and a [[forward]]: through the tailnet they are reached, and nothing else is as the gateway\'s user', async () => {
+  const from = 'gateway, targets';
+  const there = lab.exec(lan, [process.execPath, '-e', `const net = require('node:net'), http = require('node:http');
+    const servers = [[2222, net], [2223, net], [3000, http], [3001, http]].map(([port, kind]) => new Promise((up) => kind.createServer(kind === net ? (s) => { s.on('error', () => {}).end('hello'); } : (asked, answer) => { answer.end('an app ' + asked.url); }).listen(port, '::', up)));
+    Promise.all(servers).then(() => console.log('up'));`]);
+  await new Promise((up) => there.stdout!.once('data', up));
+  const everything = [`${stranger}/2222`, `${stranger}/2223`, `${stranger}/3000`, `${stranger}/3001`, '10.77.0.1/53', `${address}/2022`];
+  /** Of {@link everything}, what a user can connect to. */
+  const reached = async (user: string): Promise<string[]> =>
+    (await machine.run(`for to in ${everything.join(' ')}; do timeout 6 bash -c "exec 3<>/dev/tcp/$to && echo reached $to" 2>/dev/null & done; wait`, { user })).stdout.split('\n').flatMap((line) => /^reached (.*)/.exec(line)?.[1] ?? []).sort();
+  const early = await reached('gatehouse');
+  attempts.note(from, 'targets that are not configured yet', early.join(', '), early.length === 0);
+  const before = await pidOf('gatehouse');
+  const toml = Buffer.from(`${settings(lab)}[[app]]\npath = "/beside/"\nupstreams = ["http://${stranger}:3000"]\n[[forward]]\nport = 2022\ntarget = "${stranger}:2222"\n`).toString('base64');
+  const { code, stdout, stderr } = await machine.run(`mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; gatehouse reload`, { timeout: 120 });
+  assert.deepEqual([code, /^In force: .*app.*forward/m.test(stdout)], [0, true], stdout + stderr);
+  // The rules are written by a unit that hears of the new settings.
+  const answer = await eventually('the app is reached', 200, async () => {
+    const got = await owner.fetch(`https://${name}/beside/page`);
+    if (got.status === 200) return got.body.toString();
+    throw new Error(`it answers ${got.status}`);
+  });
+  attempts.note(from, '(allowed) an app in the network', answer, answer === 'an app /beside/page');
+  const stream = await owner.dial((await joined(lab)).addresses[0]!, 2022);
+  const said = await text(stream);
+  attempts.note(from, '(allowed) a forward into the network', said, said === 'hello');
+  assert.equal(await pidOf('gatehouse'), before, 'without a restart');
+  const got = await reached('gatehouse');
+  attempts.note(from, 'their targets, other ports of that machine, another machine, its own forward', got.join(', '), got.join() === `${stranger}/2222,${stranger}/3000`);
+  const others = await reached('node-red');
+  attempts.note(from, 'the same as node-red', others.join(', '), others.length === 0);
+  there.kill();
+  held(from);
 });
 
 test('the listener on the local network, switched on: what is configured and nothing else; its own ports stay shut', async () => {
