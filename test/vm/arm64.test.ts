@@ -109,9 +109,9 @@ test('WiFi: joins the network of [wifi] on a card that appears, in the country\'
     until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/cli/card.ts has it
     mount -o remount,rw /efi; cat /run/wifi.toml >>/efi/gatehouse.toml; mount -o remount,ro /efi; rm /run/gatehouse-card.lock
     systemctl restart gatehouse-provision
+    systemctl mask --runtime gatehouse-wifi@wlan1 # the access point's
     modprobe mac80211_hwsim radios=2
     until [ -e /sys/class/net/wlan1 ]; do sleep 0.2; done
-    systemctl stop gatehouse-wifi@wlan1
     printf 'country=DE\nnetwork={\nmode=2\nssid=%s\nfrequency=2437\nkey_mgmt=WPA-PSK\nproto=RSN\npairwise=CCMP\npsk="open sesame"\n}\n' 636166c3a9 >/run/ap.conf
     wpa_supplicant -B -D nl80211 -i wlan1 -c /run/ap.conf`;
   const { code, stderr } = await machine.run(script, { timeout: 200 });
