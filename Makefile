@@ -41,6 +41,9 @@ image-amd64 image-arm64: image-%: app
 update-amd64 update-arm64: update-%: app
 	@$(SUDO) env GATEHOUSE_IMAGE_VERSION=9.1 GATEHOUSE_UPDATE_ONLY=out/next-$* image/build $*
 
+# Those of the variables that are set, for a command that sudo may start without the environment.
+given = $(foreach v,$(1),$(if $($(v)),$(v)=$($(v))))
+
 flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies; KEEP=1: the card's data stay
 	@$(SUDO) $(NODE) src/build/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
@@ -51,10 +54,10 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
 test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
-	@$(SUDO) $(if $(GATEHOUSE_ROUNDS),GATEHOUSE_ROUNDS=$(GATEHOUSE_ROUNDS)) $(NODE) test/run.ts update
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS) $(NODE) test/run.ts update
 
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
-	@$(SUDO) $(foreach v,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS,$(if $($(v)),$(v)=$($(v)))) $(NODE) test/run.ts faults
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
 
 check: setup ## types, lint, unit tests: under a minute
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit

@@ -125,7 +125,7 @@ export class Upstream extends EventEmitter {
   }
 
   /**
-   * A request by node:http on a connection of its own: for what undici cannot do, WebSockets and trailers. It fails with UND_ERR_CONNECT_TIMEOUT
+   * A request by node:http on a connection of its own: for health checks, and for what undici cannot do, WebSockets and trailers. It fails with UND_ERR_CONNECT_TIMEOUT
    * when there is no connection in time; the other limits are the caller's.
    */
   request (options: Pick<RequestOptions, 'path' | 'method' | 'headers'>): ClientRequest {

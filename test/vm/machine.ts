@@ -33,7 +33,7 @@ import { type Socket, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { block, headBlocks, tableOf } from '../../src/build/gpt.ts';
+import { block, readTables } from '../../src/build/gpt.ts';
 
 /** The processor an image is made for, in Debian's words. */
 export type Arch = 'amd64' | 'arm64';
@@ -170,8 +170,8 @@ const treeEnvironment = {
 async function espOffset(image: string): Promise<number> {
   const file = await open(image, 'r');
   try {
-    const head = (await file.read(Buffer.alloc(headBlocks * block), 0, headBlocks * block, 0)).buffer;
-    const esp = tableOf(head)?.partitions.find((partition) => partition.esp);
+    const [table] = await readTables(file, (await file.stat()).size);
+    const esp = table?.partitions.find((partition) => partition.esp);
     if (esp === undefined) throw new Error(`machine: ${image} has no EFI system partition: not an image of image/build?`);
     return esp.first * block;
   } finally {
@@ -264,7 +264,7 @@ export class Machine {
       await truncate(machine.disk, (options.diskSize ?? 2048) * 1024 * 1024);
       await machine.writeFiles(options.files ?? {});
       if (options.board === undefined) await copyFile(join(toolsTree, machine.#firmware().vars), join(machine.#directory, 'efivars.fd'));
-      else await machine.#readFiles(ubootFiles);
+      else await machine.#mcopy([...ubootFiles.map((name) => `::${name}`), machine.#directory]);
       await machine.start();
     } catch (error) {
       await machine.destroy();
@@ -277,18 +277,13 @@ export class Machine {
   async writeFiles(files: Record<string, string | Buffer>): Promise<void> {
     if (this.#qemu) throw new Error('machine: writeFiles: the machine is running, and its FAT partition with it: power it off first');
     if (Object.keys(files).length === 0) return;
-    const drive = `${this.disk}@@${await espOffset(this.disk)}`;
-    const [loader = '', ...args] = fromTree('mtools');
-    for (const [name, content] of Object.entries(files)) {
-      await tool(loader, [...args, '-c', 'mcopy', '-o', '-i', drive, '-', `::${name}`], content, treeEnvironment);
-    }
+    for (const [name, content] of Object.entries(files)) await this.#mcopy(['-', `::${name}`], content);
   }
 
-  /** Copies files of the FAT partition to the machine's own directory. */
-  async #readFiles(names: readonly string[]): Promise<void> {
+  /** mcopy(1) to or from the FAT partition of the disk. */
+  async #mcopy(names: string[], input?: string | Buffer): Promise<void> {
     const [loader = '', ...args] = fromTree('mtools');
-    const drive = `${this.disk}@@${await espOffset(this.disk)}`;
-    await tool(loader, [...args, '-c', 'mcopy', '-o', '-i', drive, ...names.map((name) => `::${name}`), this.#directory], undefined, treeEnvironment);
+    await tool(loader, [...args, '-c', 'mcopy', '-o', '-i', `${this.disk}@@${await espOffset(this.disk)}`, ...names], input, treeEnvironment);
   }
 
   /** The firmware's two files in the tools tree. */
