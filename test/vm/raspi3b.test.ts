@@ -22,6 +22,7 @@ test('on QEMU\'s Raspberry Pi 3B U-Boot starts the image from the SD card, and i
   const page = await editor(client, node.name, 600);
   t.diagnostic(`editor after ${seconds()} s`);
   assert.equal(page.tls?.verified, true);
-  assert.match(await machine.console(), /RPI 3 Model B/, 'U-Boot says where it is');
+  // U-Boot names the board on the other serial port; on this one it says what it starts, and the kernel what started it.
+  assert.match(await machine.console(), /Booting: mmc 0[^]*by Das U-Boot/);
   assert.doesNotMatch(await machine.console(), /\[FAILED\]/);
 });
