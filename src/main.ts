@@ -52,7 +52,10 @@ async function main (args: string[]): Promise<number> {
     return 64
   }
   switch (command) {
-    case 'serve': return await (await import('./gateway/serve.ts')).runServe(paths())
+    case 'serve': {
+      const begun = await (await import('./gateway/begin.ts')).beginTailnet(paths())
+      return await (await import('./gateway/serve.ts')).runServe(paths(), begun)
+    }
     case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'report': return await (await import('./cli/report.ts')).runReport(paths())

@@ -5,21 +5,21 @@ import { GatehouseError, reason } from '../config/errors.ts'
 import { loadConfig, readAuthKey, readChannelKey } from '../config/load.ts'
 import type { Paths } from '../config/paths.ts'
 import { version } from '../config/version.ts'
+import { tailnetOptions } from './begin.ts'
+import type { Begun } from './begin.ts'
 import { Gateway } from './gateway.ts'
 import { createLog } from './log.ts'
 import { Notifier } from './notify.ts'
 import { systemdSockets } from './sockets.ts'
 import type { Where } from './sockets.ts'
-import type { Tailnet } from './tailnet.ts'
-
-/** UDP port of WireGuard: the one the firewall lets in. */
-const wireGuardPort = 41641
 
 /**
  * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies (1, and systemd starts it
  * anew). Nothing else ends it: whatever is wrong is said and tried again.
+ *
+ * @param begun the tailnet server, which may have been started already
  */
-export async function runServe (paths: Paths): Promise<number> {
+export async function runServe (paths: Paths, begun: Begun): Promise<number> {
   const log = createLog()
   const notifier = new Notifier(log)
   const given = systemdSockets()
@@ -91,7 +91,7 @@ export async function runServe (paths: Paths): Promise<number> {
     gateway.reloader.reload().catch(() => {}).finally(() => { notifier.ready() })
   })
   log.info({ version, node: process.version }, 'gatehouse is up')
-  void joinTailnet(gateway, paths).catch((err: unknown) => {
+  void joinTailnet(gateway, paths, begun).catch((err: unknown) => {
     log.fatal({ code: 'GH_INTERNAL', err }, `the gateway failed: ${reason(err)}`)
     end(1)
   })
@@ -110,29 +110,17 @@ export async function runServe (paths: Paths): Promise<number> {
 }
 
 /** Waits for a configuration that is right, then joins. */
-async function joinTailnet (gateway: Gateway, paths: Paths): Promise<void> {
+async function joinTailnet (gateway: Gateway, paths: Paths, begun: Begun): Promise<void> {
   for (;;) {
     try {
       const authKey = await readAuthKey(paths.credentials)
       // Puts it in force, and is the measure of what a later reload changes.
       await gateway.reloader.reload()
       const config = await loadConfig(paths.config)
-      // Loaded here: the module is large, and sockets and status must not wait for it.
-      const { Server } = await import('@gatehouse/tsnet')
-      const { hostname, controlURL, tags } = config.tailnet
       await gateway.join({
-        controlURL,
+        controlURL: config.tailnet.controlURL,
         hasAuthKey: authKey !== undefined,
-        create: (): Tailnet => new Server({
-          dir: paths.state('/var/lib/gatehouse'),
-          hostname,
-          port: wireGuardPort,
-          ...(authKey === undefined ? {} : { authKey }),
-          advertiseTags: tags,
-          ...(controlURL === undefined ? {} : { controlURL }),
-          // The appliance's logs stay on it.
-          env: { TS_NO_LOGS_NO_SUPPORT: 'true' },
-        }),
+        create: () => begun.take(tailnetOptions(paths, config, authKey)),
       })
       return
     } catch (err) {
