@@ -181,25 +181,29 @@ test('the power goes at random moments of an update: it serves in one version or
     await machine.start();
     await editor(client, name);
   };
-  for (let round = 0; round < rounds; round++) {
+  for (let cuts = 0; cuts < rounds;) {
     await back();
-    void update('--force').catch(() => {});
-    // From the download to the new version's boot.
-    const ms = randomInt(70_000);
-    await sleep(ms);
-    await machine.kill();
+    // The same update is cut off up to four times, and goes on from what is there.
+    for (let more = Math.min(4, rounds - cuts), runs = first; more > 0 && runs === first; more--, cuts++) {
+      void update('--force').catch(() => {});
+      // From the download to the new version's boot.
+      const ms = randomInt(70_000);
+      await sleep(ms);
+      await machine.kill();
+      const begun = performance.now();
+      await machine.start();
+      await editor(client, name, 500);
+      runs = await version();
+      assert.ok([first, second].includes(runs), runs);
+      t.diagnostic(`cut after ${(ms / 1000).toFixed(1)} s: ${runs} serves ${((performance.now() - begun) / 1000).toFixed(0)} s after the start`);
+    }
     const begun = performance.now();
-    await machine.start();
-    await editor(client, name, 500);
-    const served = ((performance.now() - begun) / 1000).toFixed(0);
-    const runs = await version();
-    assert.ok([first, second].includes(runs), runs);
-    if (runs === first) await update('--force').catch(() => {});
+    if ((await version()) === first) await update('--force').catch(() => {});
     await eventually(`${second} is good`, 500, async () => (await version()) === second && (await record())['good'] === true || undefined);
     await editor(client, name);
     assert.deepEqual((await lab.nodes()).filter((n) => n.hostname === 'gatehouse').map((n) => [n.name, n.addresses]), [[node.name, node.addresses]]);
     assert.equal((await machine.run('systemctl --failed --no-legend --plain')).stdout, '');
-    t.diagnostic(`cut after ${(ms / 1000).toFixed(1)} s: ${runs} serves ${served} s after the start${runs === first ? `, and ${second} after the update was begun again` : ''}`);
+    t.diagnostic(`${second} is good after ${((performance.now() - begun) / 1000).toFixed(0)} s more`);
     await machine.kill();
   }
   await back();

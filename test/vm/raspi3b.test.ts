@@ -17,7 +17,9 @@ test('on QEMU\'s Raspberry Pi 3B U-Boot starts the image from the SD card, and i
   t.after(async () => { await machine.destroy(); });
   await machine.waitFor(/Machine model: Raspberry Pi 3 Model B/, { timeout: 300 });
   t.diagnostic(`kernel after ${seconds()} s`);
-  const node = await joined(lab, 'gatehouse', 840);
+  const node = await joined(lab, 'gatehouse', 840).catch(async (err: Error) => {
+    throw new Error(`${err.message}; the console ends with\n${(await machine.console()).slice(-4000)}`);
+  });
   t.diagnostic(`joined after ${seconds()} s`);
   const page = await editor(client, node.name, 600);
   t.diagnostic(`editor after ${seconds()} s`);
