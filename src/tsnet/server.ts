@@ -12,7 +12,7 @@ import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent
 import { Listener } from './listener.ts';
 import { checkOptions, checkPort, joinHostPort, moduleEnv, network, splitHostPort, startParams } from './options.ts';
 import { PacketSocket } from './packet.ts';
-import type { StartParams, StreamMessage, StreamMeta, ToUser, ToWorker, WorkerData } from './protocol.ts';
+import { SMALL, type StartParams, type StreamMessage, type StreamMeta, type ToUser, type ToWorker, type WorkerData } from './protocol.ts';
 import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts';
 import { type Notice, Notices } from './watch.ts';
 
@@ -187,7 +187,7 @@ export class Server extends EventEmitter<Events> {
     if (this.ended) return;
     if (this.outbox.length === 0) queueMicrotask(this.flush);
     this.outbox.push(m);
-    if (m.t === 'data') this.transfers.push(m.b.buffer);
+    if (m.t === 'data' && m.b.length > SMALL) this.transfers.push(m.b.buffer);
   };
 
   private flush = (): void => {

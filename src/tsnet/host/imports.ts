@@ -3,7 +3,7 @@
  * described in ../go/host.go).
  */
 import type { WASI } from 'node:wasi';
-import type { StreamMeta, StreamMessage, ToUser } from '../protocol.ts';
+import { SMALL, type StreamMeta, type StreamMessage, type ToUser } from '../protocol.ts';
 import type { Network, Stats } from '../types.ts';
 import { type Aead, loadAead } from './aead.ts';
 import { compactLater } from './compact.ts';
@@ -21,9 +21,6 @@ const FIRST_FD = 4096;
 /** WASI `filetype` socket_stream, `fdflags` nonblock. */
 const SOCKET_STREAM = 6;
 const NONBLOCK = 4;
-
-/** A message that goes to the other thread at once, in bytes. */
-const SMALL = 4096;
 
 /** Thrown out of the module by proc_exit. */
 export class ModuleExit extends Error {
@@ -116,6 +113,7 @@ export class Host {
     if (this.early && message.t === 'data' && message.b.length <= SMALL) {
       this.flush();
       this.early = false;
+      this.sleeper.expect();
     }
   };
 

@@ -19,6 +19,8 @@ export interface Sleeper {
   readonly wake: () => void;
   /** The event loop has been given something to do from within the module. */
   readonly touch: () => void;
+  /** The other thread has been sent what it may answer at once. */
+  readonly expect: () => void;
 }
 
 /** The subscriptions of one call of poll_oneoff. */
@@ -104,6 +106,7 @@ export class LoopSleeper implements Sleeper {
   }
 
   touch = (): void => {};
+  expect = (): void => {};
 
   /** All that happens in one turn of the event loop is told to Go at once. */
   wake = (): void => {

@@ -1,5 +1,4 @@
-import type { StreamMessage, ToUser } from '../protocol.ts';
-import { WINDOW } from '../protocol.ts';
+import { SMALL, type StreamMessage, type ToUser, WINDOW } from '../protocol.ts';
 import { errno } from './errno.ts';
 import { ByteQueue, type HostFile } from './files.ts';
 
@@ -56,7 +55,7 @@ export class StreamFile implements HostFile {
       const b = part.slice(0, Math.max(0, this.credit - n)) as Uint8Array<ArrayBuffer>;
       if (b.length === 0) continue;
       n += b.length;
-      this.post({ t: 'data', s: this.id, b }, b.buffer); // and it is no longer this thread's
+      this.post({ t: 'data', s: this.id, b }, b.length > SMALL ? b.buffer : undefined); // and it is no longer this thread's
     }
     this.credit -= n;
     return n;

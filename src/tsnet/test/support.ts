@@ -154,6 +154,9 @@ export async function unixServer(file: string, onSocket: (socket: Socket) => voi
 /** All bytes until the end. Not by iteration, which destroys a stream whose other half is still open. */
 export async function drain(stream: Duplex): Promise<Buffer> {
   const parts: Buffer[] = [];
+  // It may be over already: both events come once.
+  if (stream.errored) throw stream.errored;
+  if (stream.readableEnded) return Buffer.alloc(0);
   stream.on('data', (part: Buffer) => parts.push(part)).resume();
   await new Promise<void>((resolve, reject) => stream.once('end', resolve).once('error', reject));
   return Buffer.concat(parts);
