@@ -27,6 +27,11 @@ export function settings(lab: Lab, options: { authKey?: string | null; controlUR
   ].join('\n');
 }
 
+/** What a person puts on the card's FAT partition, for the lab. `toml` null: no gatehouse.toml. */
+export async function cardFiles(lab: Lab, toml: string | null = settings(lab)): Promise<Record<string, string | Buffer>> {
+  return { 'authority.pem': await readFile(lab.ready.acmeDirectoryCA), ...(toml === null ? {} : { 'gatehouse.toml': toml }) };
+}
+
 /** Boots the image on the lab's bridge. `toml` default: {@link settings}; null: the FAT partition has none. */
 export async function bootAppliance(
   lab: Lab,
@@ -39,10 +44,7 @@ export async function bootAppliance(
     namespace: lab.ns,
     bridge: 'br0',
     ...options,
-    files: {
-      'authority.pem': await readFile(lab.ready.acmeDirectoryCA),
-      ...(toml === null ? {} : { 'gatehouse.toml': toml }),
-    },
+    files: await cardFiles(lab, toml),
   });
 }
 

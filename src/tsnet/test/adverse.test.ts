@@ -105,11 +105,12 @@ test('no UDP from the beginning: the node joins and works by its relay, and dire
   await late.run((k) => k.server.close());
 });
 
-test(`control server away for ${long ? 'three minutes' : '10 s'}: connections old and new go on; it is said, and over when it is back`, async (t) => {
+test(`control server away for ${long ? 'nine minutes' : '10 s'}: connections old and new go on; it is said, and over when it is back`, async (t) => {
   const stream = await peer.dial(node.addresses[0], 7);
   await lab.stopControl();
   const gone = Date.now();
-  for (const end = gone + (long ? 180_000 : 10_000); Date.now() < end; await sleep(1000)) {
+  // Tailscale says so after eight minutes: until then the control server may be under maintenance (health/warnings.go, notInMapPollWarnable).
+  for (const end = gone + (long ? 540_000 : 10_000); Date.now() < end; await sleep(1000)) {
     await echo(stream, 'x');
     await roundTrip(1000);
   }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import type { Scenario } from '../stage.ts';
-import { settings } from '../../vm/appliance.ts';
+import { cardFiles } from '../../vm/appliance.ts';
 
 const data = '/dev/disk/by-partlabel/gatehouse-var';
 
@@ -24,7 +24,7 @@ export const scenario: Scenario = {
     await stage.onCard(/gatehouse-reset/);
     await stage.machine.kill();
     // What the message says.
-    await stage.machine.writeFiles({ 'gatehouse-reset.txt': '', 'gatehouse.toml': settings(stage.lab) });
+    await stage.machine.writeFiles({ 'gatehouse-reset.txt': '', ...await cardFiles(stage.lab) });
     await stage.machine.start();
     await stage.joinedAnew(before.id);
     const anew = await stage.served(500);
