@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
-import { mkdir, readFile, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
+import { mkdir, open, readFile, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Transform } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -86,8 +86,15 @@ async function copy (source: Source, { name, sha256 }: Bundle['files'][number], 
   if (hash.digest('hex') !== sha256) {
     const got = (await stat(part)).size - from
     // Cut short is not damaged: keep it. Anything else begins anew.
-    if (!(got < (length ?? 0))) await rm(part, { force: true })
+    if (!(got < (length ?? 0))) {
+      await rm(part, { force: true })
+      // What a power cut left may not be what had come: at once, and only once.
+      if (from > 0) return await copy(source, { name, sha256 }, folder)
+    }
     throw new GatehouseError('GH_UPDATE_DAMAGED', `${name} of ${source.name} is not what SHA256SUMS says: truncated or damaged`, 'Nothing was changed. Copy the file there again')
   }
+  // Under its name it is taken to be whole, also after a power cut.
+  const file = await open(part)
+  await file.sync().finally(async () => { await file.close() })
   await rename(part, whole)
 }

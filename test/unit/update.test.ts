@@ -112,6 +112,22 @@ test('a download that breaks off goes on where it was; a file that is not what w
   assert.ok(!readdirSync(paths.downloads).some((name) => names.includes(name)), 'what belongs to another version is gone')
 })
 
+test('what a power cut left of a download and is not what had come: it begins anew at once, and only once', async () => {
+  const names = offer('1.0')
+  mkdirSync(paths.downloads, { recursive: true })
+  writeFileSync(join(paths.downloads, `${names[1]!}.part`), Buffer.alloc(4096))
+  ranges.length = 0
+  assert.equal((await collect(webSource(url), paths))?.version, '1.0')
+  assert.deepEqual(ranges.length, 1, 'it went on from there at first')
+  assert.ok(readFileSync(join(paths.downloads, names[1]!)).equals(offered.get(names[1]!)!))
+
+  const next = offer('1.1')
+  writeFileSync(join(paths.downloads, `${next[1]!}.part`), Buffer.alloc(4096))
+  offered.set(next[1]!, Buffer.alloc(offered.get(next[1]!)!.length))
+  await assert.rejects(collect(webSource(url), paths), { code: 'GH_UPDATE_DAMAGED' })
+  assert.ok(!readdirSync(paths.downloads).some((name) => name.startsWith(next[1]!)))
+})
+
 test('versions are ordered by their numbers; status says what became of an update', async () => {
   assert.deepEqual(['0.10', '0.9', '0.9.202611211510', '1'].toSorted(compareVersions), ['0.9', '0.9.202611211510', '0.10', '1'])
   const installedAt = '2026-11-21T12:00:00Z'
