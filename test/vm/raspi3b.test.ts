@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import { Lab } from '../lab/lab.ts';
 import { bootAppliance, editor, joined } from './appliance.ts';
 
-test('on QEMU\'s Raspberry Pi 3B U-Boot starts the image from the SD card, and it serves the editor', { skip: process.env['GATEHOUSE_LONG'] === '1' ? false : 'takes a quarter of an hour: GATEHOUSE_LONG=1' }, async (t) => {
+test('on QEMU\'s Raspberry Pi 3B U-Boot starts the image from the SD card, and it serves the editor', { skip: process.env['GATEHOUSE_LONG'] === '1' ? false : 'takes ten minutes: GATEHOUSE_LONG=1' }, async (t) => {
   const lab = await Lab.start({ name: 'raspi' });
   t.after(async () => { await lab.stop(); });
   const client = await lab.client('laptop');
