@@ -24,8 +24,8 @@ export function tailnetOptions (paths: Paths, { tailnet: { hostname, controlURL,
 
 /** A tailnet server that has been started before the gateway was there. */
 export interface Begun {
-  /** The server, once, where it was made with the same options; otherwise it is closed, and a new one comes. */
-  take: (options: ServerOptions) => Tailnet
+  /** The server, once, where it was made with the same options; otherwise a new one, when it has gone: they would have the same port and state. */
+  take: (options: ServerOptions) => Promise<Tailnet>
 }
 
 /**
@@ -44,12 +44,12 @@ export async function beginTailnet (paths: Paths, create: (options: ServerOption
     // No configuration, or a wrong one.
   }
   return {
-    take: (options) => {
+    take: async (options) => {
       const begun = early
       early = undefined
       if (begun === undefined) return create(options)
       if (JSON.stringify(begun.options) === JSON.stringify(options)) return begun.server
-      void begun.server.close()
+      await begun.server.close()
       return create(options)
     },
   }

@@ -10,7 +10,7 @@ import type { Tailnet, TailnetConn, TailnetListener } from './tailnet.ts'
 /** Options of {@link Node}. */
 export interface NodeOptions {
   /** Makes the tailnet server; called again when one could not be started. */
-  create: () => Tailnet
+  create: () => Tailnet | Promise<Tailnet>
   controlURL: string | undefined
   /** True when there is an auth key, for the wording of cures. */
   hasAuthKey: boolean
@@ -75,7 +75,7 @@ export class Node extends EventEmitter {
     const { create, problems, timing } = this.#options
     const backoff = new Backoff(...timing?.retry ?? [2_000, 120_000] as const)
     while (!this.#closed.signal.aborted) {
-      const tailnet = create()
+      const tailnet = await create()
       tailnet.on('error', (err: Error) => { if (!this.#closed.signal.aborted && this.#tailnet === tailnet) this.emit('fatal', err) })
       tailnet.on('state', () => { void this.look() })
       tailnet.on('loginURL', (url: string) => { this.#loginURL = url; void this.look() })

@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { defaults, serialize } from '../../src/config/config.ts';
 import { type Paths, paths as systemPaths } from '../../src/config/paths.ts';
 import { beginTailnet, tailnetOptions } from '../../src/gateway/begin.ts';
@@ -18,8 +19,10 @@ async function device(t: TestContext, toml: string): Promise<{ where: Paths; don
   const done: string[] = [];
   const create = ({ hostname }: { hostname?: string }): Tailnet => {
     done.push(`made ${hostname}`);
-    const act = (what: string) => async (): Promise<void> => { done.push(`${what} ${hostname}`); };
-    return { start: async () => { await act('started')(); throw new Error('no space left on device'); }, close: act('closed') } as unknown as Tailnet;
+    return {
+      start: async () => { done.push(`started ${hostname}`); throw new Error('no space left on device'); },
+      close: async () => { await setImmediate(); done.push(`closed ${hostname}`); },
+    } as unknown as Tailnet;
   };
   return { where: { ...systemPaths(), config: path.join(root, 'config'), credentials: undefined, state: () => path.join(root, 'state') }, done, create };
 }
@@ -28,20 +31,20 @@ test('what was begun is started at once and taken once; where it fails to start,
   const { where, done, create } = await device(t, serialize(defaults()));
   const begun = await beginTailnet(where, create);
   assert.deepEqual(done, ['made gatehouse', 'started gatehouse']);
-  const server = begun.take(tailnetOptions(where, defaults(), undefined));
+  const server = await begun.take(tailnetOptions(where, defaults(), undefined));
   await assert.rejects(server.start(), /no space left/);
-  assert.notEqual(begun.take(tailnetOptions(where, defaults(), undefined)), server);
+  assert.notEqual(await begun.take(tailnetOptions(where, defaults(), undefined)), server);
   assert.deepEqual(done.slice(2), ['started gatehouse', 'made gatehouse']);
 });
 
-test('a configuration that has changed since, or a key: what was begun is closed, and another is made', async (t) => {
+test('a configuration that has changed since, or a key: what was begun is closed, and only then another is made', async (t) => {
   const { where, done, create } = await device(t, serialize(defaults()));
   const changed = defaults();
   changed.tailnet.hostname = 'renamed';
-  (await beginTailnet(where, create)).take(tailnetOptions(where, changed, undefined));
+  await (await beginTailnet(where, create)).take(tailnetOptions(where, changed, undefined));
   assert.deepEqual(done.slice(2), ['closed gatehouse', 'made renamed']);
   done.length = 0;
-  (await beginTailnet(where, create)).take(tailnetOptions(where, defaults(), 'tskey-auth-x'));
+  await (await beginTailnet(where, create)).take(tailnetOptions(where, defaults(), 'tskey-auth-x'));
   assert.deepEqual(done.slice(2), ['closed gatehouse', 'made gatehouse']);
 });
 
@@ -49,6 +52,6 @@ test('with a configuration that is wrong nothing is begun', async (t) => {
   const { where, done, create } = await device(t, '[tailnet]\nhost = 1\n');
   const begun = await beginTailnet(where, create);
   assert.deepEqual(done, []);
-  begun.take(tailnetOptions(where, defaults(), undefined));
+  await begun.take(tailnetOptions(where, defaults(), undefined));
   assert.deepEqual(done, ['made gatehouse']);
 });
