@@ -47,10 +47,10 @@ async function guestClock (machine: Machine): Promise<(now: number) => number> {
   return (now) => now / 1000 + offset
 }
 
-/** When a page was first answered, a time of performance.now(). Somebody asks every half second and waits long: the first question wakes the path up. */
+/** When the gateway first sent to HTTPS, a time of performance.now(). Somebody asks every half second and waits long: the first question wakes the path up. */
 async function firstAnswer (client: LabClient, url: string): Promise<number> {
   const { promise, resolve } = Promise.withResolvers<number>()
-  const ask = (): void => void client.fetch(url, { timeout: 20_000 }).then(() => { resolve(performance.now()) }, () => {})
+  const ask = (): void => void client.fetch(url, { timeout: 20_000 }).then(({ status }) => { if (status === 308) resolve(performance.now()) }, () => {})
   const asking = setInterval(ask, 500)
   const late = AbortSignal.timeout(300_000)
   try {
