@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash test test-update test-faults check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
+.PHONY: run rebuild flash format test test-update test-faults check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -44,6 +44,9 @@ update-amd64 update-arm64: update-%: app
 # Those of the variables that are set, for a command that sudo may start without the environment.
 given = $(foreach v,$(1),$(if $($(v)),$(v)=$($(v))))
 
+format: setup ## lays out the code as `make check` wants it
+	@$(NODE) node_modules/prettier/bin/prettier.cjs --write --log-level warn .
+
 flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies; KEEP=1: the card's data stay
 	@$(SUDO) $(NODE) src/build/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
@@ -59,7 +62,8 @@ test-update: lab image-amd64 update-amd64 ## an update on the booted image: refu
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
 
-check: setup ## types, lint, unit tests: under a minute
+check: setup ## format, types, lint, unit tests: about a minute
+	@$(NODE) node_modules/prettier/bin/prettier.cjs --check --log-level warn .
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
 	@$(NODE) node_modules/oxlint/bin/oxlint --quiet --ignore-pattern src/tsnet/assembly src test bench
 	@mkdir -p out

@@ -1,4 +1,6 @@
-/** The origin of the WebSocket measures: sends back what it gets. Usage: node bench/echo.ts SOCKET */
+/**
+ * The origin of the WebSocket measures: sends back what it gets. Usage: node bench/echo.ts SOCKET
+ */
 import { createServer } from 'node:http'
 import { WebSocketServer } from 'ws'
 

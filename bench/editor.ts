@@ -1,9 +1,11 @@
 /**
- * Opens the Node-RED editor as a browser with an empty cache does, over a line of 20 Mbit/s and 10 ms each way: the page, what it names, then
- * what its script asks for. HTTP/2 where the server has it, else six connections. Prints JSON: `{ms, bytes}` of the median of the loads, bytes
- * as they came over the line.
+ * Opens the Node-RED editor as a browser with an empty cache does, over a line of 20 Mbit/s and 10
+ * ms each way: the page, what it names, then what its script asks for. HTTP/2 where the server has
+ * it, else six connections. Prints JSON: `{ms, bytes}` of the median of the loads, bytes as they
+ * came over the line.
  *
- * Usage: node bench/editor.ts PORT LOADS   (https://gatehouse.tail.ts.net:PORT on 127.0.0.1, not verified)
+ * Usage: node bench/editor.ts PORT LOADS (https://gatehouse.tail.ts.net:PORT on 127.0.0.1, not
+ * verified)
  */
 import { connect, createServer } from 'node:net'
 import type { AddressInfo, Socket } from 'node:net'
@@ -19,14 +21,19 @@ class Line {
   down = 0
   #free = { down: 0, up: 0 }
   readonly server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
-    const server = connect({ host: '127.0.0.1', port: Number(port), noDelay: true, allowHalfOpen: true })
+    const server = connect({
+      host: '127.0.0.1',
+      port: Number(port),
+      noDelay: true,
+      allowHalfOpen: true,
+    })
     this.#carry(client, server, 'up')
     this.#carry(server, client, 'down')
   })
 
-  #carry (from: Socket, to: Socket, way: 'down' | 'up'): void {
+  #carry(from: Socket, to: Socket, way: 'down' | 'up'): void {
     // In order: timers of different lengths need not be.
-    const queue: Array<{ due: number, data: Buffer | undefined }> = []
+    const queue: Array<{ due: number; data: Buffer | undefined }> = []
     let timer: NodeJS.Timeout | undefined
     const pump = (): void => {
       timer = undefined
@@ -65,28 +72,59 @@ class Line {
 const line = new Line()
 await new Promise<void>((resolve) => line.server.listen(0, '127.0.0.1', resolve))
 const origin = `https://gatehouse.tail.ts.net:${(line.server.address() as AddressInfo).port}`
-/** What the editor of Node-RED 5 asks for when its script runs, in the order of its dependencies. */
+/**
+ * What the editor of Node-RED 5 asks for when its script runs, in the order of its dependencies.
+ */
 const waves = [
-  ['/locales/editor?lng=en-US', '/locales/infotips?lng=en-US', '/locales/node-red?lng=en-US', '/locales/jsonata?lng=en-US', '/settings', '/theme'],
+  [
+    '/locales/editor?lng=en-US',
+    '/locales/infotips?lng=en-US',
+    '/locales/node-red?lng=en-US',
+    '/locales/jsonata?lng=en-US',
+    '/settings',
+    '/theme',
+  ],
   ['/plugins', '/red/keymap.json', '/icons', '/nodes'],
   ['/nodes#html', '/locales/nodes?lng=en-US', '/flows'],
 ]
 
-async function load (): Promise<{ ms: number, bytes: number, requests: number }> {
-  const agent = new Agent({ allowH2: true, connections: 6, pipelining: 1, connect: { rejectUnauthorized: false, lookup: (_host, _options, done) => { done(null, [{ address: '127.0.0.1', family: 4 }]) } } })
+async function load(): Promise<{ ms: number; bytes: number; requests: number }> {
+  const agent = new Agent({
+    allowH2: true,
+    connections: 6,
+    pipelining: 1,
+    connect: {
+      rejectUnauthorized: false,
+      lookup: (_host, _options, done) => {
+        done(null, [{ address: '127.0.0.1', family: 4 }])
+      },
+    },
+  })
   const before = line.down
   const begun = performance.now()
   let requests = 0
   const get = async (path: string): Promise<string> => {
-    const accept = path.endsWith('#html') ? 'text/html' : path === '/nodes' || path === '/plugins' ? 'application/json' : '*/*'
-    const answer = await request(origin + path.split('#', 1)[0], { dispatcher: agent, headers: { accept, 'accept-encoding': 'gzip, deflate, br, zstd', 'accept-language': 'en-US' } })
+    const accept = path.endsWith('#html')
+      ? 'text/html'
+      : path === '/nodes' || path === '/plugins'
+        ? 'application/json'
+        : '*/*'
+    const answer = await request(origin + path.split('#', 1)[0], {
+      dispatcher: agent,
+      headers: { accept, 'accept-encoding': 'gzip, deflate, br, zstd', 'accept-language': 'en-US' },
+    })
     requests++
     if (answer.statusCode !== 200) throw new Error(`${path}: ${answer.statusCode}`)
     const bytes = Buffer.from(await answer.body.arrayBuffer())
-    return answer.headers['content-encoding'] === undefined ? bytes.toString() : decode(String(answer.headers['content-encoding']), bytes)
+    return answer.headers['content-encoding'] === undefined
+      ? bytes.toString()
+      : decode(String(answer.headers['content-encoding']), bytes)
   }
   const page = await get('/')
-  const named = [...page.matchAll(/(?:src|href)="([^"#:]+)"/g)].map((match) => new URL(match[1]!, `${origin}/`)).filter((url) => url.origin === origin).map((url) => url.pathname + url.search)
+  const named = [...page.matchAll(/(?:src|href)="([^"#:]+)"/g)]
+    .map((match) => new URL(match[1]!, `${origin}/`))
+    .filter((url) => url.origin === origin)
+    .map((url) => url.pathname + url.search)
   await Promise.all([...new Set(named)].map(get))
   for (const wave of waves) await Promise.all(wave.map(get))
   const ms = performance.now() - begun
@@ -94,8 +132,14 @@ async function load (): Promise<{ ms: number, bytes: number, requests: number }>
   return { ms, bytes: line.down - before, requests }
 }
 
-function decode (coding: string, bytes: Buffer): string {
-  return (coding === 'br' ? brotliDecompressSync(bytes) : coding === 'zstd' ? zstdDecompressSync(bytes) : gunzipSync(bytes)).toString()
+function decode(coding: string, bytes: Buffer): string {
+  return (
+    coding === 'br'
+      ? brotliDecompressSync(bytes)
+      : coding === 'zstd'
+        ? zstdDecompressSync(bytes)
+        : gunzipSync(bytes)
+  ).toString()
 }
 
 await load()

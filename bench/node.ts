@@ -1,6 +1,7 @@
 /**
- * The program that bench/tsnet.ts measures on the bindings; its twin, natively compiled, is test/lab/load.go. Argument: the
- * Server's options as JSON. When it is in the tailnet it prints its addresses as one JSON line. Ends with its standard input.
+ * The program that bench/tsnet.ts measures on the bindings; its twin, natively compiled, is
+ * test/lab/load.go. Argument: the Server's options as JSON. When it is in the tailnet it prints its
+ * addresses as one JSON line. Ends with its standard input.
  */
 import { Server, type Conn, type ServerOptions } from '../src/tsnet/index.ts'
 

@@ -1,4 +1,7 @@
-/** A plot of ratios: for each measure a line from minimum to maximum and a mark at the median, on a logarithmic scale. */
+/**
+ * A plot of ratios: for each measure a line from minimum to maximum and a mark at the median, on a
+ * logarithmic scale.
+ */
 
 export interface Row {
   label: string
@@ -20,8 +23,11 @@ export function ratioPlot(title: string, subtitle: string, rows: Row[], axis: nu
   const width = 860
   const height = top + rows.length * step + 40
   const [from, to] = [Math.log(axis[0]!), Math.log(axis.at(-1)!)]
-  const x = (v: number): number => left + ((Math.min(Math.max(Math.log(v), from), to) - from) / (to - from)) * (width - left - right)
-  const text = (at: number, y: number, s: string, more = ''): string => `<text x="${at.toFixed(1)}" y="${y}" ${more}>${escape(s)}</text>`
+  const x = (v: number): number =>
+    left +
+    ((Math.min(Math.max(Math.log(v), from), to) - from) / (to - from)) * (width - left - right)
+  const text = (at: number, y: number, s: string, more = ''): string =>
+    `<text x="${at.toFixed(1)}" y="${y}" ${more}>${escape(s)}</text>`
   const out = [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="sans-serif" font-size="14" fill="#222">`,
     `<rect width="${width}" height="${height}" fill="#fff"/>`,
@@ -36,7 +42,8 @@ export function ratioPlot(title: string, subtitle: string, rows: Row[], axis: nu
   }
   rows.forEach((r, i) => {
     const y = top + i * step + 16
-    const good = r.goal === undefined || (r.goodIs === 'more' ? r.median >= r.goal : r.median <= r.goal)
+    const good =
+      r.goal === undefined || (r.goodIs === 'more' ? r.median >= r.goal : r.median <= r.goal)
     const colour = good ? '#1a7f4b' : '#b3541e'
     out.push(
       text(20, y, r.label, 'font-weight="bold"'),
@@ -44,10 +51,17 @@ export function ratioPlot(title: string, subtitle: string, rows: Row[], axis: nu
       `<line x1="${x(r.min).toFixed(1)}" x2="${x(r.max).toFixed(1)}" y1="${y - 4}" y2="${y - 4}" stroke="${colour}" stroke-width="4" stroke-linecap="round" opacity="0.45"/>`,
       `<circle cx="${x(r.median).toFixed(1)}" cy="${y - 4}" r="6" fill="${colour}"/>`,
       text(width - right + 16, y, `${r.median.toFixed(2)}×`, `font-weight="bold" fill="${colour}"`),
-      text(width - right + 16, y + 17, `${r.min.toFixed(2)} – ${r.max.toFixed(2)}`, 'font-size="11" fill="#555"'),
+      text(
+        width - right + 16,
+        y + 17,
+        `${r.min.toFixed(2)} – ${r.max.toFixed(2)}`,
+        'font-size="11" fill="#555"',
+      ),
     )
     if (r.goal !== undefined) {
-      out.push(`<path d="M${x(r.goal).toFixed(1)} ${y - 16}v24" stroke="#36c" stroke-width="2" stroke-dasharray="3 2"/>`)
+      out.push(
+        `<path d="M${x(r.goal).toFixed(1)} ${y - 16}v24" stroke="#36c" stroke-width="2" stroke-dasharray="3 2"/>`,
+      )
     }
   })
   return `${[...out, '</svg>'].join('\n')}\n`

@@ -8,7 +8,15 @@ import { Gateway } from '../src/gateway/gateway.ts'
 import type { GatewayOptions } from '../src/gateway/gateway.ts'
 
 // One peer makes all the load: its limits are what would be measured.
-const unlimited = { connections: 0, connectionsPerPeer: 0, newConnections: 0, newConnectionsPerPeer: 0, requests: 0, requestsPerPeer: 0, openRequestsPerPeer: 0 }
+const unlimited = {
+  connections: 0,
+  connectionsPerPeer: 0,
+  newConnections: 0,
+  newConnectionsPerPeer: 0,
+  requests: 0,
+  requestsPerPeer: 0,
+  openRequestsPerPeer: 0,
+}
 
 /**
  * Makes it; the caller starts it.
@@ -17,7 +25,13 @@ const unlimited = { connections: 0, connectionsPerPeer: 0, newConnections: 0, ne
  * @param pem chain and key of `name`
  * @param origin unix socket of the upstream
  */
-export function subject (directory: string, pem: string, name: string, origin: string, options: Pick<GatewayOptions, 'onState'> = {}): Gateway {
+export function subject(
+  directory: string,
+  pem: string,
+  name: string,
+  origin: string,
+  options: Pick<GatewayOptions, 'onState'> = {},
+): Gateway {
   mkdirSync(join(directory, 'tls'), { recursive: true })
   copyFileSync(pem, join(directory, 'tls', `${name}.pem`))
   const gateway = new Gateway({

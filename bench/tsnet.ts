@@ -1,16 +1,18 @@
 /**
- * The bindings against natively compiled tsnet: the same small program (echo, sink, source) on both, in turn, in one network
- * namespace of its own, loaded over the tailnet by a native peer in another. Nothing leaves them.
+ * The bindings against natively compiled tsnet: the same small program (echo, sink, source) on
+ * both, in turn, in one network namespace of its own, loaded over the tailnet by a native peer in
+ * another. Nothing leaves them.
  *
  *   down, down8   Mbit/s that the peer downloads from the program, on one TCP stream and on eight
  *   up, up8       Mbit/s that the peer uploads to the program
  *   rtt           µs of one byte to the program and back, the median of a measurement
  *
- * Ratios are wasm / native of one round, so more is better for the first four (1: as fast as native), less for rtt. RESULT has the
- * median over the rounds; rss_mb is what the process that holds the bindings has resident (10^6 bytes) when it has joined and idles.
+ * Ratios are wasm / native of one round, so more is better for the first four (1: as fast as
+ * native), less for rtt. RESULT has the median over the rounds; rss_mb is what the process that
+ * holds the bindings has resident (10^6 bytes) when it has joined and idles.
  *
- * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench] [--only wasm|native]
- * Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
+ * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench]
+ * [--only wasm|native] Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
  */
 import { build } from 'esbuild'
 import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -42,11 +44,17 @@ type Kind = 'wasm' | 'native'
 const idleSeconds = 10
 const manyStreams = 1000
 
-/** The program and the bindings as they ship: bundled. From source, Node.js would hold what it strips types with too. */
+/**
+ * The program and the bindings as they ship: bundled. From source, Node.js would hold what it
+ * strips types with too.
+ */
 async function bundle(dir: string): Promise<void> {
   const src = path.join(import.meta.dirname, '../src/tsnet')
   await build({
-    entryPoints: { node: path.join(import.meta.dirname, 'node.ts'), 'tsnet-worker': path.join(src, 'worker.ts') },
+    entryPoints: {
+      node: path.join(import.meta.dirname, 'node.ts'),
+      'tsnet-worker': path.join(src, 'worker.ts'),
+    },
     outdir: dir,
     bundle: true,
     format: 'esm',
@@ -75,14 +83,40 @@ class Program {
     const dir = path.join(lab.dir, kind)
     const keyFile = path.join(lab.dir, 'bench-authkey')
     await writeFile(keyFile, lab.ready.authKey, { mode: 0o600 })
-    const native = [lab.bin, 'load-node', '--dir', dir, '--control', lab.ready.controlURL, '--hostname', kind, '--authkey-file', keyFile]
-    const serverOptions = { dir, hostname: kind, controlURL: lab.ready.controlURL, authKey: lab.ready.authKey, network: options.network }
-    const wasm = [process.execPath, '--disable-warning=ExperimentalWarning', path.join(lab.dir, 'program/node.js'), JSON.stringify(serverOptions)]
+    const native = [
+      lab.bin,
+      'load-node',
+      '--dir',
+      dir,
+      '--control',
+      lab.ready.controlURL,
+      '--hostname',
+      kind,
+      '--authkey-file',
+      keyFile,
+    ]
+    const serverOptions = {
+      dir,
+      hostname: kind,
+      controlURL: lab.ready.controlURL,
+      authKey: lab.ready.authKey,
+      network: options.network,
+    }
+    const wasm = [
+      process.execPath,
+      '--disable-warning=ExperimentalWarning',
+      path.join(lab.dir, 'program/node.js'),
+      JSON.stringify(serverOptions),
+    ]
     const begun = performance.now()
-    const child = lab.exec(ns, kind === 'wasm' ? wasm : native, { stdio: ['pipe', 'pipe', 'inherit'] })
+    const child = lab.exec(ns, kind === 'wasm' ? wasm : native, {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    })
     const first = new Promise<string>((resolve, reject) => {
       readline.createInterface({ input: child.stdout! }).once('line', resolve)
-      child.once('exit', (code) => reject(new Error(`the ${kind} program ended early (code ${code})`)))
+      child.once('exit', (code) =>
+        reject(new Error(`the ${kind} program ended early (code ${code})`)),
+      )
     })
     const { ips } = JSON.parse(await first) as { ips: string[] }
     return new Program(kind, child, ips[0]!, performance.now() - begun)
@@ -149,7 +183,9 @@ try {
     const idleRSS = memory(program.pid).rss
     const idleCPU = await program.idleCPU()
     about[kind] = { joinedMs: program.joinedMs, idleRSS, idleCPU }
-    say(`${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idleCPU.toFixed(2)} % of a core`)
+    say(
+      `${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idleCPU.toFixed(2)} % of a core`,
+    )
     resetPeak(program.pid)
     // Unmeasured: the path settles, code is compiled by use.
     for (const kind of ['down', 'up'] as const) await peer.load(program.ip, kind, { ms: 2000 })
@@ -160,7 +196,9 @@ try {
     for (const program of i % 2 ? programs.toReversed() : programs) {
       const r = await measure(peer, program)
       run[program.kind] = r
-      say(`round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)}`).join('  ')}`)
+      say(
+        `round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)}`).join('  ')}`,
+      )
     }
     runs.push(run)
   }
@@ -181,21 +219,50 @@ try {
   }
   for (const program of programs) await program.end()
   const leaked = await lab.leaked()
-  if (leaked > 0) throw new Error(`${leaked} packets tried to leave the namespaces: ${JSON.stringify(await lab.leaks())}`)
+  if (leaked > 0)
+    throw new Error(
+      `${leaked} packets tried to leave the namespaces: ${JSON.stringify(await lab.leaks())}`,
+    )
 
   if (kinds.length === 2) {
-    const ratios = Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run.wasm[m] / run.native[m]))])) as Record<Measure, ReturnType<typeof spread>>
+    const ratios = Object.fromEntries(
+      measures.map((m) => [m, spread(runs.map((run) => run.wasm[m] / run.native[m]))]),
+    ) as Record<Measure, ReturnType<typeof spread>>
     const absolute = Object.fromEntries(
-      kinds.map((kind) => [kind, Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run[kind][m]))]))]),
+      kinds.map((kind) => [
+        kind,
+        Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run[kind][m]))])),
+      ]),
     ) as Record<Kind, Record<Measure, ReturnType<typeof spread>>>
-    const machine = { cpus: os.cpus().length, model: os.cpus()[0]!.model, node: process.version, kernel: os.release(), network: options.network }
+    const machine = {
+      cpus: os.cpus().length,
+      model: os.cpus()[0]!.model,
+      node: process.version,
+      kernel: os.release(),
+      network: options.network,
+    }
     const when = new Date().toISOString()
-    await writeFile(path.join(outDir, 'tsnet.json'), `${JSON.stringify({ when, machine, ms, ratios, absolute, about, runs }, null, 2)}\n`)
+    await writeFile(
+      path.join(outDir, 'tsnet.json'),
+      `${JSON.stringify({ when, machine, ms, ratios, absolute, about, runs }, null, 2)}\n`,
+    )
     const rows = measures.map((m): Row => {
       const unit = m === 'rtt' ? 'µs' : 'Mbit/s'
       const [w, n] = [absolute.wasm[m].median, absolute.native[m].median]
-      const label = { down: 'download', up: 'upload', down8: 'download, 8 streams', up8: 'upload, 8 streams', rtt: 'round trip (less is better)' }[m]
-      return { label, note: `${w.toFixed(0)} against ${n.toFixed(0)} ${unit}`, ...ratios[m], goal: m === 'rtt' ? 2 : 0.5, goodIs: m === 'rtt' ? 'less' : 'more' }
+      const label = {
+        down: 'download',
+        up: 'upload',
+        down8: 'download, 8 streams',
+        up8: 'upload, 8 streams',
+        rtt: 'round trip (less is better)',
+      }[m]
+      return {
+        label,
+        note: `${w.toFixed(0)} against ${n.toFixed(0)} ${unit}`,
+        ...ratios[m],
+        goal: m === 'rtt' ? 2 : 0.5,
+        goodIs: m === 'rtt' ? 'less' : 'more',
+      }
     })
     const plot = ratioPlot(
       'tsnet: WebAssembly on Node.js / native',
@@ -206,9 +273,14 @@ try {
     await writeFile(path.join(outDir, 'tsnet.svg'), plot)
     say('')
     say('ratio wasm/native     min  median     max')
-    for (const m of measures) say(`${m.padEnd(18)} ${[ratios[m].min, ratios[m].median, ratios[m].max].map((v) => v.toFixed(2).padStart(7)).join(' ')}`)
+    for (const m of measures)
+      say(
+        `${m.padEnd(18)} ${[ratios[m].min, ratios[m].median, ratios[m].max].map((v) => v.toFixed(2).padStart(7)).join(' ')}`,
+      )
     say(`JSON and plot: ${path.relative(process.cwd(), outDir)}/tsnet.json, tsnet.svg`)
-    say(`RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`)
+    say(
+      `RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`,
+    )
   }
 } finally {
   await lab.stop()

@@ -44,11 +44,13 @@ const taken: Record<string, RegExp> = {
 }
 
 /** Commands load only what they need: start-up time counts on an SD card. */
-async function main (args: string[]): Promise<number> {
+async function main(args: string[]): Promise<number> {
   const [command, ...rest] = args
   const extra = rest.filter((arg) => !(taken[command ?? '']?.test(arg) ?? false))
   if (extra.length > 0) {
-    process.stderr.write(`gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`)
+    process.stderr.write(
+      `gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`,
+    )
     return 64
   }
   switch (command) {
@@ -56,22 +58,46 @@ async function main (args: string[]): Promise<number> {
       const begun = await (await import('./gateway/begin.ts')).beginTailnet(paths())
       return await (await import('./gateway/serve.ts')).runServe(paths(), begun)
     }
-    case 'certs': return await (await import('./certs/run.ts')).runCerts(paths())
-    case 'provision': return await (await import('./provision/provision.ts')).runProvision(paths())
-    case 'report': return await (await import('./cli/report.ts')).runReport(paths())
+    case 'certs':
+      return await (await import('./certs/run.ts')).runCerts(paths())
+    case 'provision':
+      return await (await import('./provision/provision.ts')).runProvision(paths())
+    case 'report':
+      return await (await import('./cli/report.ts')).runReport(paths())
     case 'backup':
-    case 'restore': return await (await import('./cli/backup.ts')).runBackup(command, rest[0])
-    case 'reset': return await (await import('./cli/reset.ts')).runReset({ yes: rest.includes('--yes') })
-    case 'update': return await (await import('./cli/update.ts')).runUpdate(paths(), { from: rest.find((arg) => arg !== '--force'), force: rest.includes('--force') })
-    case 'update-fetch': return await (await import('./update/fetch.ts')).runFetch(paths())
-    case 'update-stick': return await (await import('./update/stick.ts')).runStick(paths(), rest)
-    case 'update-install': return await (await import('./update/install.ts')).runInstall(paths())
-    case 'trial': return await (await import('./update/trial.ts')).runTrial(paths())
-    case 'trial-good': return await (await import('./update/trial.ts')).runTrialGood(paths())
-    case 'status': return await (await import('./cli/status.ts')).runStatus(paths(), { json: rest.includes('--json') })
-    case 'doctor': return await (await import('./cli/doctor.ts')).runDoctor(paths(), { json: rest.includes('--json') })
-    case 'reload': return await (await import('./cli/reload.ts')).runReload(paths())
-    case 'metrics': return await (await import('./cli/metrics.ts')).runMetrics(paths())
+    case 'restore':
+      return await (await import('./cli/backup.ts')).runBackup(command, rest[0])
+    case 'reset':
+      return await (await import('./cli/reset.ts')).runReset({ yes: rest.includes('--yes') })
+    case 'update':
+      return await (
+        await import('./cli/update.ts')
+      ).runUpdate(paths(), {
+        from: rest.find((arg) => arg !== '--force'),
+        force: rest.includes('--force'),
+      })
+    case 'update-fetch':
+      return await (await import('./update/fetch.ts')).runFetch(paths())
+    case 'update-stick':
+      return await (await import('./update/stick.ts')).runStick(paths(), rest)
+    case 'update-install':
+      return await (await import('./update/install.ts')).runInstall(paths())
+    case 'trial':
+      return await (await import('./update/trial.ts')).runTrial(paths())
+    case 'trial-good':
+      return await (await import('./update/trial.ts')).runTrialGood(paths())
+    case 'status':
+      return await (
+        await import('./cli/status.ts')
+      ).runStatus(paths(), { json: rest.includes('--json') })
+    case 'doctor':
+      return await (
+        await import('./cli/doctor.ts')
+      ).runDoctor(paths(), { json: rest.includes('--json') })
+    case 'reload':
+      return await (await import('./cli/reload.ts')).runReload(paths())
+    case 'metrics':
+      return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'firewall':
       return rest.includes('apply')
         ? await (await import('./firewall/apply.ts')).runApply(paths())
@@ -90,7 +116,11 @@ async function main (args: string[]): Promise<number> {
       process.stdout.write(usage)
       return 0
     default:
-      process.stderr.write(command === undefined ? usage : `gatehouse: no command ${JSON.stringify(command)}\n\n${usage}`)
+      process.stderr.write(
+        command === undefined
+          ? usage
+          : `gatehouse: no command ${JSON.stringify(command)}\n\n${usage}`,
+      )
       return 64
   }
 }

@@ -1,17 +1,19 @@
 /**
- * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `faults`, `update`), in that order, and ends with one line
- * `N passed, N failed` (`, N skipped` where any were). Exit code 1 when a test failed or none ran.
+ * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `faults`,
+ * `update`), in that order, and ends with one line `N passed, N failed` (`, N skipped` where any
+ * were). Exit code 1 when a test failed or none ran.
  *
  * Usage: node test/run.ts [--save FILE | --add FILE] unit lab
- * --save keeps the counts in a file, --add begins with those kept there: `make test` runs the quick tests before it builds the images.
+ * --save keeps the counts in a file, --add begins with those kept there: `make test` runs the quick
+ * tests before it builds the images.
  */
-import { globSync, readFileSync, writeFileSync } from 'node:fs';
-import path from 'node:path';
-import { run } from 'node:test';
-import { spec } from 'node:test/reporters';
-import { parseArgs } from 'node:util';
+import { globSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { run } from 'node:test'
+import { spec } from 'node:test/reporters'
+import { parseArgs } from 'node:util'
 
-const root = path.resolve(import.meta.dirname, '..');
+const root = path.resolve(import.meta.dirname, '..')
 const folders: Record<string, string> = {
   unit: 'test/unit/**/*.test.ts',
   tsnet: 'src/tsnet/test/*.test.ts',
@@ -20,37 +22,56 @@ const folders: Record<string, string> = {
   scenarios: 'test/scenarios/**/*.test.ts',
   faults: 'test/scenarios/faults.ts',
   update: 'test/update/*.test.ts',
-};
+}
 
-const { values, positionals: asked } = parseArgs({ options: { save: { type: 'string' }, add: { type: 'string' } }, allowPositionals: true });
-const unknown = asked.filter((name) => !(name in folders));
+const { values, positionals: asked } = parseArgs({
+  options: { save: { type: 'string' }, add: { type: 'string' } },
+  allowPositionals: true,
+})
+const unknown = asked.filter((name) => !(name in folders))
 if (asked.length === 0 || unknown.length > 0) {
-  console.error(`test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; there are ${Object.keys(folders).join(', ')}`);
-  process.exit(2);
+  console.error(
+    `test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; there are ${Object.keys(folders).join(', ')}`,
+  )
+  process.exit(2)
 }
 
-const count = { passed: 0, failed: 0, skipped: 0 };
-if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')));
+const count = { passed: 0, failed: 0, skipped: 0 }
+if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')))
 for (const name of asked) {
-  const files = globSync(folders[name]!, { cwd: root }).sort().map((f) => path.join(root, f));
-  const begun = performance.now();
-  // A test that hangs fails, and the others still run. The longest take five minutes on two busy cores, and power cuts as often as there are rounds.
-  const events = run({ files, cwd: root, concurrency: name === 'unit' ? 4 : 1, timeout: 15 * 60_000 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1) });
+  const files = globSync(folders[name]!, { cwd: root })
+    .sort()
+    .map((f) => path.join(root, f))
+  const begun = performance.now()
+  // A test that hangs fails, and the others still run. The longest take five minutes on two busy
+  // cores, and power cuts as often as there are rounds.
+  const events = run({
+    files,
+    cwd: root,
+    concurrency: name === 'unit' ? 4 : 1,
+    timeout: 15 * 60_000 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1),
+  })
   events.on('test:pass', (t) => {
-    if (t.details.type === 'suite') return;
-    if (t.skip !== undefined || t.todo !== undefined) count.skipped++;
-    else count.passed++;
-  });
+    if (t.details.type === 'suite') return
+    if (t.skip !== undefined || t.todo !== undefined) count.skipped++
+    else count.passed++
+  })
   events.on('test:fail', (t) => {
-    if (t.details.type === 'suite') return;
-    count.failed++;
+    if (t.details.type === 'suite') return
+    count.failed++
     // The reporter gives the details at its end; in a long run one wants to know now.
-    console.log(`${path.relative(root, t.file ?? name)}: ${t.name}: ${String((t.details.error.cause as Error | undefined)?.message ?? t.details.error.message).slice(0, 1000)}`);
-  });
-  const shown = events.compose(new spec());
-  for await (const chunk of shown) process.stdout.write(chunk);
-  console.log(`${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s\n`);
+    console.log(
+      `${path.relative(root, t.file ?? name)}: ${t.name}: ${String((t.details.error.cause as Error | undefined)?.message ?? t.details.error.message).slice(0, 1000)}`,
+    )
+  })
+  const shown = events.compose(new spec())
+  for await (const chunk of shown) process.stdout.write(chunk)
+  console.log(
+    `${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s\n`,
+  )
 }
-if (values.save) writeFileSync(values.save, JSON.stringify(count));
-console.log(`${count.passed} passed, ${count.failed} failed${count.skipped ? `, ${count.skipped} skipped` : ''}`);
-process.exit(count.failed > 0 || count.passed === 0 ? 1 : 0);
+if (values.save) writeFileSync(values.save, JSON.stringify(count))
+console.log(
+  `${count.passed} passed, ${count.failed} failed${count.skipped ? `, ${count.skipped} skipped` : ''}`,
+)
+process.exit(count.failed > 0 || count.passed === 0 ? 1 : 0)

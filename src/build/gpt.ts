@@ -1,31 +1,55 @@
 /**
- * GUID partition tables (UEFI 2.10, 5.3) on disks with blocks of 512 bytes, which cards, sticks and our images have: read, and made
- * anew with other partitions.
+ * GUID partition tables (UEFI 2.10, 5.3) on disks with blocks of 512 bytes, which cards, sticks and
+ * our images have: read, and made anew with other partitions.
  */
 import type { FileHandle } from 'node:fs/promises'
 import { crc32 } from 'node:zlib'
 
 /** Bytes of a block. */
 export const block = 512
-/** Blocks of the entries, 128 of 128 bytes each: behind the header at the disk's beginning, before the header at its end. */
+/**
+ * Blocks of the entries, 128 of 128 bytes each: behind the header at the disk's beginning, before
+ * the header at its end.
+ */
 const entryBlocks = 32
 /** Blocks at the disk's beginning that hold MBR, header and entries. */
 export const headBlocks = 2 + entryBlocks
-/** The EFI system partition's type, in the table's mixed byte order (C12A7328-F81F-11D2-BA4B-00A0C93EC93B). */
+/**
+ * The EFI system partition's type, in the table's mixed byte order
+ * (C12A7328-F81F-11D2-BA4B-00A0C93EC93B).
+ */
 const espType = Buffer.from('28732ac11ff8d211ba4b00a0c93ec93b', 'hex')
 
-/** A partition: its 128 bytes in the table, and what they say. Blocks count from 0, `last` belongs to it. */
-export interface Partition { raw: Buffer, first: number, last: number, name: string, esp: boolean }
+/**
+ * A partition: its 128 bytes in the table, and what they say. Blocks count from 0, `last` belongs
+ * to it.
+ */
+export interface Partition {
+  raw: Buffer
+  first: number
+  last: number
+  name: string
+  esp: boolean
+}
 
 /** A table: the disk's identifier (16 bytes), and the partitions as they lie on the disk. */
-export interface Table { disk: Buffer, partitions: Partition[] }
+export interface Table {
+  disk: Buffer
+  partitions: Partition[]
+}
 
 /** The table in a header and its entries. Undefined where there is none, or it is damaged. */
-function parse (header: Buffer, entries: Buffer): Table | undefined {
-  if (header.toString('latin1', 0, 8) !== 'EFI PART' || header.readUInt32LE(80) !== 128 || header.readUInt32LE(84) !== 128) return undefined
+function parse(header: Buffer, entries: Buffer): Table | undefined {
+  if (
+    header.toString('latin1', 0, 8) !== 'EFI PART' ||
+    header.readUInt32LE(80) !== 128 ||
+    header.readUInt32LE(84) !== 128
+  )
+    return undefined
   const bare = Buffer.from(header.subarray(0, 92))
   bare.writeUInt32LE(0, 16)
-  if (crc32(bare) !== header.readUInt32LE(16) || crc32(entries) !== header.readUInt32LE(88)) return undefined
+  if (crc32(bare) !== header.readUInt32LE(16) || crc32(entries) !== header.readUInt32LE(88))
+    return undefined
   const partitions: Partition[] = []
   for (let at = 0; at < entries.length; at += 128) {
     const raw = entries.subarray(at, at + 128)
@@ -38,26 +62,39 @@ function parse (header: Buffer, entries: Buffer): Table | undefined {
       esp: raw.subarray(0, 16).equals(espType),
     })
   }
-  return { disk: Buffer.from(header.subarray(56, 72)), partitions: partitions.toSorted((a, b) => a.first - b.first) }
+  return {
+    disk: Buffer.from(header.subarray(56, 72)),
+    partitions: partitions.toSorted((a, b) => a.first - b.first),
+  }
 }
 
 /** The table in the first {@link headBlocks} blocks of a disk. */
-export function tableOf (head: Buffer): Table | undefined {
+export function tableOf(head: Buffer): Table | undefined {
   return parse(head.subarray(block, 2 * block), head.subarray(2 * block, headBlocks * block))
 }
 
-/** The tables of a disk that are whole: the one at its beginning, and the copy at its end, which outlives what is written to the beginning. */
-export async function readTables (disk: FileHandle, size: number): Promise<Table[]> {
-  const read = async (at: number, blocks: number): Promise<Buffer> => (await disk.read(Buffer.alloc(blocks * block), 0, blocks * block, at)).buffer
+/**
+ * The tables of a disk that are whole: the one at its beginning, and the copy at its end, which
+ * outlives what is written to the beginning.
+ */
+export async function readTables(disk: FileHandle, size: number): Promise<Table[]> {
+  const read = async (at: number, blocks: number): Promise<Buffer> =>
+    (await disk.read(Buffer.alloc(blocks * block), 0, blocks * block, at)).buffer
   const end = await read(size - (1 + entryBlocks) * block, 1 + entryBlocks)
-  return [tableOf(await read(0, headBlocks)), parse(end.subarray(entryBlocks * block), end.subarray(0, entryBlocks * block))].filter((table) => table !== undefined)
+  return [
+    tableOf(await read(0, headBlocks)),
+    parse(end.subarray(entryBlocks * block), end.subarray(0, entryBlocks * block)),
+  ].filter((table) => table !== undefined)
 }
 
 /**
- * A table for a disk of `size` bytes: header and entries for behind the MBR, and entries and header for the disk's last
- * blocks ({@link headBlocks} - 1 blocks each).
+ * A table for a disk of `size` bytes: header and entries for behind the MBR, and entries and header
+ * for the disk's last blocks ({@link headBlocks} - 1 blocks each).
  */
-export function makeTable ({ disk, partitions }: Table, size: number): { start: Buffer, end: Buffer } {
+export function makeTable(
+  { disk, partitions }: Table,
+  size: number,
+): { start: Buffer; end: Buffer } {
   const entries = Buffer.alloc(entryBlocks * block)
   for (const [index, { raw }] of partitions.entries()) raw.copy(entries, index * 128)
   const final = size / block - 1

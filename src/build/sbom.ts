@@ -1,6 +1,7 @@
 /**
- * What is in an image, as SPDX 2.3 (ISO/IEC 5962): Debian's packages from mkosi's manifest, npm's from the lock files, Go's from the
- * module itself. Everything comes from what the build has left, nothing is looked up: two builds of one commit give the same bytes.
+ * What is in an image, as SPDX 2.3 (ISO/IEC 5962): Debian's packages from mkosi's manifest, npm's
+ * from the lock files, Go's from the module itself. Everything comes from what the build has left,
+ * nothing is looked up: two builds of one commit give the same bytes.
  */
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
@@ -13,70 +14,163 @@ export interface Part {
   /** Package URL (ECMA-427): how scanners for advisories find it. */
   purl: string
   /** Algorithm and digest in hexadecimal, where the source names one. */
-  checksum?: { algorithm: 'SHA256' | 'SHA512', value: string }
+  checksum?: { algorithm: 'SHA256' | 'SHA512'; value: string }
 }
 
-interface Manifest { packages: Array<{ type: string, name: string, version: string, architecture: string }> }
-interface Lock { packages: Record<string, { version?: string, dev?: boolean, optional?: boolean, link?: boolean, integrity?: string }> }
+interface Manifest {
+  packages: Array<{ type: string; name: string; version: string; architecture: string }>
+}
+interface Lock {
+  packages: Record<
+    string,
+    { version?: string; dev?: boolean; optional?: boolean; link?: boolean; integrity?: string }
+  >
+}
 
-/** Everything in the image for `arch`, sorted by package URL. @param root the checkout, after a build */
-export async function parts (root: string, arch: 'amd64' | 'arm64'): Promise<Part[]> {
-  const json = async <T>(path: string): Promise<T> => JSON.parse(await readFile(join(root, path), 'utf8')) as T
+/**
+ * Everything in the image for `arch`, sorted by package URL. @param root the checkout, after a
+ * build
+ */
+export async function parts(root: string, arch: 'amd64' | 'arm64'): Promise<Part[]> {
+  const json = async <T>(path: string): Promise<T> =>
+    JSON.parse(await readFile(join(root, path), 'utf8')) as T
   const manifest = await json<Manifest>(`out/mkosi/gatehouse-${arch}.manifest`)
   const debian = manifest.packages.map(({ name, version, architecture }): Part => ({
-    name, version, purl: `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
+    name,
+    version,
+    purl: `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
   }))
-  const program = npm(await json<Lock>('package-lock.json'), (path, entry) =>
-    path === `node_modules/node-linux-${arch === 'amd64' ? 'x64' : 'arm64'}` || (entry.dev !== true && entry.optional !== true))
-  const nodeRed = npm(await json<Lock>('image/node-red/package-lock.json'), (_, entry) => entry.dev !== true && entry.optional !== true)
-  const all = [...debian, ...program, ...nodeRed, ...goModules(await readFile(join(root, 'out/app/tsnet.wasm')))]
-  return [...new Map(all.map((part) => [part.purl, part])).values()].toSorted((a, b) => (a.purl < b.purl ? -1 : 1))
+  const program = npm(
+    await json<Lock>('package-lock.json'),
+    (path, entry) =>
+      path === `node_modules/node-linux-${arch === 'amd64' ? 'x64' : 'arm64'}` ||
+      (entry.dev !== true && entry.optional !== true),
+  )
+  const nodeRed = npm(
+    await json<Lock>('image/node-red/package-lock.json'),
+    (_, entry) => entry.dev !== true && entry.optional !== true,
+  )
+  const all = [
+    ...debian,
+    ...program,
+    ...nodeRed,
+    ...goModules(await readFile(join(root, 'out/app/tsnet.wasm'))),
+  ]
+  return [...new Map(all.map((part) => [part.purl, part])).values()].toSorted((a, b) =>
+    a.purl < b.purl ? -1 : 1,
+  )
 }
 
-function npm (lock: Lock, wanted: (path: string, entry: Lock['packages'][string]) => boolean): Part[] {
+function npm(
+  lock: Lock,
+  wanted: (path: string, entry: Lock['packages'][string]) => boolean,
+): Part[] {
   return Object.entries(lock.packages).flatMap(([path, entry]) => {
     const at = path.lastIndexOf('node_modules/')
-    if (at < 0 || entry.link === true || entry.version === undefined || !wanted(path, entry)) return []
+    if (at < 0 || entry.link === true || entry.version === undefined || !wanted(path, entry))
+      return []
     const name = path.slice(at + 'node_modules/'.length)
     const sha512 = /^sha512-(\S+)/.exec(entry.integrity ?? '')?.[1]
-    return [{
-      name, version: entry.version, purl: `pkg:npm/${name.replace('@', '%40')}@${entry.version}`,
-      ...(sha512 === undefined ? {} : { checksum: { algorithm: 'SHA512', value: Buffer.from(sha512, 'base64').toString('hex') } }),
-    }]
+    return [
+      {
+        name,
+        version: entry.version,
+        purl: `pkg:npm/${name.replace('@', '%40')}@${entry.version}`,
+        ...(sha512 === undefined
+          ? {}
+          : {
+              checksum: {
+                algorithm: 'SHA512',
+                value: Buffer.from(sha512, 'base64').toString('hex'),
+              },
+            }),
+      },
+    ]
   })
 }
 
-/** The build information that Go's linker leaves in a binary (runtime/debug.BuildInfo); `go version -m` does not read WebAssembly. */
-function goModules (wasm: Buffer): Part[] {
+/**
+ * The build information that Go's linker leaves in a binary (runtime/debug.BuildInfo); `go version
+ * -m` does not read WebAssembly.
+ */
+function goModules(wasm: Buffer): Part[] {
   const text = wasm.toString('latin1')
-  const found = [...text.matchAll(/(?:^|\n)dep\t([^\t\n]+)\t(v[^\t\n]+)/g)].map(([, name, version]): Part => ({ name: name!, version: version!, purl: `pkg:golang/${name}@${version}` }))
+  const found = [...text.matchAll(/(?:^|\n)dep\t([^\t\n]+)\t(v[^\t\n]+)/g)].map(
+    ([, name, version]): Part => ({
+      name: name!,
+      version: version!,
+      purl: `pkg:golang/${name}@${version}`,
+    }),
+  )
   const go = /\bgo1\.\d+(?:\.\d+)?\b/.exec(text)?.[0]
-  if (found.length === 0 || go === undefined) throw new Error('sbom: tsnet.wasm carries no build information: build it with src/tsnet/build.sh')
+  if (found.length === 0 || go === undefined)
+    throw new Error(
+      'sbom: tsnet.wasm carries no build information: build it with src/tsnet/build.sh',
+    )
   return [...found, { name: 'go', version: go.slice(2), purl: `pkg:golang/stdlib@${go.slice(2)}` }]
 }
 
 /** The SPDX document as JSON text. @param created seconds since 1970, the document's date */
-export function spdx (name: string, version: string, all: readonly Part[], created: number): string {
-  const id = (part: Part): string => `SPDXRef-${createHash('sha256').update(part.purl).digest('hex').slice(0, 16)}`
+export function spdx(name: string, version: string, all: readonly Part[], created: number): string {
+  const id = (part: Part): string =>
+    `SPDXRef-${createHash('sha256').update(part.purl).digest('hex').slice(0, 16)}`
   const digest = createHash('sha256').update(JSON.stringify(all)).digest('hex').slice(0, 32)
-  return `${JSON.stringify({
-    spdxVersion: 'SPDX-2.3',
-    dataLicense: 'CC0-1.0',
-    SPDXID: 'SPDXRef-DOCUMENT',
-    name: `${name}-${version}`,
-    documentNamespace: `urn:gatehouse:${name}:${version}:${digest}`,
-    creationInfo: { created: new Date(created * 1000).toISOString().replace(/\.\d+Z$/, 'Z'), creators: ['Tool: gatehouse-image-build'] },
-    packages: [
-      { SPDXID: 'SPDXRef-image', name, versionInfo: version, downloadLocation: 'NOASSERTION', filesAnalyzed: false, primaryPackagePurpose: 'OPERATING-SYSTEM' },
-      ...all.map((part) => ({
-        SPDXID: id(part), name: part.name, versionInfo: part.version, downloadLocation: 'NOASSERTION', filesAnalyzed: false,
-        ...(part.checksum === undefined ? {} : { checksums: [{ algorithm: part.checksum.algorithm, checksumValue: part.checksum.value }] }),
-        externalRefs: [{ referenceCategory: 'PACKAGE-MANAGER', referenceType: 'purl', referenceLocator: part.purl }],
-      })),
-    ],
-    relationships: [
-      { spdxElementId: 'SPDXRef-DOCUMENT', relationshipType: 'DESCRIBES', relatedSpdxElement: 'SPDXRef-image' },
-      ...all.map((part) => ({ spdxElementId: 'SPDXRef-image', relationshipType: 'CONTAINS', relatedSpdxElement: id(part) })),
-    ],
-  }, undefined, 1)}\n`
+  return `${JSON.stringify(
+    {
+      spdxVersion: 'SPDX-2.3',
+      dataLicense: 'CC0-1.0',
+      SPDXID: 'SPDXRef-DOCUMENT',
+      name: `${name}-${version}`,
+      documentNamespace: `urn:gatehouse:${name}:${version}:${digest}`,
+      creationInfo: {
+        created: new Date(created * 1000).toISOString().replace(/\.\d+Z$/, 'Z'),
+        creators: ['Tool: gatehouse-image-build'],
+      },
+      packages: [
+        {
+          SPDXID: 'SPDXRef-image',
+          name,
+          versionInfo: version,
+          downloadLocation: 'NOASSERTION',
+          filesAnalyzed: false,
+          primaryPackagePurpose: 'OPERATING-SYSTEM',
+        },
+        ...all.map((part) => ({
+          SPDXID: id(part),
+          name: part.name,
+          versionInfo: part.version,
+          downloadLocation: 'NOASSERTION',
+          filesAnalyzed: false,
+          ...(part.checksum === undefined
+            ? {}
+            : {
+                checksums: [
+                  { algorithm: part.checksum.algorithm, checksumValue: part.checksum.value },
+                ],
+              }),
+          externalRefs: [
+            {
+              referenceCategory: 'PACKAGE-MANAGER',
+              referenceType: 'purl',
+              referenceLocator: part.purl,
+            },
+          ],
+        })),
+      ],
+      relationships: [
+        {
+          spdxElementId: 'SPDXRef-DOCUMENT',
+          relationshipType: 'DESCRIBES',
+          relatedSpdxElement: 'SPDXRef-image',
+        },
+        ...all.map((part) => ({
+          spdxElementId: 'SPDXRef-image',
+          relationshipType: 'CONTAINS',
+          relatedSpdxElement: id(part),
+        })),
+      ],
+    },
+    undefined,
+    1,
+  )}\n`
 }

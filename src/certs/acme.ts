@@ -17,11 +17,17 @@ export interface IssuerOptions {
   /** PEM of the authorities trusted for the directory; default: the system's. */
   authorities: string | undefined
   email: string | undefined
-  /** What a new account is bound to at the authority (RFC 8555 §7.3.4); default: nothing. The key is base64url. */
-  binding?: { keyId: string, hmacKey: string } | undefined
+  /**
+   * What a new account is bound to at the authority (RFC 8555 §7.3.4); default: nothing. The key is
+   * base64url.
+   */
+  binding?: { keyId: string; hmacKey: string } | undefined
   /** Profile of certificates asked for; default: the authority's own choice. */
   profile?: string | undefined
-  /** Milliseconds a certificate is to be valid from now on (RFC 8555 §7.4, notBefore and notAfter); default: the authority's own choice. Let's Encrypt refuses it. */
+  /**
+   * Milliseconds a certificate is to be valid from now on (RFC 8555 §7.4, notBefore and notAfter);
+   * default: the authority's own choice. Let's Encrypt refuses it.
+   */
   lifetime?: number
   /** Directory of the account key. */
   state: string
@@ -34,7 +40,10 @@ export interface IssuerOptions {
 
 /** What {@link Issuer.issue} may be told besides the name. */
 export interface IssueOptions {
-  /** The certificate this one replaces (RFC 9773 §5), as `certificateId` names it. Left out of the order when the authority will not have it. */
+  /**
+   * The certificate this one replaces (RFC 9773 §5), as `certificateId` names it. Left out of the
+   * order when the authority will not have it.
+   */
   replaces?: string | undefined
   /** Told, in a line, what is worth knowing and no failure. */
   say?: (line: string) => void
@@ -61,27 +70,54 @@ export interface Issuer {
 
 const day = 86_400_000
 
-interface Answer { status: number, type: string | undefined, retryAfter: number | undefined }
+interface Answer {
+  status: number
+  type: string | undefined
+  retryAfter: number | undefined
+}
 
 /** Parts of the directory (RFC 8555 §7.1.1) that acme-client knows nothing of. */
-interface Directory { renewalInfo?: unknown, meta?: { profiles?: Record<string, unknown> } }
+interface Directory {
+  renewalInfo?: unknown
+  meta?: { profiles?: Record<string, unknown> }
+}
 
 /** Reads or makes the account key, and sets acme-client up for the directory. */
-export async function createIssuer ({ directory, authorities, email, binding, profile, lifetime, state, publish, now = () => new Date(), heard = async () => {} }: IssuerOptions): Promise<Issuer> {
+export async function createIssuer({
+  directory,
+  authorities,
+  email,
+  binding,
+  profile,
+  lifetime,
+  state,
+  publish,
+  now = () => new Date(),
+  heard = async () => {},
+}: IssuerOptions): Promise<Issuer> {
   let answer: Answer | undefined
   const { defaults, interceptors } = acme.axios
   // ca replaces the built-in authorities: a person who names one means that one.
-  defaults.httpsAgent = new Agent(authorities === undefined ? { keepAlive: false } : { keepAlive: false, ca: authorities })
+  defaults.httpsAgent = new Agent(
+    authorities === undefined ? { keepAlive: false } : { keepAlive: false, ca: authorities },
+  )
   defaults.proxy = false
   defaults.timeout = 30_000
-  // Waiting is the ledger's business: acme-client would sleep in memory, as long as the authority says, up to five times.
+  // Waiting is the ledger's business: acme-client would sleep in memory, as long as the authority
+  // says, up to five times.
   ;(defaults as { acmeSettings?: { retryMaxAttempts: number } }).acmeSettings!.retryMaxAttempts = 0
-  // acme-client 5.4.0 loses the error of a request that got no answer ("Cannot read properties of undefined"), so it is
-  // noted where it happens. Redirects, which the built-in transport follows, have no place in ACME.
+  // acme-client 5.4.0 loses the error of a request that got no answer ("Cannot read properties of
+  // undefined"), so it is noted where it happens. Redirects, which the built-in transport follows,
+  // have no place in ACME.
   let broken: Error | undefined
   ;(defaults as { transport?: unknown }).transport = {
-    request: (options: RequestOptions, callback: (response: IncomingMessage) => void): ClientRequest =>
-      request(options, callback).once('error', (err) => { broken = err }),
+    request: (
+      options: RequestOptions,
+      callback: (response: IncomingMessage) => void,
+    ): ClientRequest =>
+      request(options, callback).once('error', (err) => {
+        broken = err
+      }),
   }
   interceptors.response.use((response) => {
     broken = undefined
@@ -97,109 +133,183 @@ export async function createIssuer ({ directory, authorities, email, binding, pr
 
   let known: Promise<Directory> | undefined
   const readDirectory = async (): Promise<Directory> => {
-    const { status, data, headers } = await acme.axios.get<unknown>(directory, { validateStatus: null })
+    const { status, data, headers } = await acme.axios.get<unknown>(directory, {
+      validateStatus: null,
+    })
     const told = new Date(String(headers.date))
     if (!Number.isNaN(told.getTime())) {
       if (told.getTime() > now().getTime() + day) {
-        throw new IssueError('GH_CERTS_CLOCK', `the clock says ${now().toISOString()}, and the authority ${URL.parse(directory)?.host} that it is ${told.toISOString()}`, 'Check the network: the clock is set from it (timedatectl)')
+        throw new IssueError(
+          'GH_CERTS_CLOCK',
+          `the clock says ${now().toISOString()}, and the authority ${URL.parse(directory)?.host} that it is ${told.toISOString()}`,
+          'Check the network: the clock is set from it (timedatectl)',
+        )
       }
       await heard(told)
     }
-    if (status !== 200 || typeof data !== 'object' || data === null) throw new Error(`its directory answers ${status}`)
+    if (status !== 200 || typeof data !== 'object' || data === null)
+      throw new Error(`its directory answers ${status}`)
     return data
   }
   /** Runs some requests; what they throw becomes an IssueError. */
-  const asking = async <T>(what: string, run: () => Promise<T>, stage: () => Stage = () => 'directory'): Promise<T> => {
+  const asking = async <T>(
+    what: string,
+    run: () => Promise<T>,
+    stage: () => Stage = () => 'directory',
+  ): Promise<T> => {
     answer = undefined
     broken = undefined
     try {
       return await run()
     } catch (err) {
-      throw explain(what, err instanceof IssueError ? err : broken ?? err, directory, answer, stage())
+      throw explain(
+        what,
+        err instanceof IssueError ? err : (broken ?? err),
+        directory,
+        answer,
+        stage(),
+      )
     }
   }
   const learn = async (): Promise<Directory> => {
     known ??= readDirectory()
-    known.catch(() => { known = undefined })
+    known.catch(() => {
+      known = undefined
+    })
     return await known
   }
 
   return {
-    async renewalInfo (id) {
+    async renewalInfo(id) {
       return await asking('does not say when to renew', async () => {
         const { renewalInfo } = await learn()
         if (typeof renewalInfo !== 'string') return undefined
-        const { status, data } = await acme.axios.get<{ suggestedWindow?: { start?: string, end?: string }, explanationURL?: unknown, detail?: string }>(`${renewalInfo.replace(/\/$/, '')}/${id}`, { validateStatus: null })
+        const { status, data } = await acme.axios.get<{
+          suggestedWindow?: { start?: string; end?: string }
+          explanationURL?: unknown
+          detail?: string
+        }>(`${renewalInfo.replace(/\/$/, '')}/${id}`, { validateStatus: null })
         if (status !== 200) throw new Error(data?.detail ?? `it answers ${status}`)
-        const [start, end] = [new Date(data?.suggestedWindow?.start ?? ''), new Date(data?.suggestedWindow?.end ?? '')]
+        const [start, end] = [
+          new Date(data?.suggestedWindow?.start ?? ''),
+          new Date(data?.suggestedWindow?.end ?? ''),
+        ]
         if (!(start < end)) throw new Error('its window has no end after its start')
-        const explanation = typeof data.explanationURL === 'string' && /^https?:\/\//.test(data.explanationURL) ? data.explanationURL : undefined
+        const explanation =
+          typeof data.explanationURL === 'string' && /^https?:\/\//.test(data.explanationURL)
+            ? data.explanationURL
+            : undefined
         return { start, end, explanation, retryAfter: answer?.retryAfter }
       })
     },
 
-    async issue (name, { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {}) {
+    async issue(
+      name,
+      { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {},
+    ) {
       let stage: Stage = 'directory'
-      const client = new acme.Client({ directoryUrl: directory, accountKey, ...(binding === undefined ? {} : { externalAccountBinding: { kid: binding.keyId, hmacKey: binding.hmacKey } }), backoffAttempts: 20, backoffMin: 1_000, backoffMax: 10_000 })
+      const client = new acme.Client({
+        directoryUrl: directory,
+        accountKey,
+        ...(binding === undefined
+          ? {}
+          : { externalAccountBinding: { kid: binding.keyId, hmacKey: binding.hmacKey } }),
+        backoffAttempts: 20,
+        backoffMin: 1_000,
+        backoffMax: 10_000,
+      })
       // Five, its own number, are too few for an authority that refuses every other nonce.
       ;(client as unknown as { http: { maxBadNonceRetries: number } }).http.maxBadNonceRetries = 25
-      return await asking('issues no certificate', async () => {
-        const { renewalInfo, meta } = await learn()
-        if (profile !== undefined && !Object.hasOwn(meta?.profiles ?? {}, profile)) {
-          const offered = Object.keys(meta?.profiles ?? {})
-          throw new IssueError('GH_CERTS_ORDER', `the authority has no profile ${JSON.stringify(profile)}`, offered.length === 0 ? 'Remove profile from gatehouse.toml' : `Write one of ${offered.join(', ')} in gatehouse.toml`)
-        }
-        const order = client.createOrder.bind(client)
-        client.createOrder = async (data) => {
-          stage = 'order'
-          const start = now().getTime()
-          const asked = {
-            ...data,
-            ...(profile === undefined ? {} : { profile }),
-            ...(lifetime === undefined ? {} : { notBefore: new Date(start).toISOString(), notAfter: new Date(start + lifetime).toISOString() }),
+      return await asking(
+        'issues no certificate',
+        async () => {
+          const { renewalInfo, meta } = await learn()
+          if (profile !== undefined && !Object.hasOwn(meta?.profiles ?? {}, profile)) {
+            const offered = Object.keys(meta?.profiles ?? {})
+            throw new IssueError(
+              'GH_CERTS_ORDER',
+              `the authority has no profile ${JSON.stringify(profile)}`,
+              offered.length === 0
+                ? 'Remove profile from gatehouse.toml'
+                : `Write one of ${offered.join(', ')} in gatehouse.toml`,
+            )
           }
-          if (replaces === undefined || typeof renewalInfo !== 'string') return await order(asked)
-          return await order({ ...asked, replaces } as typeof asked).catch(async (err: unknown) => {
-            // It was replaced before (alreadyReplaced, 409), or is none of this authority's or account's: the order counts, not the word.
-            if (answer === undefined || answer.status < 400 || [429, 502, 503, 504].includes(answer.status)) throw err
-            say(`${name}: the authority takes the order for no renewal (${reason(err)}): it is made as a new one`)
-            return await order(asked)
+          const order = client.createOrder.bind(client)
+          client.createOrder = async (data) => {
+            stage = 'order'
+            const start = now().getTime()
+            const asked = {
+              ...data,
+              ...(profile === undefined ? {} : { profile }),
+              ...(lifetime === undefined
+                ? {}
+                : {
+                    notBefore: new Date(start).toISOString(),
+                    notAfter: new Date(start + lifetime).toISOString(),
+                  }),
+            }
+            if (replaces === undefined || typeof renewalInfo !== 'string') return await order(asked)
+            return await order({ ...asked, replaces } as typeof asked).catch(
+              async (err: unknown) => {
+                // It was replaced before (alreadyReplaced, 409), or is none of this authority's or
+                // account's: the order counts, not the word.
+                if (
+                  answer === undefined ||
+                  answer.status < 400 ||
+                  [429, 502, 503, 504].includes(answer.status)
+                )
+                  throw err
+                say(
+                  `${name}: the authority takes the order for no renewal (${reason(err)}): it is made as a new one`,
+                )
+                return await order(asked)
+              },
+            )
+          }
+          const complete = client.completeChallenge.bind(client)
+          client.completeChallenge = async (challenge) => {
+            await validating()
+            stage = 'validation'
+            return await complete(challenge)
+          }
+          const finalize = client.finalizeOrder.bind(client)
+          client.finalizeOrder = async (...order) => {
+            stage = 'finalization'
+            await issuing()
+            return await finalize(...order)
+          }
+          const key = await acme.crypto.createPrivateEcdsaKey('P-256')
+          const [, csr] = await acme.crypto.createCsr({ commonName: name, altNames: [name] }, key)
+          // A known account is only looked up. Left to itself, `auto` sends it an update that
+          // changes nothing, which an authority may refuse (Pebble does): the first certificate
+          // would be the last.
+          stage = 'account'
+          await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => {
+            if (answer?.status !== 400) throw err
           })
-        }
-        const complete = client.completeChallenge.bind(client)
-        client.completeChallenge = async (challenge) => {
-          await validating()
-          stage = 'validation'
-          return await complete(challenge)
-        }
-        const finalize = client.finalizeOrder.bind(client)
-        client.finalizeOrder = async (...order) => {
-          stage = 'finalization'
-          await issuing()
-          return await finalize(...order)
-        }
-        const key = await acme.crypto.createPrivateEcdsaKey('P-256')
-        const [, csr] = await acme.crypto.createCsr({ commonName: name, altNames: [name] }, key)
-        // A known account is only looked up. Left to itself, `auto` sends it an update that changes nothing, which an authority may
-        // refuse (Pebble does): the first certificate would be the last.
-        stage = 'account'
-        await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => { if (answer?.status !== 400) throw err })
-        const chain = await client.auto({
-          csr,
-          ...(email === undefined ? {} : { email }),
-          termsOfServiceAgreed: true,
-          challengePriority: ['dns-01'],
-          // Only the authority's view counts, and the firewall lets no other DNS query out.
-          skipChallengeVerification: true,
-          challengeCreateFn: async (_authz, challenge, value) => {
-            if (challenge.type !== 'dns-01') throw new IssueError('GH_CERTS_ORDER', `the authority offers no dns-01 challenge for ${name}`, 'Use an authority that does')
-            await publish(`_acme-challenge.${name}`, value)
-          },
-          // The record is replaced by the next one; the control server keeps no others.
-          challengeRemoveFn: async () => {},
-        })
-        return `${chain.trim()}\n${key.toString().trim()}\n`
-      }, () => stage)
+          const chain = await client.auto({
+            csr,
+            ...(email === undefined ? {} : { email }),
+            termsOfServiceAgreed: true,
+            challengePriority: ['dns-01'],
+            // Only the authority's view counts, and the firewall lets no other DNS query out.
+            skipChallengeVerification: true,
+            challengeCreateFn: async (_authz, challenge, value) => {
+              if (challenge.type !== 'dns-01')
+                throw new IssueError(
+                  'GH_CERTS_ORDER',
+                  `the authority offers no dns-01 challenge for ${name}`,
+                  'Use an authority that does',
+                )
+              await publish(`_acme-challenge.${name}`, value)
+            },
+            // The record is replaced by the next one; the control server keeps no others.
+            challengeRemoveFn: async () => {},
+          })
+          return `${chain.trim()}\n${key.toString().trim()}\n`
+        },
+        () => stage,
+      )
     },
   }
 }
@@ -207,36 +317,108 @@ export async function createIssuer ({ directory, authorities, email, binding, pr
 /** How far an attempt got: it says whose fault a refusal is. */
 type Stage = 'directory' | 'account' | 'order' | 'validation' | 'finalization'
 
-function explain (what: string, err: unknown, directory: string, answer: Answer | undefined, stage: Stage): IssueError {
+function explain(
+  what: string,
+  err: unknown,
+  directory: string,
+  answer: Answer | undefined,
+  stage: Stage,
+): IssueError {
   if (err instanceof IssueError) return err
   const code = (err as NodeJS.ErrnoException).code ?? ''
   const host = URL.parse(directory)?.host ?? directory
   const options = { retryAfter: answer?.retryAfter, cause: err }
   if (code === 'CERT_NOT_YET_VALID') {
-    return new IssueError('GH_CERTS_CLOCK', `the certificate of the ACME directory ${host} is not valid yet by this clock`, 'Check the network: the clock is set from it (timedatectl)', { cause: err })
+    return new IssueError(
+      'GH_CERTS_CLOCK',
+      `the certificate of the ACME directory ${host} is not valid yet by this clock`,
+      'Check the network: the clock is set from it (timedatectl)',
+      { cause: err },
+    )
   }
   if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code)) {
-    return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the certificate of the ACME directory ${host} is not trusted (${code})`, 'Check the clock, and ca_file in gatehouse.toml', { cause: err })
+    return new IssueError(
+      'GH_CERTS_AUTHORITY_DOWN',
+      `the certificate of the ACME directory ${host} is not trusted (${code})`,
+      'Check the clock, and ca_file in gatehouse.toml',
+      { cause: err },
+    )
   }
   // A system error: there was no answer at all.
   if (/^E[A-Z_]+$/.test(code) && !code.startsWith('ERR_')) {
-    return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the ACME directory ${host} cannot be reached (${code})`, 'Check the network, and directory in gatehouse.toml', { cause: err })
+    return new IssueError(
+      'GH_CERTS_AUTHORITY_DOWN',
+      `the ACME directory ${host} cannot be reached (${code})`,
+      'Check the network, and directory in gatehouse.toml',
+      { cause: err },
+    )
   }
   const type = answer?.type?.replace(/^urn:ietf:params:acme:error:/, '')
-  if (type === 'badNonce') return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the authority ${host} refused every nonce it gave out`, 'Wait', options)
-  if (answer?.status === 429) return new IssueError('GH_CERTS_RATE_LIMITED', `the authority ${host} limits the rate: ${reason(err)}`, 'Wait; restarting does not help', options)
-  if (answer !== undefined && answer.status >= 500) return new IssueError('GH_CERTS_AUTHORITY_DOWN', `the authority ${host} answers ${answer.status}: ${reason(err)}`, 'Wait', options)
+  if (type === 'badNonce')
+    return new IssueError(
+      'GH_CERTS_AUTHORITY_DOWN',
+      `the authority ${host} refused every nonce it gave out`,
+      'Wait',
+      options,
+    )
+  if (answer?.status === 429)
+    return new IssueError(
+      'GH_CERTS_RATE_LIMITED',
+      `the authority ${host} limits the rate: ${reason(err)}`,
+      'Wait; restarting does not help',
+      options,
+    )
+  if (answer !== undefined && answer.status >= 500)
+    return new IssueError(
+      'GH_CERTS_AUTHORITY_DOWN',
+      `the authority ${host} answers ${answer.status}: ${reason(err)}`,
+      'Wait',
+      options,
+    )
   const message = `the authority ${host} ${what}: ${reason(err)}`
-  if (type === 'externalAccountRequired') return new IssueError('GH_CERTS_ACCOUNT', message, 'Ask the authority for a key to bind the account with, and write eab_key_id and eab_hmac_key into gatehouse.toml', options)
-  if (stage === 'account') return new IssueError('GH_CERTS_ACCOUNT', message, 'Check email, eab_key_id and eab_hmac_key in gatehouse.toml', options)
-  // acme-client reports the challenge's own error, which the answer's status (200) does not tell from others.
-  if (stage === 'validation') return new IssueError('GH_CERTS_DNS', message, 'The challenge was published but not accepted; it is tried again later', options)
-  if (stage === 'directory') return new IssueError('GH_CERTS_AUTHORITY_DOWN', message, 'Check directory in gatehouse.toml', options)
-  return new IssueError('GH_CERTS_ORDER', message, 'Look at what the authority says. It is tried again later', options)
+  if (type === 'externalAccountRequired')
+    return new IssueError(
+      'GH_CERTS_ACCOUNT',
+      message,
+      'Ask the authority for a key to bind the account with, and write eab_key_id and eab_hmac_key into gatehouse.toml',
+      options,
+    )
+  if (stage === 'account')
+    return new IssueError(
+      'GH_CERTS_ACCOUNT',
+      message,
+      'Check email, eab_key_id and eab_hmac_key in gatehouse.toml',
+      options,
+    )
+  // acme-client reports the challenge's own error, which the answer's status (200) does not tell
+  // from others.
+  if (stage === 'validation')
+    return new IssueError(
+      'GH_CERTS_DNS',
+      message,
+      'The challenge was published but not accepted; it is tried again later',
+      options,
+    )
+  if (stage === 'directory')
+    return new IssueError(
+      'GH_CERTS_AUTHORITY_DOWN',
+      message,
+      'Check directory in gatehouse.toml',
+      options,
+    )
+  return new IssueError(
+    'GH_CERTS_ORDER',
+    message,
+    'Look at what the authority says. It is tried again later',
+    options,
+  )
 }
 
 /** Retry-After in milliseconds: seconds or an HTTP date (RFC 9110 §10.2.3). */
-export function parseRetryAfter (value: string | undefined, now: number = Date.now()): number | undefined {
+export function parseRetryAfter(
+  value: string | undefined,
+  now: number = Date.now(),
+): number | undefined {
   if (value === undefined) return undefined
   if (/^\d+$/.test(value)) return Number(value) * 1000
   const date = Date.parse(value)
@@ -244,15 +426,21 @@ export function parseRetryAfter (value: string | undefined, now: number = Date.n
 }
 
 /**
- * The account key, made once. A damaged one is put aside, not overwritten: it may be wanted. One that cannot be read is not
- * damaged: a new account would have the authority's limits begin anew, and whoever closed the old file may open it again.
+ * The account key, made once. A damaged one is put aside, not overwritten: it may be wanted. One
+ * that cannot be read is not damaged: a new account would have the authority's limits begin anew,
+ * and whoever closed the old file may open it again.
  */
-async function readAccountKey (state: string): Promise<string> {
+async function readAccountKey(state: string): Promise<string> {
   await mkdir(state, { recursive: true, mode: 0o700 })
   const path = join(state, 'account.pem')
   const there = await readFile(path, 'utf8').catch((err: NodeJS.ErrnoException) => {
     if (err.code === 'ENOENT') return undefined
-    throw new IssueError('GH_CERTS_TAMPERED', `the account key ${path} cannot be read: ${reason(err)}`, 'Check its owner and mode: gatehouse-certs, 0600', { cause: err })
+    throw new IssueError(
+      'GH_CERTS_TAMPERED',
+      `the account key ${path} cannot be read: ${reason(err)}`,
+      'Check its owner and mode: gatehouse-certs, 0600',
+      { cause: err },
+    )
   })
   if (there !== undefined) {
     try {
@@ -268,6 +456,6 @@ async function readAccountKey (state: string): Promise<string> {
 }
 
 /** Serial number of a certificate's leaf, for the log. */
-export function serialOf (pem: string): string {
+export function serialOf(pem: string): string {
   return new X509Certificate(pem).serialNumber
 }

@@ -34,18 +34,35 @@ export interface AgentOptions {
 
 const day = 86_400_000
 const mode = 0o640
-/** Free space a run makes sure of before it asks for a certificate: several times a chain and key. Bytes. */
+/**
+ * Free space a run makes sure of before it asks for a certificate: several times a chain and key.
+ * Bytes.
+ */
 const room = 64 * 1024
-/** How long the certificate of a name that is wanted no more is kept: a node renamed back the same day needs no new one. */
+/**
+ * How long the certificate of a name that is wanted no more is kept: a node renamed back the same
+ * day needs no new one.
+ */
 const grace = day
 
 /**
- * Sees to it that each name has a certificate that is not due, and leaves a record of it for `gatehouse status`.
+ * Sees to it that each name has a certificate that is not due, and leaves a record of it for
+ * `gatehouse status`.
  *
- * A name whose turn has not come again after a failure is held back. A failure of one name does not keep the others
- * from being tried. A certificate in place is replaced by one that was proven, and by nothing else.
+ * A name whose turn has not come again after a failure is held back. A failure of one name does not
+ * keep the others from being tried. A certificate in place is replaced by one that was proven, and
+ * by nothing else.
  */
-export async function renew ({ names, tls, ledger, plans, issuer, say, now = () => new Date(), goodTime = () => undefined }: AgentOptions): Promise<CertsRecord> {
+export async function renew({
+  names,
+  tls,
+  ledger,
+  plans,
+  issuer,
+  say,
+  now = () => new Date(),
+  goodTime = () => undefined,
+}: AgentOptions): Promise<CertsRecord> {
   let made: Promise<Issuer> | undefined
   const ask = async (): Promise<Issuer> => await (made ??= issuer())
   let result: CertsRecord['result'] = 'ok'
@@ -53,11 +70,18 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
   let next: Date | undefined
   const certificates: NonNullable<CertsRecord['certificates']> = []
   const history = new History(await readRecord(tls))
-  const later = (outcome: 'waiting' | 'failed', code: FailureCode, text: string, at: Date | undefined, certificate: Certificate | undefined): Judged => {
+  const later = (
+    outcome: 'waiting' | 'failed',
+    code: FailureCode,
+    text: string,
+    at: Date | undefined,
+    certificate: Certificate | undefined,
+  ): Judged => {
     if (outcome === 'failed' || result === 'ok') result = outcome
     if (outcome === 'failed') history.failed(code)
     const worse = judge(code, text, certificate, now())
-    if (problem === undefined || rank[worse.severity] > rank[problem.severity]) problem = { ...worse, daysLeft: Math.min(worse.daysLeft, problem?.daysLeft ?? Infinity) }
+    if (problem === undefined || rank[worse.severity] > rank[problem.severity])
+      problem = { ...worse, daysLeft: Math.min(worse.daysLeft, problem?.daysLeft ?? Infinity) }
     problem.daysLeft = Math.min(problem.daysLeft, worse.daysLeft)
     if (at !== undefined && (next === undefined || at < next)) next = at
     return worse
@@ -74,7 +98,8 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     let renewal: Moment | undefined
     if (certificate !== undefined) {
       if (certificate.notBefore.getTime() > now().getTime() + day) {
-        // Nobody knows then whether it has expired. The authority's clock was right when it issued it.
+        // Nobody knows then whether it has expired. The authority's clock was right when it issued
+        // it.
         const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). Check the network: the clock is set from it (timedatectl)`
         later('failed', 'GH_CERTS_CLOCK', text, undefined, certificate)
         say(text, 'warning')
@@ -82,10 +107,24 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
       }
       if (now() >= certificate.notAfter) due = 'the last one has expired'
       else {
-        renewal = await plans.moment(certificate, now().getTime(), async (id) => await (await ask()).renewalInfo(id), say)
-        if (now() >= renewal.at) due = renewal.from === 'authority' ? 'the moment the authority suggested has come' : 'two thirds of the last one\'s lifetime are over'
+        renewal = await plans.moment(
+          certificate,
+          now().getTime(),
+          async (id) => await (await ask()).renewalInfo(id),
+          say,
+        )
+        if (now() >= renewal.at)
+          due =
+            renewal.from === 'authority'
+              ? 'the moment the authority suggested has come'
+              : "two thirds of the last one's lifetime are over"
       }
-      certificates.push({ name, notAfter: certificate.notAfter.toISOString(), renewAt: (renewal?.at ?? certificate.notAfter).toISOString(), from: renewal?.from ?? 'lifetime' })
+      certificates.push({
+        name,
+        notAfter: certificate.notAfter.toISOString(),
+        renewAt: (renewal?.at ?? certificate.notAfter).toISOString(),
+        from: renewal?.from ?? 'lifetime',
+      })
     }
     if (due === undefined) {
       await ledger.succeeded(name, now().getTime())
@@ -98,37 +137,86 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     }
     try {
       const counted = async (note: () => Promise<void>): Promise<void> => {
-        await note().catch((err: unknown) => { throw new IssueError('GH_CERTS_DISK', `the attempt cannot be written down: ${reason(err)}`, 'Check free space and permissions of /var/lib/gatehouse-certs', { cause: err }) })
+        await note().catch((err: unknown) => {
+          throw new IssueError(
+            'GH_CERTS_DISK',
+            `the attempt cannot be written down: ${reason(err)}`,
+            'Check free space and permissions of /var/lib/gatehouse-certs',
+            { cause: err },
+          )
+        })
       }
       // Nothing is asked of the authority that could not be kept, or counted.
       await makeRoom(tls, name)
       let cut = false
-      await counted(async () => { cut = await ledger.begin(name, now().getTime()) })
+      await counted(async () => {
+        cut = await ledger.begin(name, now().getTime())
+      })
       if (cut) history.note('GH_CERTS_INTERRUPTED', `an attempt for ${name} was cut short`, now())
       if (found?.code === 'GH_CERTS_MISMATCH') history.note(found.code, found.message, now())
       history.totals.attempts++
       history.totals.lastAttempt = now().toISOString()
-      const pem = await (await ask()).issue(name, {
-        replaces: certificate === undefined ? undefined : certificateId(new X509Certificate(certificate.chain)),
+      const pem = await (
+        await ask()
+      ).issue(name, {
+        replaces:
+          certificate === undefined
+            ? undefined
+            : certificateId(new X509Certificate(certificate.chain)),
         say,
-        validating: async () => { await counted(async () => { await ledger.validating(name, now().getTime()) }) },
-        issuing: async () => { await counted(async () => { await ledger.issuing(name, now().getTime()) }) },
+        validating: async () => {
+          await counted(async () => {
+            await ledger.validating(name, now().getTime())
+          })
+        },
+        issuing: async () => {
+          await counted(async () => {
+            await ledger.issuing(name, now().getTime())
+          })
+        },
       })
       const fresh = prove(pem, name, now())
-      await counted(async () => { await ledger.issued(name, now().getTime(), fresh.notAfter.getTime() - fresh.notBefore.getTime()) })
+      await counted(async () => {
+        await ledger.issued(
+          name,
+          now().getTime(),
+          fresh.notAfter.getTime() - fresh.notBefore.getTime(),
+        )
+      })
       await writeFileAtomic(join(tls, `${name}.pem`), pem, mode)
       await ledger.succeeded(name, now().getTime())
       await plans.forget(name)
       history.totals.issued++
       history.totals.lastSuccess = now().toISOString()
-      certificates.splice(0, certificates.length, ...certificates.filter((one) => one.name !== name),
-        { name, notAfter: fresh.notAfter.toISOString(), renewAt: renewAt(fresh).toISOString(), from: 'lifetime' })
-      say(`certificate for ${name} (${due}): ${fresh.serial} by ${fresh.issuer}, valid until ${fresh.notAfter.toISOString()}`)
+      certificates.splice(
+        0,
+        certificates.length,
+        ...certificates.filter((one) => one.name !== name),
+        {
+          name,
+          notAfter: fresh.notAfter.toISOString(),
+          renewAt: renewAt(fresh).toISOString(),
+          from: 'lifetime',
+        },
+      )
+      say(
+        `certificate for ${name} (${due}): ${fresh.serial} by ${fresh.issuer}, valid until ${fresh.notAfter.toISOString()}`,
+      )
     } catch (err) {
-      const { code, retryAfter, cure } = err instanceof IssueError ? err : { code: 'GH_CERTS_DISK' as const, retryAfter: undefined, cure: 'Check free space and permissions' }
+      const { code, retryAfter, cure } =
+        err instanceof IssueError
+          ? err
+          : {
+              code: 'GH_CERTS_DISK' as const,
+              retryAfter: undefined,
+              cure: 'Check free space and permissions',
+            }
       const text = `no certificate for ${name}: ${reason(err instanceof IssueError ? err.message : err)}. ${oneLine(cure)}`
-      // Where it cannot be written, nothing was asked for either: what holds is the wait in memory, for as long as this run goes on.
-      const at = await ledger.failed(name, code, text, now().getTime(), retryAfter).catch(() => ledger.held(name, now().getTime())?.next ?? new Date(now().getTime() + 60_000))
+      // Where it cannot be written, nothing was asked for either: what holds is the wait in memory,
+      // for as long as this run goes on.
+      const at = await ledger
+        .failed(name, code, text, now().getTime(), retryAfter)
+        .catch(() => ledger.held(name, now().getTime())?.next ?? new Date(now().getTime() + 60_000))
       const judged = later('failed', code, text, at, certificate)
       say(`${judged.text}. Next attempt at ${at.toISOString()}`, judged.severity)
     }
@@ -137,7 +225,14 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
     checkedAt: now().toISOString(),
     result,
     names,
-    ...(problem === undefined ? {} : { problem: problem.text, code: problem.code, severity: problem.severity, daysLeft: problem.daysLeft }),
+    ...(problem === undefined
+      ? {}
+      : {
+          problem: problem.text,
+          code: problem.code,
+          severity: problem.severity,
+          daysLeft: problem.daysLeft,
+        }),
     ...(next === undefined ? {} : { next: next.toISOString() }),
     certificates,
     ...history.parts(now()),
@@ -147,8 +242,11 @@ export async function renew ({ names, tls, ledger, plans, issuer, say, now = () 
   return record
 }
 
-/** Leaves the record of a run for the gateway to read. On a full disk it takes the place of the old one byte by byte: a block that is there can be written. */
-export async function writeRecord (tls: string, record: CertsRecord): Promise<void> {
+/**
+ * Leaves the record of a run for the gateway to read. On a full disk it takes the place of the old
+ * one byte by byte: a block that is there can be written.
+ */
+export async function writeRecord(tls: string, record: CertsRecord): Promise<void> {
   const path = join(tls, 'status.json')
   const text = `${JSON.stringify(record)}\n`
   await clear(path)
@@ -156,7 +254,9 @@ export async function writeRecord (tls: string, record: CertsRecord): Promise<vo
     await writeFileAtomic(path, text, mode)
   } catch (err) {
     if ((err as NodeJS.ErrnoException).code !== 'ENOSPC') throw err
-    const file = await open(path, 'r+').catch(() => { throw err })
+    const file = await open(path, 'r+').catch(() => {
+      throw err
+    })
     try {
       await file.write(text, 0)
       await file.truncate(Buffer.byteLength(text))
@@ -167,26 +267,41 @@ export async function writeRecord (tls: string, record: CertsRecord): Promise<vo
 }
 
 /**
- * Leaves the record of a run that never got to look at the names. What is in place may run out meanwhile, which is what decides how
- * loud it is.
+ * Leaves the record of a run that never got to look at the names. What is in place may run out
+ * meanwhile, which is what decides how loud it is.
  */
-export async function writeFailure (tls: string, error: GatehouseError, now: Date, goodTime: Date | undefined): Promise<CertsRecord> {
+export async function writeFailure(
+  tls: string,
+  error: GatehouseError,
+  now: Date,
+  goodTime: Date | undefined,
+): Promise<CertsRecord> {
   const before = await readRecord(tls)
   const history = new History(before)
   const code = isFailureCode(error.code) ? error.code : 'GH_CERTS'
   history.failed(code)
-  const there = await Promise.all((await readdir(tls).catch(() => [])).filter((file) => file.endsWith('.pem') && !file.startsWith('.')).map(async (file) => {
-    const name = file.slice(0, -'.pem'.length)
-    return await readFile(join(tls, file), 'utf8').then((text) => parseCertificate(text, name)).catch(() => undefined)
-  }))
-  const judged = there.filter((one) => one !== undefined).map((one) => judge(code, error.line, one, now)).toSorted((a, b) => a.daysLeft - b.daysLeft)[0]
+  const there = await Promise.all(
+    (await readdir(tls).catch(() => []))
+      .filter((file) => file.endsWith('.pem') && !file.startsWith('.'))
+      .map(async (file) => {
+        const name = file.slice(0, -'.pem'.length)
+        return await readFile(join(tls, file), 'utf8')
+          .then((text) => parseCertificate(text, name))
+          .catch(() => undefined)
+      }),
+  )
+  const judged = there
+    .filter((one) => one !== undefined)
+    .map((one) => judge(code, error.line, one, now))
+    .toSorted((a, b) => a.daysLeft - b.daysLeft)[0]
   const record: CertsRecord = {
     checkedAt: now.toISOString(),
     result: 'failed',
     names: before?.names ?? [],
     problem: judged?.text ?? error.line,
     code,
-    // A run that did not get as far as looking is never nothing: whatever it is, it does not pass unless someone sees to it.
+    // A run that did not get as far as looking is never nothing: whatever it is, it does not pass
+    // unless someone sees to it.
     severity: judged?.severity === 'error' ? 'error' : 'warning',
     ...(judged === undefined ? {} : { daysLeft: judged.daysLeft }),
     ...(before?.certificates === undefined ? {} : { certificates: before.certificates }),
@@ -197,61 +312,114 @@ export async function writeFailure (tls: string, error: GatehouseError, now: Dat
   return record
 }
 
-function confirmed (time: Date | undefined): Pick<CertsRecord, 'goodTime'> {
+function confirmed(time: Date | undefined): Pick<CertsRecord, 'goodTime'> {
   return time === undefined ? {} : { goodTime: time.toISOString() }
 }
 
 const rank: Record<Severity, number> = { info: 0, warning: 1, error: 2 }
 
-interface Judged { code: FailureCode, text: string, severity: Severity, daysLeft: number }
+interface Judged {
+  code: FailureCode
+  text: string
+  severity: Severity
+  daysLeft: number
+}
 
 /** How bad it is that a due certificate was not replaced. */
-function judge (code: FailureCode, text: string, certificate: Certificate | undefined, now: Date): Judged {
+function judge(
+  code: FailureCode,
+  text: string,
+  certificate: Certificate | undefined,
+  now: Date,
+): Judged {
   if (certificate === undefined) return { code, text, severity: 'error', daysLeft: 0 }
   const { severity, daysLeft } = urgency(certificate, now)
-  if (certificate.notBefore.getTime() > now.getTime() + day) return { code, text, severity: 'warning', daysLeft }
+  if (certificate.notBefore.getTime() > now.getTime() + day)
+    return { code, text, severity: 'warning', daysLeft }
   const left = certificate.notAfter.getTime() - now.getTime()
-  const when = left <= 0
-    ? `The one in use expired at ${certificate.notAfter.toISOString()}`
-    : `The one in use is good for ${left < day ? `${(left / 3_600_000).toFixed(1)} hours` : `${daysLeft} ${daysLeft === 1 ? 'day' : 'days'}`} more`
+  const when =
+    left <= 0
+      ? `The one in use expired at ${certificate.notAfter.toISOString()}`
+      : `The one in use is good for ${left < day ? `${(left / 3_600_000).toFixed(1)} hours` : `${daysLeft} ${daysLeft === 1 ? 'day' : 'days'}`} more`
   return { code, text: `${text.replace(/\.$/, '')}. ${when}`, severity, daysLeft }
 }
 
 /** Proves that what the authority sent is fit to replace what is in place. */
-function prove (pem: string, name: string, now: Date): Certificate {
+function prove(pem: string, name: string, now: Date): Certificate {
   let certificate: Certificate
   try {
     certificate = parseCertificate(pem, name)
   } catch (err) {
-    throw new IssueError('GH_CERTS_UNFIT', `what the authority sent is not used: ${reason(err)}`, 'The one before stays in use', { cause: err })
+    throw new IssueError(
+      'GH_CERTS_UNFIT',
+      `what the authority sent is not used: ${reason(err)}`,
+      'The one before stays in use',
+      { cause: err },
+    )
   }
   const { notBefore, notAfter } = certificate
   // Authorities and clocks differ by minutes; by a day it is a mistake of one of them.
   if (notAfter <= now || notBefore.getTime() > now.getTime() + day) {
-    throw new IssueError('GH_CERTS_UNFIT', `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`, 'Check the clock (timedatectl)')
+    throw new IssueError(
+      'GH_CERTS_UNFIT',
+      `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`,
+      'Check the clock (timedatectl)',
+    )
   }
   return certificate
 }
 
-/** The certificate in place; why there is none that is usable, otherwise; and what is not as this agent left it. */
-async function look (tls: string, name: string): Promise<{ certificate?: Certificate, why?: string, found?: { code: FailureCode, message: string } }> {
+/**
+ * The certificate in place; why there is none that is usable, otherwise; and what is not as this
+ * agent left it.
+ */
+async function look(
+  tls: string,
+  name: string,
+): Promise<{
+  certificate?: Certificate
+  why?: string
+  found?: { code: FailureCode; message: string }
+}> {
   const path = join(tls, `${name}.pem`)
   try {
     const stat = await lstat(path)
-    if (!stat.isFile()) return { why: 'what is in its place is no file', found: { code: 'GH_CERTS_TAMPERED', message: `${path} is no file and makes way for one. Find out what put it there` } }
+    if (!stat.isFile())
+      return {
+        why: 'what is in its place is no file',
+        found: {
+          code: 'GH_CERTS_TAMPERED',
+          message: `${path} is no file and makes way for one. Find out what put it there`,
+        },
+      }
     const certificate = parseCertificate(await readFile(path, 'utf8'), name)
     if ((stat.mode & 0o7777) === mode) return { certificate }
     await chmod(path, mode)
-    return { certificate, found: { code: 'GH_CERTS_TAMPERED', message: `${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} again. Find out what changed it` } }
+    return {
+      certificate,
+      found: {
+        code: 'GH_CERTS_TAMPERED',
+        message: `${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} again. Find out what changed it`,
+      },
+    }
   } catch (err) {
     if ((err as NodeJS.ErrnoException).code === 'ENOENT') return { why: 'the first' }
     const why = `the one on disk is not usable: ${reason(err)}`
-    return { why, found: { code: 'GH_CERTS_MISMATCH', message: `the certificate for ${name} on disk was not usable: ${reason(err)}. It was replaced` } }
+    return {
+      why,
+      found: {
+        code: 'GH_CERTS_MISMATCH',
+        message: `the certificate for ${name} on disk was not usable: ${reason(err)}. It was replaced`,
+      },
+    }
   }
 }
 
-/** Makes sure that a certificate can be kept: that there is space, permission and nothing in the way. */
-async function makeRoom (tls: string, name: string): Promise<void> {
+/**
+ * Makes sure that a certificate can be kept: that there is space, permission and nothing in the
+ * way.
+ */
+async function makeRoom(tls: string, name: string): Promise<void> {
   const probe = join(tls, `.${name}.room.tmp`)
   try {
     await clear(join(tls, `${name}.pem`))
@@ -265,27 +433,46 @@ async function makeRoom (tls: string, name: string): Promise<void> {
       await rm(probe, { force: true })
     }
   } catch (err) {
-    throw new IssueError('GH_CERTS_DISK', `it could not be kept in ${tls}: ${reason(err)}`, 'Check free space and permissions (df, ls -l)', { cause: err })
+    throw new IssueError(
+      'GH_CERTS_DISK',
+      `it could not be kept in ${tls}: ${reason(err)}`,
+      'Check free space and permissions (df, ls -l)',
+      { cause: err },
+    )
   }
 }
 
-/** Removes what is no regular file from where one is to be written: a rename does not replace a directory. */
-async function clear (path: string): Promise<void> {
+/**
+ * Removes what is no regular file from where one is to be written: a rename does not replace a
+ * directory.
+ */
+async function clear(path: string): Promise<void> {
   const stat = await lstat(path).catch(() => undefined)
   if (stat !== undefined && !stat.isFile()) await rm(path, { recursive: true })
 }
 
 /** Removes temporary files a power cut left behind in a directory: they may hold a key. */
-export async function sweep (directory: string): Promise<void> {
+export async function sweep(directory: string): Promise<void> {
   for (const file of await readdir(directory)) {
     if (/^\..*\.tmp$/.test(file)) await rm(join(directory, file), { recursive: true, force: true })
   }
 }
 
 /** Removes certificates, and with them keys, of names that have been wanted no more for a while. */
-async function removeUnwanted (names: string[], tls: string, plans: Plans, now: number, say: AgentOptions['say']): Promise<void> {
-  const there = (await readdir(tls)).filter((file) => file.endsWith('.pem') && !file.startsWith('.')).map((file) => file.slice(0, -'.pem'.length))
-  const away = await plans.away(there.filter((name) => !names.includes(name)), now)
+async function removeUnwanted(
+  names: string[],
+  tls: string,
+  plans: Plans,
+  now: number,
+  say: AgentOptions['say'],
+): Promise<void> {
+  const there = (await readdir(tls))
+    .filter((file) => file.endsWith('.pem') && !file.startsWith('.'))
+    .map((file) => file.slice(0, -'.pem'.length))
+  const away = await plans.away(
+    there.filter((name) => !names.includes(name)),
+    now,
+  )
   let removed = false
   for (const [name, time] of Object.entries(away)) {
     if (time < grace) continue

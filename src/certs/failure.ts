@@ -1,6 +1,7 @@
 /**
- * What can go wrong with a certificate, by the code that logs, `gatehouse status` and metrics name it with; and what each means for
- * the next attempt: `soon` (nothing was asked of the authority that it counts) or `later` (it said no, or validation failed).
+ * What can go wrong with a certificate, by the code that logs, `gatehouse status` and metrics name
+ * it with; and what each means for the next attempt: `soon` (nothing was asked of the authority
+ * that it counts) or `later` (it said no, or validation failed).
  */
 export const failures = {
   /** HTTPS is not enabled on the tailnet: there is no name to have a certificate for. */
@@ -39,7 +40,7 @@ export const failures = {
 export type FailureCode = keyof typeof failures
 
 /** Whether a text is the code of a failure: files from disk may hold anything. */
-export function isFailureCode (value: unknown): value is FailureCode {
+export function isFailureCode(value: unknown): value is FailureCode {
   return typeof value === 'string' && Object.hasOwn(failures, value)
 }
 
@@ -50,7 +51,12 @@ export class IssueError extends Error {
   /** Milliseconds the authority asked to wait. */
   readonly retryAfter: number | undefined
 
-  constructor (code: FailureCode, message: string, cure: string, options: { retryAfter?: number | undefined, cause?: unknown } = {}) {
+  constructor(
+    code: FailureCode,
+    message: string,
+    cure: string,
+    options: { retryAfter?: number | undefined; cause?: unknown } = {},
+  ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.code = code
     this.cure = cure

@@ -17,17 +17,22 @@ export interface Certificate {
 }
 
 /**
- * Parses `<name>.pem` (chain and key in one file) and proves that the key is the leaf's, that the leaf is for `name`, and
- * that each certificate signed the one before it. Validity dates are not judged here: an expired certificate that is
- * served is a warning to a person, no certificate at all is a refusal.
+ * Parses `<name>.pem` (chain and key in one file) and proves that the key is the leaf's, that the
+ * leaf is for `name`, and that each certificate signed the one before it. Validity dates are not
+ * judged here: an expired certificate that is served is a warning to a person, no certificate at
+ * all is a refusal.
  *
  * @throws Error whose message says what does not fit
  */
-export function parseCertificate (pem: string, name: string): Certificate {
+export function parseCertificate(pem: string, name: string): Certificate {
   const blocks = pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
-  const keys = pem.match(/-----BEGIN (?:EC |RSA )?PRIVATE KEY-----[^-]+-----END (?:EC |RSA )?PRIVATE KEY-----/g) ?? []
+  const keys =
+    pem.match(
+      /-----BEGIN (?:EC |RSA )?PRIVATE KEY-----[^-]+-----END (?:EC |RSA )?PRIVATE KEY-----/g,
+    ) ?? []
   if (blocks.length === 0) throw new Error('it holds no certificate')
-  if (keys.length !== 1) throw new Error(keys.length === 0 ? 'it holds no private key' : 'it holds several private keys')
+  if (keys.length !== 1)
+    throw new Error(keys.length === 0 ? 'it holds no private key' : 'it holds several private keys')
   let chain: X509Certificate[]
   let key: KeyObject
   try {
@@ -41,7 +46,8 @@ export function parseCertificate (pem: string, name: string): Certificate {
   if (leaf.checkHost(name) === undefined) throw new Error(`its certificate is not for ${name}`)
   for (const [i, certificate] of chain.slice(0, -1).entries()) {
     const issuer = chain[i + 1]!
-    if (!certificate.checkIssued(issuer) || !certificate.verify(issuer.publicKey)) throw new Error('its chain does not hold together')
+    if (!certificate.checkIssued(issuer) || !certificate.verify(issuer.publicKey))
+      throw new Error('its chain does not hold together')
   }
   return {
     name,
@@ -54,8 +60,10 @@ export function parseCertificate (pem: string, name: string): Certificate {
   }
 }
 
-/** When a certificate is due: at two thirds of its lifetime, which fits 90-day and 6-day ones alike. */
-export function renewAt (certificate: Pick<Certificate, 'notBefore' | 'notAfter'>): Date {
+/**
+ * When a certificate is due: at two thirds of its lifetime, which fits 90-day and 6-day ones alike.
+ */
+export function renewAt(certificate: Pick<Certificate, 'notBefore' | 'notAfter'>): Date {
   const from = certificate.notBefore.getTime()
-  return new Date(from + (certificate.notAfter.getTime() - from) * 2 / 3)
+  return new Date(from + ((certificate.notAfter.getTime() - from) * 2) / 3)
 }

@@ -5,7 +5,10 @@ import type { FailureCode } from './failure.ts'
 import { renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
 
-/** How much a person need care: `info`: it will most likely pass; `warning`: look at it this week; `error`: look at it now. */
+/**
+ * How much a person need care: `info`: it will most likely pass; `warning`: look at it this week;
+ * `error`: look at it now.
+ */
 export type Severity = 'info' | 'warning' | 'error'
 
 /** Something that was put right, or passed, and that a person should know of all the same. */
@@ -16,11 +19,17 @@ export interface Note {
   message: string
 }
 
-/** What the last run of the certificate agent left for `gatehouse status` and the metrics, in status.json beside the certificates. */
+/**
+ * What the last run of the certificate agent left for `gatehouse status` and the metrics, in
+ * status.json beside the certificates.
+ */
 export interface CertsRecord {
   /** RFC 3339. */
   checkedAt: string
-  /** `ok`: every name has a certificate that is not due; `waiting`: held back until {@link next}; `failed`. */
+  /**
+   * `ok`: every name has a certificate that is not due; `waiting`: held back until {@link next};
+   * `failed`.
+   */
   result: 'ok' | 'waiting' | 'failed'
   names: string[]
   /** Set unless ok: cause and cure in one line. */
@@ -29,12 +38,20 @@ export interface CertsRecord {
   code?: FailureCode
   /** Set with {@link problem}: the worst of all names. */
   severity?: Severity
-  /** Set with {@link problem} once certificates were looked at: whole days until the first certificate that is due expires; 0 when there is none or it has. */
+  /**
+   * Set with {@link problem} once certificates were looked at: whole days until the first
+   * certificate that is due expires; 0 when there is none or it has.
+   */
   daysLeft?: number
   /** Earliest next attempt, RFC 3339. */
   next?: string
   /** Those there are, with the moment (RFC 3339) each is renewed at and who chose it. */
-  certificates?: Array<{ name: string, notAfter: string, renewAt: string, from: 'authority' | 'lifetime' }>
+  certificates?: Array<{
+    name: string
+    notAfter: string
+    renewAt: string
+    from: 'authority' | 'lifetime'
+  }>
   /** Counted over all runs since the file was first written. */
   totals?: Totals
   /** The newest first, those of the last 30 days, 8 at most. */
@@ -57,10 +74,14 @@ export interface Totals {
 }
 
 /** Reads the record; undefined when there is none, or none that can be read. */
-export async function readRecord (tlsDirectory: string): Promise<CertsRecord | undefined> {
+export async function readRecord(tlsDirectory: string): Promise<CertsRecord | undefined> {
   try {
-    const record = JSON.parse(await readFile(join(tlsDirectory, 'status.json'), 'utf8')) as CertsRecord
-    return typeof record === 'object' && record !== null && typeof record.checkedAt === 'string' ? record : undefined
+    const record = JSON.parse(
+      await readFile(join(tlsDirectory, 'status.json'), 'utf8'),
+    ) as CertsRecord
+    return typeof record === 'object' && record !== null && typeof record.checkedAt === 'string'
+      ? record
+      : undefined
   } catch {
     return undefined
   }
@@ -74,50 +95,75 @@ export class History {
   readonly totals: Totals
   notes: Note[]
 
-  /** @param record the one before, of which nothing is believed that is not as this program writes it */
-  constructor (record: CertsRecord | undefined) {
-    const { attempts, issued, failures, lastAttempt, lastSuccess } = (record?.totals ?? {}) as Partial<Totals>
+  /**
+   * @param record the one before, of which nothing is believed that is not as this program writes
+   *   it
+   */
+  constructor(record: CertsRecord | undefined) {
+    const { attempts, issued, failures, lastAttempt, lastSuccess } = (record?.totals ??
+      {}) as Partial<Totals>
     this.totals = {
       attempts: count(attempts),
       issued: count(issued),
-      failures: Object.fromEntries(Object.entries(failures ?? {}).filter(([code, times]) => isFailureCode(code) && count(times) > 0)),
+      failures: Object.fromEntries(
+        Object.entries(failures ?? {}).filter(
+          ([code, times]) => isFailureCode(code) && count(times) > 0,
+        ),
+      ),
       ...(time(lastAttempt) === undefined ? {} : { lastAttempt: lastAttempt! }),
       ...(time(lastSuccess) === undefined ? {} : { lastSuccess: lastSuccess! }),
     }
-    this.notes = (Array.isArray(record?.notes) ? record.notes : []).filter((note) => time(note?.at) !== undefined && isFailureCode(note.code) && typeof note.message === 'string')
+    this.notes = (Array.isArray(record?.notes) ? record.notes : []).filter(
+      (note) =>
+        time(note?.at) !== undefined &&
+        isFailureCode(note.code) &&
+        typeof note.message === 'string',
+    )
   }
 
-  failed (code: FailureCode): void {
+  failed(code: FailureCode): void {
     this.totals.failures[code] = (this.totals.failures[code] ?? 0) + 1
   }
 
-  /** Counts a failure that was put right, and keeps it in mind for a while. One that is there already takes the new time. */
-  note (code: FailureCode, message: string, now: Date): void {
+  /**
+   * Counts a failure that was put right, and keeps it in mind for a while. One that is there
+   * already takes the new time.
+   */
+  note(code: FailureCode, message: string, now: Date): void {
     this.failed(code)
-    this.notes = [{ at: now.toISOString(), code, message }, ...this.notes.filter((note) => note.code !== code || note.message !== message)]
+    this.notes = [
+      { at: now.toISOString(), code, message },
+      ...this.notes.filter((note) => note.code !== code || note.message !== message),
+    ]
   }
 
   /** What goes into the record. */
-  parts (now: Date): Pick<CertsRecord, 'totals' | 'notes'> {
-    const notes = this.notes.filter(({ at }) => Math.abs(now.getTime() - Date.parse(at)) < notesKept.span).slice(0, notesKept.number)
+  parts(now: Date): Pick<CertsRecord, 'totals' | 'notes'> {
+    const notes = this.notes
+      .filter(({ at }) => Math.abs(now.getTime() - Date.parse(at)) < notesKept.span)
+      .slice(0, notesKept.number)
     return { totals: this.totals, ...(notes.length === 0 ? {} : { notes }) }
   }
 }
 
-function count (value: unknown): number {
-  return Number.isSafeInteger(value) && (value as number) > 0 ? value as number : 0
+function count(value: unknown): number {
+  return Number.isSafeInteger(value) && (value as number) > 0 ? (value as number) : 0
 }
 
-function time (value: unknown): number | undefined {
+function time(value: unknown): number | undefined {
   const ms = typeof value === 'string' ? Date.parse(value) : NaN
   return Number.isNaN(ms) ? undefined : ms
 }
 
 /**
- * How bad it is that a certificate is in place still. Of its lifetime, nothing until three quarters, a warning from then on, an error from
- * five sixths: with 90 days, when 22 and 15 are left. It is due at two thirds.
+ * How bad it is that a certificate is in place still. Of its lifetime, nothing until three
+ * quarters, a warning from then on, an error from five sixths: with 90 days, when 22 and 15 are
+ * left. It is due at two thirds.
  */
-export function urgency (certificate: Pick<Certificate, 'notBefore' | 'notAfter'>, now: Date): { severity: Severity, daysLeft: number, overdue: boolean } {
+export function urgency(
+  certificate: Pick<Certificate, 'notBefore' | 'notAfter'>,
+  now: Date,
+): { severity: Severity; daysLeft: number; overdue: boolean } {
   const left = certificate.notAfter.getTime() - now.getTime()
   const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
   return {

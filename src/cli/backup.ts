@@ -9,89 +9,189 @@ import { Decrypter, Encrypter } from 'age-encryption'
 import { GatehouseError, reason } from '../config/errors.ts'
 
 /**
- * What makes this device itself: flows and the key to their credentials, tailnet identity, certificates and account, settings. Below
- * `root`, default /var/lib. Not in it: caches, downloads, the reports of runs.
+ * What makes this device itself: flows and the key to their credentials, tailnet identity,
+ * certificates and account, settings. Below `root`, default /var/lib. Not in it: caches, downloads,
+ * the reports of runs.
  */
-const kept = ['node-red', 'node-red-secret', 'gatehouse', 'gatehouse-certs', 'gatehouse-tls', 'gatehouse-config']
+const kept = [
+  'node-red',
+  'node-red-secret',
+  'gatehouse',
+  'gatehouse-certs',
+  'gatehouse-tls',
+  'gatehouse-config',
+]
 
-/** Units that write there; stopped while it is read or replaced, so that the files belong together. */
-const units = ['gatehouse-certs.path', 'gatehouse-certs.service', 'gatehouse.service', 'node-red.service']
+/**
+ * Units that write there; stopped while it is read or replaced, so that the files belong together.
+ */
+const units = [
+  'gatehouse-certs.path',
+  'gatehouse-certs.service',
+  'gatehouse.service',
+  'node-red.service',
+]
 
-/** systemd's key that seals the secrets in gatehouse-config: sealed with another device's, they cannot be read, so it goes along. */
+/**
+ * systemd's key that seals the secrets in gatehouse-config: sealed with another device's, they
+ * cannot be read, so it goes along.
+ */
 const hostKey = 'systemd/credential.secret'
 
-async function tool (command: string, args: string[], io: { input?: Readable, output?: Writable }): Promise<void> {
-  const child = spawn(command, args, { stdio: [io.input === undefined ? 'ignore' : 'pipe', io.output === undefined ? 'ignore' : 'pipe', 'pipe'] })
-  const ended = new Promise<number>((resolve, reject) => { child.once('close', (code) => { resolve(code ?? 1) }); child.once('error', reject) })
+async function tool(
+  command: string,
+  args: string[],
+  io: { input?: Readable; output?: Writable },
+): Promise<void> {
+  const child = spawn(command, args, {
+    stdio: [
+      io.input === undefined ? 'ignore' : 'pipe',
+      io.output === undefined ? 'ignore' : 'pipe',
+      'pipe',
+    ],
+  })
+  const ended = new Promise<number>((resolve, reject) => {
+    child.once('close', (code) => {
+      resolve(code ?? 1)
+    })
+    child.once('error', reject)
+  })
   const said = readText(child.stderr!)
   await Promise.all([
     io.input === undefined ? undefined : pipeline(io.input, child.stdin!),
     io.output === undefined ? undefined : pipeline(child.stdout!, io.output),
-  ]).catch(async (err: unknown) => { child.kill(); await ended; throw err })
-  if (await ended !== 0) throw new Error(`${command}: ${(await said).trim()}`)
+  ]).catch(async (err: unknown) => {
+    child.kill()
+    await ended
+    throw err
+  })
+  if ((await ended) !== 0) throw new Error(`${command}: ${(await said).trim()}`)
 }
 
 /**
- * Writes one encrypted file: a tar archive, by age (https://age-encryption.org/v1) with a passphrase, so that `age -d` and `tar` read it
- * anywhere. It has its name only once it is whole and on disk.
+ * Writes one encrypted file: a tar archive, by age (https://age-encryption.org/v1) with a
+ * passphrase, so that `age -d` and `tar` read it anywhere. It has its name only once it is whole
+ * and on disk.
  *
  * @param root the directory whose parts are kept
  */
-export async function backup (root: string, file: string, passphrase: string): Promise<void> {
-  if (passphrase.length < 8) throw new GatehouseError('GH_BACKUP_PASSPHRASE', 'the passphrase has fewer than 8 characters', 'Take a longer one: whoever finds the file may try them all')
+export async function backup(root: string, file: string, passphrase: string): Promise<void> {
+  if (passphrase.length < 8)
+    throw new GatehouseError(
+      'GH_BACKUP_PASSPHRASE',
+      'the passphrase has fewer than 8 characters',
+      'Take a longer one: whoever finds the file may try them all',
+    )
   const present = await readdir(root)
   const names = kept.filter((name) => present.includes(name))
-  if (await readFile(join(root, hostKey)).then(() => true, () => false)) names.push(hostKey)
+  if (
+    await readFile(join(root, hostKey)).then(
+      () => true,
+      () => false,
+    )
+  )
+    names.push(hostKey)
   const age = new Encrypter()
   // age's default of 18 takes 256 MiB of memory, half of what the smallest board has; 15 takes 32.
   age.setScryptWorkFactor(15)
   age.setPassphrase(passphrase)
   const unfinished = `${file}.part`
   try {
-    // tar's pipe, encrypted as it flows: nothing is ever on disk in the clear, and memory is that of a chunk.
+    // tar's pipe, encrypted as it flows: nothing is ever on disk in the clear, and memory is that
+    // of a chunk.
     const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>()
     const encrypted = await age.encrypt(readable)
     await Promise.all([
-      tool('tar', ['--create', '--numeric-owner', '--xattrs', '--directory', root, '--', ...names], { output: Writable.fromWeb(writable) }),
-      pipeline(Readable.fromWeb(encrypted as unknown as Parameters<typeof Readable.fromWeb>[0]), createWriteStream(unfinished, { mode: 0o600, flags: 'wx' })),
+      tool(
+        'tar',
+        ['--create', '--numeric-owner', '--xattrs', '--directory', root, '--', ...names],
+        { output: Writable.fromWeb(writable) },
+      ),
+      pipeline(
+        Readable.fromWeb(encrypted as unknown as Parameters<typeof Readable.fromWeb>[0]),
+        createWriteStream(unfinished, { mode: 0o600, flags: 'wx' }),
+      ),
     ])
     const handle = await open(unfinished, 'r')
-    await handle.sync().finally(async () => { await handle.close() })
+    await handle.sync().finally(async () => {
+      await handle.close()
+    })
     await rename(unfinished, file)
   } catch (err) {
     await rm(unfinished, { force: true })
-    throw new GatehouseError('GH_BACKUP_WRITE', `the backup could not be written: ${reason(err)}`, 'Check that there is room and that no backup of that name is being written', { cause: err })
+    throw new GatehouseError(
+      'GH_BACKUP_WRITE',
+      `the backup could not be written: ${reason(err)}`,
+      'Check that there is room and that no backup of that name is being written',
+      { cause: err },
+    )
   }
 }
 
 /**
- * Puts a backup in place of what is there. All of it is decrypted and unpacked beside first: a wrong passphrase or a damaged file
- * changes nothing. What was there is kept as `<name>.before-restore` until the next restore.
+ * Puts a backup in place of what is there. All of it is decrypted and unpacked beside first: a
+ * wrong passphrase or a damaged file changes nothing. What was there is kept as
+ * `<name>.before-restore` until the next restore.
  */
-export async function restore (root: string, file: string, passphrase: string): Promise<string[]> {
+export async function restore(root: string, file: string, passphrase: string): Promise<string[]> {
   const fresh = join(root, '.restore')
   await rm(fresh, { recursive: true, force: true })
   await mkdir(fresh, { mode: 0o700 })
   try {
     const age = new Decrypter()
     age.addPassphrase(passphrase)
-    const clear = await age.decrypt(Readable.toWeb(createReadStream(file)) as unknown as ReadableStream<Uint8Array>).catch((err: unknown) => {
-      throw new GatehouseError('GH_RESTORE_PASSPHRASE', `${file} cannot be decrypted: ${reason(err)}`, 'Nothing was changed. Check the passphrase, and that it is a file written by gatehouse backup')
-    })
-    await tool('tar', ['--extract', '--numeric-owner', '--same-owner', '--preserve-permissions', '--xattrs', '--directory', fresh], { input: Readable.fromWeb(clear as unknown as Parameters<typeof Readable.fromWeb>[0]) }).catch((err: unknown) => {
-      throw err instanceof GatehouseError ? err : new GatehouseError('GH_RESTORE_DAMAGED', `${file} is damaged: ${reason(err)}`, 'Nothing was changed. Take another copy of the backup')
+    const clear = await age
+      .decrypt(Readable.toWeb(createReadStream(file)) as unknown as ReadableStream<Uint8Array>)
+      .catch((err: unknown) => {
+        throw new GatehouseError(
+          'GH_RESTORE_PASSPHRASE',
+          `${file} cannot be decrypted: ${reason(err)}`,
+          'Nothing was changed. Check the passphrase, and that it is a file written by gatehouse backup',
+        )
+      })
+    await tool(
+      'tar',
+      [
+        '--extract',
+        '--numeric-owner',
+        '--same-owner',
+        '--preserve-permissions',
+        '--xattrs',
+        '--directory',
+        fresh,
+      ],
+      { input: Readable.fromWeb(clear as unknown as Parameters<typeof Readable.fromWeb>[0]) },
+    ).catch((err: unknown) => {
+      throw err instanceof GatehouseError
+        ? err
+        : new GatehouseError(
+            'GH_RESTORE_DAMAGED',
+            `${file} is damaged: ${reason(err)}`,
+            'Nothing was changed. Take another copy of the backup',
+          )
     })
     const names = (await readdir(fresh)).filter((name) => kept.includes(name))
-    if (names.length === 0) throw new GatehouseError('GH_RESTORE_DAMAGED', `${file} holds nothing of a Gatehouse`, 'Nothing was changed. Take a file written by gatehouse backup')
+    if (names.length === 0)
+      throw new GatehouseError(
+        'GH_RESTORE_DAMAGED',
+        `${file} holds nothing of a Gatehouse`,
+        'Nothing was changed. Take a file written by gatehouse backup',
+      )
     for (const name of names) {
       const old = join(root, `${name}.before-restore`)
       await rm(old, { recursive: true, force: true })
-      await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => { if (err.code !== 'ENOENT') throw err })
+      await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => {
+        if (err.code !== 'ENOENT') throw err
+      })
       await rename(join(fresh, name), join(root, name))
     }
-    await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => { if (err.code !== 'ENOENT') throw err })
+    await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => {
+      if (err.code !== 'ENOENT') throw err
+    })
     const directory = await open(root, 'r')
-    await directory.sync().finally(async () => { await directory.close() })
+    await directory.sync().finally(async () => {
+      await directory.close()
+    })
     return names
   } finally {
     await rm(fresh, { recursive: true, force: true })
@@ -99,8 +199,10 @@ export async function restore (root: string, file: string, passphrase: string): 
 }
 
 /** Runs `work` with the units stopped, and starts those again that ran. */
-async function quiet<T> (work: () => Promise<T>): Promise<T> {
-  const systemctl = async (...args: string[]): Promise<void> => { await tool('systemctl', args, {}) }
+async function quiet<T>(work: () => Promise<T>): Promise<T> {
+  const systemctl = async (...args: string[]): Promise<void> => {
+    await tool('systemctl', args, {})
+  }
   await systemctl('stop', ...units)
   try {
     return await work()
@@ -109,26 +211,44 @@ async function quiet<T> (work: () => Promise<T>): Promise<T> {
   }
 }
 
-/** The passphrase: standard input's first line, without showing it on a terminal. Never an argument, which every process may read. */
-async function ask (): Promise<string> {
+/**
+ * The passphrase: standard input's first line, without showing it on a terminal. Never an argument,
+ * which every process may read.
+ */
+async function ask(): Promise<string> {
   if (!process.stdin.isTTY) return (await readText(process.stdin)).split('\n')[0]!
   process.stderr.write('Passphrase: ')
   process.stdin.setRawMode(true)
   let typed = ''
   for await (const piece of process.stdin.setEncoding('utf8') as AsyncIterable<string>) {
     for (const character of piece) {
-      if (character === '\r' || character === '\n') { process.stdin.setRawMode(false); process.stderr.write('\n'); return typed }
-      if (character === '\u0003') { process.stdin.setRawMode(false); throw new Error('nothing was done') }
+      if (character === '\r' || character === '\n') {
+        process.stdin.setRawMode(false)
+        process.stderr.write('\n')
+        return typed
+      }
+      if (character === '\u0003') {
+        process.stdin.setRawMode(false)
+        throw new Error('nothing was done')
+      }
       typed = character === '\u007f' ? typed.slice(0, -1) : typed + character
     }
   }
   return typed
 }
 
-/** `gatehouse backup FILE` and `gatehouse restore FILE`, as root. The gateway and Node-RED are away meanwhile: seconds. */
-export async function runBackup (command: 'backup' | 'restore', file: string | undefined): Promise<number> {
+/**
+ * `gatehouse backup FILE` and `gatehouse restore FILE`, as root. The gateway and Node-RED are away
+ * meanwhile: seconds.
+ */
+export async function runBackup(
+  command: 'backup' | 'restore',
+  file: string | undefined,
+): Promise<number> {
   if (file === undefined) {
-    process.stderr.write(`usage: gatehouse ${command} FILE   (the passphrase is asked for, or read from standard input)\n`)
+    process.stderr.write(
+      `usage: gatehouse ${command} FILE   (the passphrase is asked for, or read from standard input)\n`,
+    )
     return 64
   }
   const root = process.env.GATEHOUSE_STATE_ROOT ?? '/var/lib'
@@ -136,15 +256,23 @@ export async function runBackup (command: 'backup' | 'restore', file: string | u
     const passphrase = await ask()
     if (command === 'backup') {
       await mkdir(dirname(file), { recursive: true })
-      await quiet(async () => { await backup(root, file, passphrase) })
-      process.stdout.write(`${file} is written. Keep it and its passphrase apart from the device. (age -d ${file} | tar tv shows what is in it)\n`)
+      await quiet(async () => {
+        await backup(root, file, passphrase)
+      })
+      process.stdout.write(
+        `${file} is written. Keep it and its passphrase apart from the device. (age -d ${file} | tar tv shows what is in it)\n`,
+      )
     } else {
       const names = await quiet(async () => await restore(root, file, passphrase))
-      process.stdout.write(`restored: ${names.join(', ')}. This device is now the one of the backup: do not run both. Restart it: systemctl reboot\n`)
+      process.stdout.write(
+        `restored: ${names.join(', ')}. This device is now the one of the backup: do not run both. Restart it: systemctl reboot\n`,
+      )
     }
     return 0
   } catch (err) {
-    process.stderr.write(`gatehouse ${command}: ${err instanceof GatehouseError ? err.line : reason(err)}\n`)
+    process.stderr.write(
+      `gatehouse ${command}: ${err instanceof GatehouseError ? err.line : reason(err)}\n`,
+    )
     return 1
   }
 }

@@ -2,11 +2,12 @@ import type { Paths } from '../config/paths.ts'
 import { call, unreachable } from './client.ts'
 
 /**
- * `gatehouse metrics`: what the gateway counts, in Prometheus's text format. For node_exporter's textfile collector, say, or by hand.
+ * `gatehouse metrics`: what the gateway counts, in Prometheus's text format. For node_exporter's
+ * textfile collector, say, or by hand.
  *
  * @returns 0, or 2 when the gateway cannot be reached
  */
-export async function runMetrics (paths: Paths): Promise<number> {
+export async function runMetrics(paths: Paths): Promise<number> {
   try {
     const { status, body } = await call(paths.admin, 'GET', '/metrics')
     if (status !== 200) throw new Error(`it answers ${status}`)

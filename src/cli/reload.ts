@@ -7,17 +7,23 @@ import type { Paths } from '../config/paths.ts'
 import { call, unreachable } from './client.ts'
 
 /**
- * `gatehouse reload`: takes gatehouse.toml from the boot partition anew and has the gateway put it in force. Nothing that is open is
- * dropped. A file that is wrong changes nothing.
+ * `gatehouse reload`: takes gatehouse.toml from the boot partition anew and has the gateway put it
+ * in force. Nothing that is open is dropped. A file that is wrong changes nothing.
  *
  * @returns 0 done, 1 the configuration was refused, 2 the gateway cannot be reached
  */
-export async function runReload (paths: Paths, env: NodeJS.ProcessEnv = process.env): Promise<number> {
+export async function runReload(
+  paths: Paths,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<number> {
   try {
     // By its own unit, which may write where it must and nowhere else.
-    if (existsSync('/run/systemd/system') && env.GATEHOUSE_CONFIG_DIR === undefined) await promisify(execFile)('systemctl', ['restart', 'gatehouse-provision.service'])
+    if (existsSync('/run/systemd/system') && env.GATEHOUSE_CONFIG_DIR === undefined)
+      await promisify(execFile)('systemctl', ['restart', 'gatehouse-provision.service'])
   } catch (err) {
-    process.stderr.write(`gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  → Run it with sudo, and look at journalctl -u gatehouse-provision.\n`)
+    process.stderr.write(
+      `gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  → Run it with sudo, and look at journalctl -u gatehouse-provision.\n`,
+    )
     return 1
   }
   const problem = (await readFile(paths.problem, 'utf8').catch(() => '')).trim()
@@ -34,13 +40,18 @@ export async function runReload (paths: Paths, env: NodeJS.ProcessEnv = process.
     return 2
   }
   if (answer.status !== 200) {
-    const { error } = answer.body as { error: { message: string, cure: string } }
-    process.stderr.write(`Refused: ${error.message}. The configuration before stays in force.\n  → ${error.cure}.\n`)
+    const { error } = answer.body as { error: { message: string; cure: string } }
+    process.stderr.write(
+      `Refused: ${error.message}. The configuration before stays in force.\n  → ${error.cure}.\n`,
+    )
     return 1
   }
   const { changed, restart } = answer.body as Reloaded
-  process.stdout.write(changed.length === 0 ? 'Nothing has changed.\n' : `In force: ${changed.join(', ')}.\n`)
-  if (restart.length > 0) process.stdout.write(`Not yet: ${restart.join(', ')}. For these, restart the device.\n`)
+  process.stdout.write(
+    changed.length === 0 ? 'Nothing has changed.\n' : `In force: ${changed.join(', ')}.\n`,
+  )
+  if (restart.length > 0)
+    process.stdout.write(`Not yet: ${restart.join(', ')}. For these, restart the device.\n`)
   return 0
 }
 

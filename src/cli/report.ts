@@ -14,46 +14,72 @@ import { call, unreachable } from './client.ts'
 const crlf = (text: string): string => text.replaceAll('\n', '\r\n')
 
 /**
- * How things are, for someone who has no shell on the device: what to open, what is wrong, what to do. No times: a text that changes
- * only when something happens is written to the card only then.
+ * How things are, for someone who has no shell on the device: what to open, what is wrong, what to
+ * do. No times: a text that changes only when something happens is written to the card only then.
  */
-export function report (status: GatewayStatus): string {
+export function report(status: GatewayStatus): string {
   const lines: string[] = []
   if (status.tailnet.loginURL !== undefined) {
-    lines.push('Gatehouse waits to be added to your tailnet. Open this address in a browser, on any device, and log in:', '', `  ${status.tailnet.loginURL}`, '', renderUnicodeCompact(status.tailnet.loginURL))
+    lines.push(
+      'Gatehouse waits to be added to your tailnet. Open this address in a browser, on any device, and log in:',
+      '',
+      `  ${status.tailnet.loginURL}`,
+      '',
+      renderUnicodeCompact(status.tailnet.loginURL),
+    )
   } else if (status.url !== undefined && status.tailnet.state === 'Running') {
-    lines.push('Gatehouse is on your tailnet. From a device that is too, open:', '', `  ${status.url}`, '')
+    lines.push(
+      'Gatehouse is on your tailnet. From a device that is too, open:',
+      '',
+      `  ${status.url}`,
+      '',
+    )
   } else {
     lines.push('Gatehouse is not on your tailnet yet.', '')
   }
   for (const problem of status.problems) {
     if (problem.code === 'GH_LOGIN_NEEDED') continue
-    lines.push(`! ${problem.part}: ${problem.message}.`, `  What to do: ${problem.cure}. (${problem.code})`, '')
+    lines.push(
+      `! ${problem.part}: ${problem.message}.`,
+      `  What to do: ${problem.cure}. (${problem.code})`,
+      '',
+    )
   }
   return `${lines.join('\n').trimEnd()}\n`
 }
 
 /** When the gateway does not answer: what provisioning said, and where to look. */
-function silent (problem: string, message: string): string {
+function silent(problem: string, message: string): string {
   return `Gatehouse is starting, or cannot: ${message}.\n${problem === '' ? '' : `\n! configuration: ${problem}\n`}`
 }
 
-/** Writes to every console there is: serial, and the screen where there is one. Nobody need be there to read it. */
-async function show (text: string): Promise<void> {
-  const active = (await readFile('/sys/class/tty/console/active', 'utf8').catch(() => '')).trim().split(/\s+/).filter(Boolean)
+/**
+ * Writes to every console there is: serial, and the screen where there is one. Nobody need be there
+ * to read it.
+ */
+async function show(text: string): Promise<void> {
+  const active = (await readFile('/sys/class/tty/console/active', 'utf8').catch(() => ''))
+    .trim()
+    .split(/\s+/)
+    .filter(Boolean)
   for (const name of new Set([...active, 'tty1'])) {
     try {
       const terminal = await open(`/dev/${name}`, 'w')
-      await terminal.writeFile(`\r\n${crlf(text)}\r\n`).finally(async () => { await terminal.close() })
-    } catch { /* no such console */ }
+      await terminal.writeFile(`\r\n${crlf(text)}\r\n`).finally(async () => {
+        await terminal.close()
+      })
+    } catch {
+      /* no such console */
+    }
   }
 }
 
 /**
- * `gatehouse report`, run as root whenever the gateway's state changes: puts how things are on the consoles and into
- * gatehouse-status.txt on the card; and once the device has joined, takes the auth key off the card and out of the configuration.
+ * `gatehouse report`, run as root whenever the gateway's state changes: puts how things are on the
+ * consoles and into gatehouse-status.txt on the card; and once the device has joined, takes the
+ * auth key off the card and out of the configuration.
  */
-export async function runReport (paths: Paths): Promise<number> {
+export async function runReport(paths: Paths): Promise<number> {
   let text: string
   let joined = false
   try {
@@ -64,13 +90,17 @@ export async function runReport (paths: Paths): Promise<number> {
     const update = await updateLine()
     if (update?.failed === true) text += `\n! update: ${update.text}.\n`
     const attempt = await attemptLine(updatePaths())
-    if (attempt !== undefined) text += `\n${attempt.failed ? '! ' : ''}update, ${attempt.source}: ${attempt.text}\n`
+    if (attempt !== undefined)
+      text += `\n${attempt.failed ? '! ' : ''}update, ${attempt.source}: ${attempt.text}\n`
     joined = status.tailnet.state === 'Running' && status.tailnet.name !== undefined
   } catch (err) {
-    text = silent((await readFile(paths.problem, 'utf8').catch(() => '')).trim(), unreachable(err, paths.admin).message)
+    text = silent(
+      (await readFile(paths.problem, 'utf8').catch(() => '')).trim(),
+      unreachable(err, paths.admin).message,
+    )
   }
   const shown = join(paths.reported, 'shown')
-  if (await readFile(shown, 'utf8').catch(() => '') !== text) {
+  if ((await readFile(shown, 'utf8').catch(() => '')) !== text) {
     await show(text)
     await writeFile(shown, text)
   }
@@ -80,14 +110,19 @@ export async function runReport (paths: Paths): Promise<number> {
 }
 
 /**
- * The identity is on disk since before the node was "Running". The card comes first, since the next boot would take the key from it
- * again; provisioning then replaces the sealed copy by an empty one, and a power cut between the two is put right by that boot.
+ * The identity is on disk since before the node was "Running". The card comes first, since the next
+ * boot would take the key from it again; provisioning then replaces the sealed copy by an empty
+ * one, and a power cut between the two is put right by that boot.
  */
-async function forgetAuthKey ({ boot }: Pick<Paths, 'boot'>): Promise<void> {
+async function forgetAuthKey({ boot }: Pick<Paths, 'boot'>): Promise<void> {
   const file = join(boot, 'gatehouse.toml')
   const without = withoutAuthKey(await readFile(file, 'utf8').catch(() => ''))
   if (without === undefined) return
-  await withCard(boot, async () => { await writeFileAtomic(file, without, 0o700) })
+  await withCard(boot, async () => {
+    await writeFileAtomic(file, without, 0o700)
+  })
   process.stdout.write('the auth key has been used and is taken off the card\n')
-  spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], { stdio: 'ignore' })
+  spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {
+    stdio: 'ignore',
+  })
 }

@@ -3,19 +3,28 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { withCard } from './card.ts'
 
-/** Read at boot by gatehouse-reset.service; whoever has the card in hand makes it with any computer. */
+/**
+ * Read at boot by gatehouse-reset.service; whoever has the card in hand makes it with any computer.
+ */
 export const resetFile = 'gatehouse-reset'
 
 /**
- * `gatehouse reset --yes`, as root: leaves the file on the card that says so, and starts again. The data partition is formatted on
- * that boot, before anything uses it. The system's version stays.
+ * `gatehouse reset --yes`, as root: leaves the file on the card that says so, and starts again. The
+ * data partition is formatted on that boot, before anything uses it. The system's version stays.
  */
-export async function runReset ({ yes }: { yes: boolean }, boot = process.env.GATEHOUSE_BOOT_DIR ?? '/efi'): Promise<number> {
+export async function runReset(
+  { yes }: { yes: boolean },
+  boot = process.env.GATEHOUSE_BOOT_DIR ?? '/efi',
+): Promise<number> {
   if (!yes) {
-    process.stderr.write('gatehouse reset: flows, tailnet identity, certificates and settings would be lost for good. A backup first: gatehouse backup FILE. Then: gatehouse reset --yes\n')
+    process.stderr.write(
+      'gatehouse reset: flows, tailnet identity, certificates and settings would be lost for good. A backup first: gatehouse backup FILE. Then: gatehouse reset --yes\n',
+    )
     return 64
   }
-  await withCard(boot, async () => { await writeFile(join(boot, resetFile), 'reset asked for by command\n') })
+  await withCard(boot, async () => {
+    await writeFile(join(boot, resetFile), 'reset asked for by command\n')
+  })
   process.stdout.write('starting again, as new\n')
   return spawnSync('systemctl', ['--no-block', 'reboot'], { stdio: 'inherit' }).status ?? 1
 }

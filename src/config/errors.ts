@@ -8,30 +8,49 @@ export class GatehouseError extends Error {
   /** What to do about it, in the imperative. */
   readonly cure: string
 
-  constructor (code: string, message: string, cure: string, options?: ErrorOptions) {
+  constructor(code: string, message: string, cure: string, options?: ErrorOptions) {
     super(message, options)
     this.code = code
     this.cure = cure
   }
 
   /** Cause and cure in one line, fit for the journal. */
-  get line (): string {
+  get line(): string {
     return `${oneLine(this.message)}. ${oneLine(this.cure)} (${this.code})`
   }
 }
 
-/** Folds white space, so that text from elsewhere cannot break a one-line record (or forge a second one). */
-export function oneLine (text: string): string {
+/**
+ * Folds white space, so that text from elsewhere cannot break a one-line record (or forge a second
+ * one).
+ */
+export function oneLine(text: string): string {
   // eslint-disable-next-line no-control-regex
   return text.replace(/[\s\u0000-\u001f\u007f]+/g, ' ').trim()
 }
 
-/** Message of whatever was thrown; the code of a system error (ENOENT and the like) comes first when the message lacks it. */
-export function reason (err: unknown): string {
+/**
+ * Message of whatever was thrown; the code of a system error (ENOENT and the like) comes first when
+ * the message lacks it.
+ */
+export function reason(err: unknown): string {
   if (!(err instanceof Error)) return oneLine(String(err))
   const code = (err as NodeJS.ErrnoException).code
-  const inner = err.cause instanceof Error && err.cause.message !== '' && !err.message.includes(err.cause.message) ? `: ${reason(err.cause)}` : ''
-  // AggregateError of a failed connect (happy eyeballs) has an empty message; its first error says it.
-  const text = err.message === '' && err instanceof AggregateError && err.errors.length > 0 ? reason(err.errors[0]) : err.message
-  return oneLine((code !== undefined && !text.includes(code) && /^E[A-Z0-9]+$/.test(code) ? `${code}: ${text}` : text) + inner)
+  const inner =
+    err.cause instanceof Error &&
+    err.cause.message !== '' &&
+    !err.message.includes(err.cause.message)
+      ? `: ${reason(err.cause)}`
+      : ''
+  // AggregateError of a failed connect (happy eyeballs) has an empty message; its first error says
+  // it.
+  const text =
+    err.message === '' && err instanceof AggregateError && err.errors.length > 0
+      ? reason(err.errors[0])
+      : err.message
+  return oneLine(
+    (code !== undefined && !text.includes(code) && /^E[A-Z0-9]+$/.test(code)
+      ? `${code}: ${text}`
+      : text) + inner,
+  )
 }

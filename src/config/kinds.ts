@@ -7,11 +7,11 @@ export interface Wrong {
 /**
  * A kind of value a key may have: how it is read from TOML and written back.
  *
- * `read` is given the value as smol-toml parsed it, and the key as written in the file with an example of it for the cure. It
- * answers the value, or what is wrong with it.
+ * `read` is given the value as smol-toml parsed it, and the key as written in the file with an
+ * example of it for the cure. It answers the value, or what is wrong with it.
  */
 export interface Kind<T> {
-  read: (value: unknown, key: KeyText) => { value: T } | { wrong: Wrong, type?: true }
+  read: (value: unknown, key: KeyText) => { value: T } | { wrong: Wrong; type?: true }
   write: (value: T) => unknown
 }
 
@@ -25,10 +25,14 @@ type Check<T> = (value: T, key: KeyText) => Wrong | undefined
 
 const identity = <T>(value: T): T => value
 
-function kind<T> (noun: string, is: (value: unknown) => value is T, check?: Check<T>): Kind<T> {
+function kind<T>(noun: string, is: (value: unknown) => value is T, check?: Check<T>): Kind<T> {
   return {
     read: (value, key) => {
-      if (!is(value)) return { type: true, wrong: { message: `${key.name} must be ${noun}`, cure: `Write ${key.example}` } }
+      if (!is(value))
+        return {
+          type: true,
+          wrong: { message: `${key.name} must be ${noun}`, cure: `Write ${key.example}` },
+        }
       const wrong = check?.(value, key)
       return wrong === undefined ? { value } : { wrong }
     },
@@ -37,58 +41,104 @@ function kind<T> (noun: string, is: (value: unknown) => value is T, check?: Chec
 }
 
 /** Text in quotes. `check` says what else must hold. */
-export function text (check?: Check<string>): Kind<string> {
+export function text(check?: Check<string>): Kind<string> {
   return kind('text in quotes', (value) => typeof value === 'string', check)
 }
 
 /** One of a few words, in quotes. */
-export function oneOf<const T extends string> (...words: T[]): Kind<T> {
-  return text((value, key) => (words as string[]).includes(value)
-    ? undefined
-    : { message: `${key.name} is ${quote(value)}`, cure: `Write ${words.map((word) => `"${word}"`).join(' or ')}` }) as unknown as Kind<T>
+export function oneOf<const T extends string>(...words: T[]): Kind<T> {
+  return text((value, key) =>
+    (words as string[]).includes(value)
+      ? undefined
+      : {
+          message: `${key.name} is ${quote(value)}`,
+          cure: `Write ${words.map((word) => `"${word}"`).join(' or ')}`,
+        },
+  ) as unknown as Kind<T>
 }
 
 /** `true` or `false`, without quotes. */
-export function flag (): Kind<boolean> {
+export function flag(): Kind<boolean> {
   return kind('true or false, without quotes', (value) => typeof value === 'boolean')
 }
 
 /** A whole number from `min` to `max`, both included. */
-export function integer (min: number, max: number): Kind<number> {
-  return kind('a whole number, without quotes', (value): value is number => Number.isInteger(value), (value, key) => value >= min && value <= max
-    ? undefined
-    : { message: `${key.name} is ${value}, outside ${min} to ${max}`, cure: `Write ${key.example}` })
+export function integer(min: number, max: number): Kind<number> {
+  return kind(
+    'a whole number, without quotes',
+    (value): value is number => Number.isInteger(value),
+    (value, key) =>
+      value >= min && value <= max
+        ? undefined
+        : {
+            message: `${key.name} is ${value}, outside ${min} to ${max}`,
+            cure: `Write ${key.example}`,
+          },
+  )
 }
 
 const milliseconds = { ms: 1, s: 1_000, min: 60_000, h: 3_600_000, d: 86_400_000 }
 
-/** A length of time such as "30 s", "5 min", "12 h" or "7 d", from `min` to `max`; all in milliseconds here. */
-export function duration (min: number, max: number): Kind<number> {
+/**
+ * A length of time such as "30 s", "5 min", "12 h" or "7 d", from `min` to `max`; all in
+ * milliseconds here.
+ */
+export function duration(min: number, max: number): Kind<number> {
   return {
     read: (value, key) => {
       const parts = typeof value === 'string' ? /^(\d+) ?(ms|s|min|h|d)$/.exec(value) : null
       if (parts === null) {
-        return { type: true, wrong: { message: `${key.name} must be a length of time in quotes: a whole number and ms, s, min, h or d`, cure: `Write ${key.example}` } }
+        return {
+          type: true,
+          wrong: {
+            message: `${key.name} must be a length of time in quotes: a whole number and ms, s, min, h or d`,
+            cure: `Write ${key.example}`,
+          },
+        }
       }
       const time = Number(parts[1]) * milliseconds[parts[2] as keyof typeof milliseconds]
-      if (time < min || time > max) return { wrong: { message: `${key.name} is ${quote(parts[0])}, outside ${written(min)} to ${written(max)}`, cure: `Write ${key.example}` } }
+      if (time < min || time > max)
+        return {
+          wrong: {
+            message: `${key.name} is ${quote(parts[0])}, outside ${written(min)} to ${written(max)}`,
+            cure: `Write ${key.example}`,
+          },
+        }
       return { value: time }
     },
     write: written,
   }
 }
 
-function written (time: number): string {
-  const [unit, length] = Object.entries(milliseconds).findLast(([, length]) => time % length === 0 && time >= length) ?? ['ms', 1]
+function written(time: number): string {
+  const [unit, length] = Object.entries(milliseconds).findLast(
+    ([, length]) => time % length === 0 && time >= length,
+  ) ?? ['ms', 1]
   return `${time / length} ${unit}`
 }
 
-/** A list of values of one kind, in square brackets; at most `max`. One wrong element makes the list wrong. */
-export function listOf<T> (of: Kind<T>, max = 100): Kind<T[]> {
+/**
+ * A list of values of one kind, in square brackets; at most `max`. One wrong element makes the list
+ * wrong.
+ */
+export function listOf<T>(of: Kind<T>, max = 100): Kind<T[]> {
   return {
     read: (value, key) => {
-      if (!Array.isArray(value)) return { type: true, wrong: { message: `${key.name} must be a list in square brackets`, cure: `Write ${key.example}` } }
-      if (value.length > max) return { wrong: { message: `${key.name} has ${value.length} entries; ${max} are the most`, cure: 'Remove some' } }
+      if (!Array.isArray(value))
+        return {
+          type: true,
+          wrong: {
+            message: `${key.name} must be a list in square brackets`,
+            cure: `Write ${key.example}`,
+          },
+        }
+      if (value.length > max)
+        return {
+          wrong: {
+            message: `${key.name} has ${value.length} entries; ${max} are the most`,
+            cure: 'Remove some',
+          },
+        }
       const values: T[] = []
       for (const element of value) {
         const read = of.read(element, { ...key, name: `an entry of ${key.name}` })
@@ -101,7 +151,9 @@ export function listOf<T> (of: Kind<T>, max = 100): Kind<T[]> {
   }
 }
 
-/** Text from a configuration file as messages show it: in quotes, escaped, cut after 80 characters. */
-export function quote (value: string): string {
+/**
+ * Text from a configuration file as messages show it: in quotes, escaped, cut after 80 characters.
+ */
+export function quote(value: string): string {
   return JSON.stringify(value.length > 80 ? `${value.slice(0, 79)}…` : value)
 }

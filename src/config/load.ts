@@ -5,38 +5,74 @@ import type { Config } from './config.ts'
 import { GatehouseError, reason } from './errors.ts'
 
 /**
- * Reads the provisioned configuration: as far as it is understood, where a later version wrote it before this one came back.
+ * Reads the provisioned configuration: as far as it is understood, where a later version wrote it
+ * before this one came back.
  *
  * @param note told what was left out
- * @throws GatehouseError when it is missing or wrong: provisioning writes none such, so someone else did
+ * @throws GatehouseError when it is missing or wrong: provisioning writes none such, so someone
+ *   else did
  */
-export async function loadConfig (directory: string, note?: (text: string) => void): Promise<Config> {
+export async function loadConfig(
+  directory: string,
+  note?: (text: string) => void,
+): Promise<Config> {
   const path = join(directory, 'gatehouse.toml')
   let data: Buffer
   try {
     data = await readFile(path)
   } catch (err) {
-    throw new GatehouseError('GH_CONFIG_READ', `${path} cannot be read: ${reason(err)}`, 'Run systemctl restart gatehouse-provision', { cause: err })
+    throw new GatehouseError(
+      'GH_CONFIG_READ',
+      `${path} cannot be read: ${reason(err)}`,
+      'Run systemctl restart gatehouse-provision',
+      { cause: err },
+    )
   }
-  return parseConfig(data, path, { lenient: isLater(data.toString('utf8')), ...(note === undefined ? {} : { note }) })
+  return parseConfig(data, path, {
+    lenient: isLater(data.toString('utf8')),
+    ...(note === undefined ? {} : { note }),
+  })
 }
 
-/** The auth key systemd handed over as the credential `authkey`; undefined when there is none or it is empty. */
-export async function readAuthKey (credentials: string | undefined): Promise<string | undefined> {
+/**
+ * The auth key systemd handed over as the credential `authkey`; undefined when there is none or it
+ * is empty.
+ */
+export async function readAuthKey(credentials: string | undefined): Promise<string | undefined> {
   return await readCredential(credentials, 'authkey', 'gatehouse.service', 'GH_AUTH_KEY_READ')
 }
 
-/** The key to bind an ACME account with, handed over as the credential `eab-hmac-key`; undefined when there is none or it is empty. */
-export async function readBindingKey (credentials: string | undefined): Promise<string | undefined> {
-  return await readCredential(credentials, 'eab-hmac-key', 'gatehouse-certs.service', 'GH_CERTS_ACCOUNT')
+/**
+ * The key to bind an ACME account with, handed over as the credential `eab-hmac-key`; undefined
+ * when there is none or it is empty.
+ */
+export async function readBindingKey(credentials: string | undefined): Promise<string | undefined> {
+  return await readCredential(
+    credentials,
+    'eab-hmac-key',
+    'gatehouse-certs.service',
+    'GH_CERTS_ACCOUNT',
+  )
 }
 
-async function readCredential (credentials: string | undefined, name: string, unit: string, code: string): Promise<string | undefined> {
+async function readCredential(
+  credentials: string | undefined,
+  name: string,
+  unit: string,
+  code: string,
+): Promise<string | undefined> {
   if (credentials === undefined) return undefined
-  const key = await readFile(join(credentials, name), 'utf8').catch((err: NodeJS.ErrnoException) => {
-    if (err.code === 'ENOENT') return ''
-    throw new GatehouseError(code, `the credential ${name} cannot be read: ${reason(err)}`, `Check LoadCredentialEncrypted=${name} in ${unit}`, { cause: err })
-  })
+  const key = await readFile(join(credentials, name), 'utf8').catch(
+    (err: NodeJS.ErrnoException) => {
+      if (err.code === 'ENOENT') return ''
+      throw new GatehouseError(
+        code,
+        `the credential ${name} cannot be read: ${reason(err)}`,
+        `Check LoadCredentialEncrypted=${name} in ${unit}`,
+        { cause: err },
+      )
+    },
+  )
   return key.trim() === '' ? undefined : key.trim()
 }
 
@@ -45,10 +81,15 @@ async function readCredential (credentials: string | undefined, name: string, un
  *
  * @throws GatehouseError when there is none: without it Node-RED lets nobody in
  */
-export async function readChannelKey (credentials: string | undefined): Promise<Buffer> {
+export async function readChannelKey(credentials: string | undefined): Promise<Buffer> {
   try {
     return await readFile(join(credentials ?? '/nonexistent', 'channel'))
   } catch (err) {
-    throw new GatehouseError('GH_CHANNEL_KEY', `the key shared with Node-RED cannot be read, so its editor lets nobody in: ${reason(err)}`, 'Check LoadCredential=channel in gatehouse.service, and gatehouse-provision.service, which makes it', { cause: err })
+    throw new GatehouseError(
+      'GH_CHANNEL_KEY',
+      `the key shared with Node-RED cannot be read, so its editor lets nobody in: ${reason(err)}`,
+      'Check LoadCredential=channel in gatehouse.service, and gatehouse-provision.service, which makes it',
+      { cause: err },
+    )
   }
 }

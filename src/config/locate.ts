@@ -1,10 +1,12 @@
 /**
- * Finds the line on which a key stands, for error messages: smol-toml gives positions of syntax errors alone.
+ * Finds the line on which a key stands, for error messages: smol-toml gives positions of syntax
+ * errors alone.
  *
- * `path` is ['table', 'key'] or ['table'], or in the nth [[table]] ['table', 'n', 'key'], n from 0. Returns a line number from 1, or undefined for a key that is not written
- * out in one of the usual forms (an inline table, say).
+ * `path` is ['table', 'key'] or ['table'], or in the nth [[table]] ['table', 'n', 'key'], n from 0.
+ * Returns a line number from 1, or undefined for a key that is not written out in one of the usual
+ * forms (an inline table, say).
  */
-export function locate (text: string, path: readonly string[]): number | undefined {
+export function locate(text: string, path: readonly string[]): number | undefined {
   const wanted = path.join('.')
   let table = ''
   const seen = new Map<string, number>()
@@ -21,7 +23,10 @@ export function locate (text: string, path: readonly string[]): number | undefin
       }
       continue
     }
-    const key = /^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=/.exec(line)
+    const key =
+      /^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=/.exec(
+        line,
+      )
     if (key === null) continue
     const full = table === '' ? plain(key[1]!) : `${table}.${plain(key[1]!)}`
     if (full === wanted || full.startsWith(`${wanted}.`)) return index + 1
@@ -29,6 +34,9 @@ export function locate (text: string, path: readonly string[]): number | undefin
   return undefined
 }
 
-function plain (key: string): string {
-  return key.split('.').map((part) => part.trim().replace(/^(["'])(.*)\1$/, '$2')).join('.')
+function plain(key: string): string {
+  return key
+    .split('.')
+    .map((part) => part.trim().replace(/^(["'])(.*)\1$/, '$2'))
+    .join('.')
 }

@@ -1,8 +1,8 @@
 import { dirname, join } from 'node:path'
 
 /**
- * Where things are. Defaults are the appliance's (docs/architecture.md); each can be overridden by an environment
- * variable, which is how tests run the same program in a temporary directory.
+ * Where things are. Defaults are the appliance's (docs/architecture.md); each can be overridden by
+ * an environment variable, which is how tests run the same program in a temporary directory.
  */
 export interface Paths {
   /** GATEHOUSE_BOOT_DIR, default /efi: what the person wrote. */
@@ -11,7 +11,10 @@ export interface Paths {
   config: string
   /** GATEHOUSE_PROBLEM_FILE, default /run/gatehouse-provision/problem. */
   problem: string
-  /** GATEHOUSE_CHANNEL_KEY, default /run/gatehouse-provision/channel: the key the gateway and Node-RED share. */
+  /**
+   * GATEHOUSE_CHANNEL_KEY, default /run/gatehouse-provision/channel: the key the gateway and
+   * Node-RED share.
+   */
   channel: string
   /** GATEHOUSE_REPORT_DIR, default /run/gatehouse-report: what was last shown on the consoles. */
   reported: string
@@ -23,9 +26,14 @@ export interface Paths {
   admin: string
   /** GATEHOUSE_CERTS_SOCKET, default /run/gatehouse-certs.sock. */
   certs: string
-  /** GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and the hosts file it sees. */
+  /**
+   * GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and the
+   * hosts file it sees.
+   */
   firewall: string
-  /** GATEHOUSE_UNIT_DIR, default /run/systemd/system: where systemd looks for units of this boot. */
+  /**
+   * GATEHOUSE_UNIT_DIR, default /run/systemd/system: where systemd looks for units of this boot.
+   */
   units: string
   /** STATE_DIRECTORY as systemd sets it; default is the caller's. */
   state: (fallback: string) => string
@@ -35,9 +43,10 @@ export interface Paths {
   credentials: string | undefined
 }
 
-export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
+export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
   // systemd lists several directories with colons; ours are single, the first counts.
-  const first = (value: string | undefined): string | undefined => value === undefined || value === '' ? undefined : value.split(':')[0]
+  const first = (value: string | undefined): string | undefined =>
+    value === undefined || value === '' ? undefined : value.split(':')[0]
   return {
     boot: env.GATEHOUSE_BOOT_DIR ?? '/efi',
     config: env.GATEHOUSE_CONFIG_DIR ?? '/var/lib/gatehouse-config',
@@ -56,7 +65,10 @@ export function paths (env: NodeJS.ProcessEnv = process.env): Paths {
   }
 }
 
-/** What of the settings a person should know, though all is well: a line each; absent when there is none. Read by `gatehouse status`. */
-export function notesFile ({ problem }: Pick<Paths, 'problem'>): string {
+/**
+ * What of the settings a person should know, though all is well: a line each; absent when there is
+ * none. Read by `gatehouse status`.
+ */
+export function notesFile({ problem }: Pick<Paths, 'problem'>): string {
   return join(dirname(problem), 'notes')
 }

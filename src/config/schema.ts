@@ -14,170 +14,408 @@ export interface Key<T, D extends T | undefined = T | undefined> {
   default: D
   /** Its value in messages, as TOML: `"gatehouse"`. */
   example: string
-  /** Never in the provisioned copy of the configuration, which every user of the machine may read. */
+  /**
+   * Never in the provisioned copy of the configuration, which every user of the machine may read.
+   */
   secret: boolean
 }
 
-/** Keys of one table by their name in TypeScript; in the file a name is written in snake case ({@link tomlName}). */
+/**
+ * Keys of one table by their name in TypeScript; in the file a name is written in snake case
+ * ({@link tomlName}).
+ */
 export type Keys = Record<string, Key<any, any>>
 
-function key<T> (kind: Kind<T>, options: { default: NoInfer<T>, example: string }): Key<T, T>
-function key<T> (kind: Kind<T>, options: { example: string, secret?: boolean }): Key<T, undefined>
-function key<T> (kind: Kind<T>, options: { default?: T, example: string, secret?: boolean }): Key<T, any> {
-  return { kind, default: options.default, example: options.example, secret: options.secret ?? false }
+function key<T>(kind: Kind<T>, options: { default: NoInfer<T>; example: string }): Key<T, T>
+function key<T>(kind: Kind<T>, options: { example: string; secret?: boolean }): Key<T, undefined>
+function key<T>(
+  kind: Kind<T>,
+  options: { default?: T; example: string; secret?: boolean },
+): Key<T, any> {
+  return {
+    kind,
+    default: options.default,
+    example: options.example,
+    secret: options.secret ?? false,
+  }
 }
 
 /**
  * All of gatehouse.toml: one entry a key, and nothing else to change when one is added but
  * overlays/usr/share/gatehouse/gatehouse.toml.example, which documents each for people.
  *
- * A table is `[name]`, given once. For a list of tables, `[[name]]`, write `[{ … }]`: the keys in an array of one.
+ * A table is `[name]`, given once. For a list of tables, `[[name]]`, write `[{ … }]`: the keys in
+ * an array of one.
  */
 export const schema = {
   tailnet: {
-    /** Name asked of the tailnet: a DNS label, 1–63 of a-z, 0-9 and inner hyphens. Default: `gatehouse`. */
+    /**
+     * Name asked of the tailnet: a DNS label, 1–63 of a-z, 0-9 and inner hyphens. Default:
+     * `gatehouse`.
+     */
     hostname: key(text(checkHostname), { default: 'gatehouse', example: '"gatehouse"' }),
     /** Tailscale auth key. Default: none, a login URL is shown. */
     authKey: key(text(checkAuthKey), { example: '"tskey-auth-…"', secret: true }),
     /**
-     * OAuth client secret to make an auth key with (tskey-client-…), instead of one. Needs {@link tags}. Parameters behind a `?` as Tailscale has
-     * them (ephemeral, preauthorized, baseURL). Default: none.
+     * OAuth client secret to make an auth key with (tskey-client-…), instead of one. Needs {@link
+     * tags}. Parameters behind a `?` as Tailscale has them (ephemeral, preauthorized, baseURL).
+     * Default: none.
      */
     clientSecret: key(text(checkClientSecret), { example: '"tskey-client-…"', secret: true }),
     /** Tags the node asks for. Default: none but those of the auth key. */
-    tags: key(listOf(text((value) => /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)
-      ? undefined
-      : { message: `tags, ${quote(value)}, is not a tag`, cure: 'Write tags = ["tag:gatehouse"]' })), { default: [], example: '["tag:gatehouse"]' }),
+    tags: key(
+      listOf(
+        text((value) =>
+          /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)
+            ? undefined
+            : {
+                message: `tags, ${quote(value)}, is not a tag`,
+                cure: 'Write tags = ["tag:gatehouse"]',
+              },
+        ),
+      ),
+      { default: [], example: '["tag:gatehouse"]' },
+    ),
     /** Control server, http or https. Default: Tailscale's own. */
     controlURL: key(text(url('https:', 'http:')), { example: '"https://headscale.example.org"' }),
   },
   certificates: {
     /** ACME directory, https. Default: Let's Encrypt. */
     directory: key(text(url('https:')), { default: letsEncrypt, example: `"${letsEncrypt}"` }),
-    /** PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml. Default: the system's. */
+    /**
+     * PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml.
+     * Default: the system's.
+     */
     // Only .pem: the name is used in a directory that also holds gatehouse.toml and authkey.
-    caFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
-      ? undefined
-      : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' }),
-    { example: '"authority.pem"' }),
+    caFile: key(
+      text((value) =>
+        /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
+          ? undefined
+          : {
+              message: `ca_file ${quote(value)} is not a plain file name ending in .pem`,
+              cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"',
+            },
+      ),
+      { example: '"authority.pem"' },
+    ),
     /** Contact given to the authority. Default: none. */
-    email: key(text((value) => /^[^\s@,;<>]+@[^\s@,;<>]+$/.test(value)
-      ? undefined
-      : { message: `email ${quote(value)} is not an e-mail address`, cure: 'Write email = "you@example.org", or leave it out' }),
-    { example: '"you@example.org"' }),
-    /** Profile of certificate asked of the authority, such as Let's Encrypt's `shortlived`. Default: the authority's own choice. */
-    profile: key(text((value) => /^[A-Za-z0-9_.-]{1,64}$/.test(value)
-      ? undefined
-      : { message: `profile ${quote(value)} is not the name of a profile`, cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out' }),
-    { example: '"shortlived"' }),
-    /** Key identifier of an external account binding (RFC 8555 §7.3.4), as the authority gave it. Default: none. */
-    eabKeyId: key(text((value) => /^[\x21-\x7e]{1,512}$/.test(value)
-      ? undefined
-      : { message: 'eab_key_id is empty, or holds spaces or characters no key identifier has', cure: 'Write it as the authority gave it: eab_key_id = "…"' }),
-    { example: '"kid-1"' }),
+    email: key(
+      text((value) =>
+        /^[^\s@,;<>]+@[^\s@,;<>]+$/.test(value)
+          ? undefined
+          : {
+              message: `email ${quote(value)} is not an e-mail address`,
+              cure: 'Write email = "you@example.org", or leave it out',
+            },
+      ),
+      { example: '"you@example.org"' },
+    ),
+    /**
+     * Profile of certificate asked of the authority, such as Let's Encrypt's `shortlived`. Default:
+     * the authority's own choice.
+     */
+    profile: key(
+      text((value) =>
+        /^[A-Za-z0-9_.-]{1,64}$/.test(value)
+          ? undefined
+          : {
+              message: `profile ${quote(value)} is not the name of a profile`,
+              cure: 'Write one the authority offers, such as profile = "shortlived", or leave it out',
+            },
+      ),
+      { example: '"shortlived"' },
+    ),
+    /**
+     * Key identifier of an external account binding (RFC 8555 §7.3.4), as the authority gave it.
+     * Default: none.
+     */
+    eabKeyId: key(
+      text((value) =>
+        /^[\x21-\x7e]{1,512}$/.test(value)
+          ? undefined
+          : {
+              message: 'eab_key_id is empty, or holds spaces or characters no key identifier has',
+              cure: 'Write it as the authority gave it: eab_key_id = "…"',
+            },
+      ),
+      { example: '"kid-1"' },
+    ),
     /** Its key, base64url. Default: none. Given together with the identifier. */
-    eabHmacKey: key(text((value) => /^[A-Za-z0-9_+/-]{16,1024}={0,2}$/.test(value)
-      ? undefined
-      : { message: 'eab_hmac_key is no key in base64url', cure: 'Write it whole, as the authority gave it: eab_hmac_key = "…"' }),
-    { example: '"zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"', secret: true }),
+    eabHmacKey: key(
+      text((value) =>
+        /^[A-Za-z0-9_+/-]{16,1024}={0,2}$/.test(value)
+          ? undefined
+          : {
+              message: 'eab_hmac_key is no key in base64url',
+              cure: 'Write it whole, as the authority gave it: eab_hmac_key = "…"',
+            },
+      ),
+      {
+        example: '"zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"',
+        secret: true,
+      },
+    ),
   },
   access: {
-    /** Who may open the editor without changing anything, beside those the tailnet's policy grants it. Default: nobody. */
+    /**
+     * Who may open the editor without changing anything, beside those the tailnet's policy grants
+     * it. Default: nobody.
+     */
     view: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
     /** Who may change flows. Default: nobody beside the policy's and the owner. */
     edit: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
     /** Who may use what flows serve. Default: nobody beside the policy's and the owner. */
     use: key(listOf(text(checkWho)), { default: [], example: '["tag:sensor"]' }),
   },
-  /** A listener on the local network, beside the tailnet. Off by default: nobody there can be told apart. */
+  /**
+   * A listener on the local network, beside the tailnet. Off by default: nobody there can be told
+   * apart.
+   */
   local_network: {
     /** Whether the node's ports 80 and 443 answer on the local network too. Default: no. */
     listen: key(flag(), { default: false, example: 'true' }),
-    /** What everybody on the local network may do. There is no default that serves anything. `edit` is not to be had: it is running programs. */
+    /**
+     * What everybody on the local network may do. There is no default that serves anything. `edit`
+     * is not to be had: it is running programs.
+     */
     rights: key(listOf(oneOf('view', 'use')), { default: [], example: '["use"]' }),
   },
   node_red: {
-    /** Whom Node-RED may call: `host:port[/udp]`, or a preset ({@link file://./../firewall/egress.ts}). Default: nobody. */
-    allow: key(listOf(text(checkAllow)), { default: [], example: '["192.168.1.10:1883", "broker.example.org:8883"]' }),
+    /**
+     * Whom Node-RED may call: `host:port[/udp]`, or a preset ({@link
+     * file://./../firewall/egress.ts}). Default: nobody.
+     */
+    allow: key(listOf(text(checkAllow)), {
+      default: [],
+      example: '["192.168.1.10:1883", "broker.example.org:8883"]',
+    }),
     /** Hardware Node-RED may use, each given by itself. Default: none. */
-    devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth')), { default: [], example: '["serial"]' }),
-    /** The registry that the preset `palette` stands for and nodes are installed from. Default: npm's own. */
+    devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth')), {
+      default: [],
+      example: '["serial"]',
+    }),
+    /**
+     * The registry that the preset `palette` stands for and nodes are installed from. Default:
+     * npm's own.
+     */
     registry: key(text(url('https:', 'http:')), { example: '"https://npm.example.org"' }),
-    /** Function nodes may name modules of their own on the Setup tab, which are then installed (Node-RED's functionExternalModules). Default: no. */
+    /**
+     * Function nodes may name modules of their own on the Setup tab, which are then installed
+     * (Node-RED's functionExternalModules). Default: no.
+     */
     functionModules: key(flag(), { default: false, example: 'true' }),
     /** Flows under version control in Node-RED itself (its projects, by git). Default: no. */
     projects: key(flag(), { default: false, example: 'true' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
-    settingsFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.js$/.test(value)
-      ? undefined
-      : { message: `settings_file ${quote(value)} is not a plain file name ending in .js`, cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"' }),
-    { example: '"node-red.js"' }),
+    settingsFile: key(
+      text((value) =>
+        /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.js$/.test(value)
+          ? undefined
+          : {
+              message: `settings_file ${quote(value)} is not a plain file name ending in .js`,
+              cure: 'Put the file beside gatehouse.toml and write its name alone: settings_file = "node-red.js"',
+            },
+      ),
+      { example: '"node-red.js"' },
+    ),
   },
-  app: [{
-    /** A name of the app's own in the tailnet: a Tailscale Service, `svc:` and a DNS label, that this device hosts. Default: none, the device's name. */
-    service: key(text((value) => /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
-      ? undefined
-      : { message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`, cure: 'Write service = "svc:grafana"' }), { example: '"svc:grafana"' }),
-    /** Paths that go to the app: begins and ends with a slash. Needed, except with a name of its own: then `/`. */
-    path: key(text((value) => /^\/(?:[A-Za-z0-9_~.-]+\/)*$/.test(value) && !/\/\.\.?\//.test(value) ? undefined : notPath(value)), { default: '', example: '"/grafana/"' }),
-    /** Where it is: `http://host:port`, `https://host:port` or `unix:/path`; the first that is up is asked. Needed. */
-    upstreams: key(listOf(text(checkUpstream)), { default: [], example: '["http://127.0.0.1:3000"]' }),
-    /** Whether the app sees its paths without `path`, which it then gets as X-Forwarded-Prefix. Default: false. */
-    strip: key(flag(), { default: false, example: 'true' }),
-    /** The right a peer needs. Default: use. */
-    right: key(oneOf('view', 'edit', 'use'), { default: 'use', example: '"use"' }),
-    /** Name that an https upstream's certificate must have (and that is asked for, SNI). Default: the host. */
-    serverName: key(text((value) => /^[A-Za-z0-9.-]+$/.test(value) ? undefined : { message: `server_name ${quote(value)} is not a name`, cure: 'Write server_name = "grafana.example.org"' }), { example: '"grafana.example.org"' }),
-    /** PEM file with the authorities an https upstream is verified by, beside gatehouse.toml. Default: the system's. */
-    caFile: key(text((value) => /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
-      ? undefined
-      : { message: `ca_file ${quote(value)} is not a plain file name ending in .pem`, cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"' }), { example: '"authority.pem"' }),
-    /** Path, as the app sees it, that each upstream is asked for every 10 s (every 2 s while it is down): up is what answers 200 to 399. Default: up is what takes a connection. */
-    healthPath: key(text((value) => /^\/[\x21-\x7e]*$/.test(value) ? undefined : { message: `health_path ${quote(value)} is not a path`, cure: 'Write health_path = "/healthz"' }), { example: '"/healthz"' }),
-    /** How long connecting may take. Default: 5 s. */
-    connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
-    /** How long the app may take from the end of a request to the headers of its answer. Default: 120 s. */
-    responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"120 s"' }),
-    /** How long the app may send nothing of an answer that has begun; the answer is then broken off. 0 is no limit: the pauses of an event stream have none. Default: 0 s. */
-    idleTimeout: key(duration(0, 86_400_000), { default: 0, example: '"60 s"' }),
-    /** How long a request may take from its headers to the end of its answer; 0 is no limit: an upload takes as long as it takes. Default: 0 s. */
-    totalTimeout: key(duration(0, 86_400_000), { default: 0, example: '"10 min"' }),
-    /** Headers not passed on to the app. Default: none but those of the connection and copies of the gateway's own. */
-    requestRemove: key(listOf(text(header('request', true))), { default: [], example: '["X-Example"]' }),
-    /** Headers a request goes to the app with, `Name: value`, whatever the peer sent of them. Default: none. */
-    requestSet: key(listOf(text(header('request'))), { default: [], example: '["X-Example: value"]' }),
-    /** The same, joined to what the peer sent. Default: none. */
-    requestAdd: key(listOf(text(header('request'))), { default: [], example: '["X-Example: value"]' }),
-    /** Headers of the app's answers that peers do not get. Default: none but those of the connection and of software versions. */
-    answerRemove: key(listOf(text(header('answer', true))), { default: [], example: '["X-Example"]' }),
-    /** Headers the app's answers go to peers with, whatever the app says. Default: none. */
-    answerSet: key(listOf(text(header('answer'))), { default: [], example: '["Cache-Control: no-store"]' }),
-    /** The same, joined to what the app says. Default: none. */
-    answerAdd: key(listOf(text(header('answer'))), { default: [], example: '["Vary: Cookie"]' }),
-  }],
-  forward: [{
-    /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
-    port: key(integer(1, 65_535), { default: 443, example: '22' }),
-    /** Names that are passed through on port 443, by what TLS clients ask for (SNI), without being decrypted. Default: none. */
-    sni: key(listOf(text((value) => /^[a-z0-9-]+(?:\.[a-z0-9-]+)+$/.test(value)
-      ? undefined
-      : { message: `sni, ${quote(value)}, is not a full name in lower case`, cure: 'Write sni = ["git.example.org"]' })), { default: [], example: '["git.example.org"]' }),
-    /** Where to: `host:port`, `[address]:port` or `unix:/path`. Needed. */
-    target: key(text((value) => /^unix:\/[^\0]{1,106}$/.test(value) || (/^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$/.test(value) && Number(/\d+$/.exec(value)![0]) <= 65_535)
-      ? undefined
-      : { message: `target ${quote(value)} is neither host:port nor unix:/path`, cure: 'Write target = "127.0.0.1:22"' }), { default: '', example: '"127.0.0.1:22"' }),
-    /** PROXY protocol to the target, so that it learns who is behind a connection. Default: off. */
-    proxyProtocol: key(oneOf('off', 'v1', 'v2'), { default: 'off', example: '"v2"' }),
-    /** The right a peer needs. Default: edit. */
-    right: key(oneOf('view', 'edit', 'use'), { default: 'edit', example: '"edit"' }),
-  }],
+  app: [
+    {
+      /**
+       * A name of the app's own in the tailnet: a Tailscale Service, `svc:` and a DNS label, that
+       * this device hosts. Default: none, the device's name.
+       */
+      service: key(
+        text((value) =>
+          /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
+            ? undefined
+            : {
+                message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`,
+                cure: 'Write service = "svc:grafana"',
+              },
+        ),
+        { example: '"svc:grafana"' },
+      ),
+      /**
+       * Paths that go to the app: begins and ends with a slash. Needed, except with a name of its
+       * own: then `/`.
+       */
+      path: key(
+        text((value) =>
+          /^\/(?:[A-Za-z0-9_~.-]+\/)*$/.test(value) && !/\/\.\.?\//.test(value)
+            ? undefined
+            : notPath(value),
+        ),
+        { default: '', example: '"/grafana/"' },
+      ),
+      /**
+       * Where it is: `http://host:port`, `https://host:port` or `unix:/path`; the first that is up
+       * is asked. Needed.
+       */
+      upstreams: key(listOf(text(checkUpstream)), {
+        default: [],
+        example: '["http://127.0.0.1:3000"]',
+      }),
+      /**
+       * Whether the app sees its paths without `path`, which it then gets as X-Forwarded-Prefix.
+       * Default: false.
+       */
+      strip: key(flag(), { default: false, example: 'true' }),
+      /** The right a peer needs. Default: use. */
+      right: key(oneOf('view', 'edit', 'use'), { default: 'use', example: '"use"' }),
+      /**
+       * Name that an https upstream's certificate must have (and that is asked for, SNI). Default:
+       * the host.
+       */
+      serverName: key(
+        text((value) =>
+          /^[A-Za-z0-9.-]+$/.test(value)
+            ? undefined
+            : {
+                message: `server_name ${quote(value)} is not a name`,
+                cure: 'Write server_name = "grafana.example.org"',
+              },
+        ),
+        { example: '"grafana.example.org"' },
+      ),
+      /**
+       * PEM file with the authorities an https upstream is verified by, beside gatehouse.toml.
+       * Default: the system's.
+       */
+      caFile: key(
+        text((value) =>
+          /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
+            ? undefined
+            : {
+                message: `ca_file ${quote(value)} is not a plain file name ending in .pem`,
+                cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"',
+              },
+        ),
+        { example: '"authority.pem"' },
+      ),
+      /**
+       * Path, as the app sees it, that each upstream is asked for every 10 s (every 2 s while it is
+       * down): up is what answers 200 to 399. Default: up is what takes a connection.
+       */
+      healthPath: key(
+        text((value) =>
+          /^\/[\x21-\x7e]*$/.test(value)
+            ? undefined
+            : {
+                message: `health_path ${quote(value)} is not a path`,
+                cure: 'Write health_path = "/healthz"',
+              },
+        ),
+        { example: '"/healthz"' },
+      ),
+      /** How long connecting may take. Default: 5 s. */
+      connectTimeout: key(duration(100, 600_000), { default: 5_000, example: '"5 s"' }),
+      /**
+       * How long the app may take from the end of a request to the headers of its answer. Default:
+       * 120 s.
+       */
+      responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"120 s"' }),
+      /**
+       * How long the app may send nothing of an answer that has begun; the answer is then broken
+       * off. 0 is no limit: the pauses of an event stream have none. Default: 0 s.
+       */
+      idleTimeout: key(duration(0, 86_400_000), { default: 0, example: '"60 s"' }),
+      /**
+       * How long a request may take from its headers to the end of its answer; 0 is no limit: an
+       * upload takes as long as it takes. Default: 0 s.
+       */
+      totalTimeout: key(duration(0, 86_400_000), { default: 0, example: '"10 min"' }),
+      /**
+       * Headers not passed on to the app. Default: none but those of the connection and copies of
+       * the gateway's own.
+       */
+      requestRemove: key(listOf(text(header('request', true))), {
+        default: [],
+        example: '["X-Example"]',
+      }),
+      /**
+       * Headers a request goes to the app with, `Name: value`, whatever the peer sent of them.
+       * Default: none.
+       */
+      requestSet: key(listOf(text(header('request'))), {
+        default: [],
+        example: '["X-Example: value"]',
+      }),
+      /** The same, joined to what the peer sent. Default: none. */
+      requestAdd: key(listOf(text(header('request'))), {
+        default: [],
+        example: '["X-Example: value"]',
+      }),
+      /**
+       * Headers of the app's answers that peers do not get. Default: none but those of the
+       * connection and of software versions.
+       */
+      answerRemove: key(listOf(text(header('answer', true))), {
+        default: [],
+        example: '["X-Example"]',
+      }),
+      /** Headers the app's answers go to peers with, whatever the app says. Default: none. */
+      answerSet: key(listOf(text(header('answer'))), {
+        default: [],
+        example: '["Cache-Control: no-store"]',
+      }),
+      /** The same, joined to what the app says. Default: none. */
+      answerAdd: key(listOf(text(header('answer'))), { default: [], example: '["Vary: Cookie"]' }),
+    },
+  ],
+  forward: [
+    {
+      /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
+      port: key(integer(1, 65_535), { default: 443, example: '22' }),
+      /**
+       * Names that are passed through on port 443, by what TLS clients ask for (SNI), without being
+       * decrypted. Default: none.
+       */
+      sni: key(
+        listOf(
+          text((value) =>
+            /^[a-z0-9-]+(?:\.[a-z0-9-]+)+$/.test(value)
+              ? undefined
+              : {
+                  message: `sni, ${quote(value)}, is not a full name in lower case`,
+                  cure: 'Write sni = ["git.example.org"]',
+                },
+          ),
+        ),
+        { default: [], example: '["git.example.org"]' },
+      ),
+      /** Where to: `host:port`, `[address]:port` or `unix:/path`. Needed. */
+      target: key(
+        text((value) =>
+          /^unix:\/[^\0]{1,106}$/.test(value) ||
+          (/^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$/.test(value) &&
+            Number(/\d+$/.exec(value)![0]) <= 65_535)
+            ? undefined
+            : {
+                message: `target ${quote(value)} is neither host:port nor unix:/path`,
+                cure: 'Write target = "127.0.0.1:22"',
+              },
+        ),
+        { default: '', example: '"127.0.0.1:22"' },
+      ),
+      /**
+       * PROXY protocol to the target, so that it learns who is behind a connection. Default: off.
+       */
+      proxyProtocol: key(oneOf('off', 'v1', 'v2'), { default: 'off', example: '"v2"' }),
+      /** The right a peer needs. Default: edit. */
+      right: key(oneOf('view', 'edit', 'use'), { default: 'edit', example: '"edit"' }),
+    },
+  ],
   cache: {
     /** Memory for answers that may be used again (RFC 9111), in MiB; 0 keeps none. Default: 32. */
     memoryMib: key(integer(0, 100_000), { default: 32, example: '32' }),
     /** Whether answers are compressed for peers that take it. Default: true. */
     compress: key(flag(), { default: true, example: 'true' }),
   },
-  /** What peers may take of the gateway; 0 is no limit, except where it says otherwise. Five times a rate may come at once. */
+  /**
+   * What peers may take of the gateway; 0 is no limit, except where it says otherwise. Five times a
+   * rate may come at once.
+   */
   limits: {
     /** Open connections, of all peers. Default: 1000. */
     connections: key(integer(0, 100_000), { default: 1_000, example: '1000' }),
@@ -191,82 +429,194 @@ export const schema = {
     requests: key(integer(0, 1_000_000), { default: 2_000, example: '2000' }),
     /** Requests a second of one peer. Default: 500. */
     requestsPerPeer: key(integer(0, 1_000_000), { default: 500, example: '500' }),
-    /** Requests of one peer that are under way; WebSockets are connections and count as such. Default: 250. */
+    /**
+     * Requests of one peer that are under way; WebSockets are connections and count as such.
+     * Default: 250.
+     */
     openRequestsPerPeer: key(integer(0, 100_000), { default: 250, example: '250' }),
-    /** Requests under way on one HTTP/2 connection; 0 speaks HTTP/1.1 only. Default: 100, which is the least RFC 9113 recommends. */
+    /**
+     * Requests under way on one HTTP/2 connection; 0 speaks HTTP/1.1 only. Default: 100, which is
+     * the least RFC 9113 recommends.
+     */
     streamsPerConnection: key(integer(0, 10_000), { default: 100, example: '100' }),
     /** Size of a request's headers, in KiB. Default: 32. */
     headerKib: key(integer(4, 1_024), { default: 32, example: '32' }),
     /** Size of a request's body, in MiB; bodies are never held in memory. Default: 10240. */
     bodyMib: key(integer(0, 10_000_000), { default: 10_240, example: '10240' }),
-    /** How long a peer may take for a request's headers, from the start of the connection or of the request. Default: 15 s. */
+    /**
+     * How long a peer may take for a request's headers, from the start of the connection or of the
+     * request. Default: 15 s.
+     */
     headerTimeout: key(duration(1_000, 3_600_000), { default: 15_000, example: '"15 s"' }),
-    /** How long a peer may neither take what is sent to it nor go on with a body (less than 1 KiB counts as nothing). Default: 60 s. */
+    /**
+     * How long a peer may neither take what is sent to it nor go on with a body (less than 1 KiB
+     * counts as nothing). Default: 60 s.
+     */
     stallTimeout: key(duration(1_000, 3_600_000), { default: 60_000, example: '"60 s"' }),
-    /** Memory of the process above which new connections and requests are refused, in MiB; 0 is three quarters of what the machine has. Default: 0. */
+    /**
+     * Memory of the process above which new connections and requests are refused, in MiB; 0 is
+     * three quarters of what the machine has. Default: 0.
+     */
     memoryMib: key(integer(0, 1_000_000), { default: 0, example: '600' }),
   },
   console: {
-    /** A root shell on the console, for whoever has the card in hand and a keyboard at the device. Default: no. */
+    /**
+     * A root shell on the console, for whoever has the card in hand and a keyboard at the device.
+     * Default: no.
+     */
     login: key(flag(), { default: false, example: 'true' }),
   },
   wifi: {
     /** Name of the network. Default: none, Ethernet alone. */
-    ssid: key(text((value) => Buffer.byteLength(value) >= 1 && Buffer.byteLength(value) <= 32
-      ? undefined
-      : { message: `ssid is ${Buffer.byteLength(value)} bytes long; 1 to 32 are possible`, cure: 'Write the name of the network as your phone shows it' }), { example: '"my network"' }),
-    /** Its passphrase, 8 to 63 characters, or key, 64 hexadecimal digits (IEEE 802.11, annex M.4). Default: none, an open network. */
-    password: key(text((value) => /^[\x20-\x7e]{8,63}$/.test(value) || /^[0-9A-Fa-f]{64}$/.test(value)
-      ? undefined
-      : { message: `password is neither 8 to 63 characters of ASCII nor 64 hexadecimal digits`, cure: 'Write the network\'s password as it is; leave the line out for an open network' }), { example: '"…"', secret: true }),
-    /** Where the device is, in two letters (ISO 3166): channels and power follow from it. Needed with ssid. */
-    country: key(text((value) => /^[A-Z]{2}$/.test(value)
-      ? undefined
-      : { message: `country ${quote(value)} is not a country's two capital letters`, cure: 'Write country = "DE", with your country\'s letters' }), { example: '"DE"' }),
+    ssid: key(
+      text((value) =>
+        Buffer.byteLength(value) >= 1 && Buffer.byteLength(value) <= 32
+          ? undefined
+          : {
+              message: `ssid is ${Buffer.byteLength(value)} bytes long; 1 to 32 are possible`,
+              cure: 'Write the name of the network as your phone shows it',
+            },
+      ),
+      { example: '"my network"' },
+    ),
+    /**
+     * Its passphrase, 8 to 63 characters, or key, 64 hexadecimal digits (IEEE 802.11, annex M.4).
+     * Default: none, an open network.
+     */
+    password: key(
+      text((value) =>
+        /^[\x20-\x7e]{8,63}$/.test(value) || /^[0-9A-Fa-f]{64}$/.test(value)
+          ? undefined
+          : {
+              message: `password is neither 8 to 63 characters of ASCII nor 64 hexadecimal digits`,
+              cure: "Write the network's password as it is; leave the line out for an open network",
+            },
+      ),
+      { example: '"…"', secret: true },
+    ),
+    /**
+     * Where the device is, in two letters (ISO 3166): channels and power follow from it. Needed
+     * with ssid.
+     */
+    country: key(
+      text((value) =>
+        /^[A-Z]{2}$/.test(value)
+          ? undefined
+          : {
+              message: `country ${quote(value)} is not a country's two capital letters`,
+              cure: 'Write country = "DE", with your country\'s letters',
+            },
+      ),
+      { example: '"DE"' },
+    ),
     /** Whether the network does not tell its name. Default: false. */
     hidden: key(flag(), { default: false, example: 'true' }),
   },
   updates: {
-    /** Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or http, the signature is what counts. Default: none, no updates. */
+    /**
+     * Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or
+     * http, the signature is what counts. Default: none, no updates.
+     */
     url: key(text(url('https:', 'http:')), { example: '"https://updates.example.org/gatehouse"' }),
     /** Stay on this version. Default: false. */
     hold: key(flag(), { default: false, example: 'true' }),
-    /** Whether new versions are installed by themselves; else by `gatehouse update` alone. Default: true. */
+    /**
+     * Whether new versions are installed by themselves; else by `gatehouse update` alone. Default:
+     * true.
+     */
     automatic: key(flag(), { default: true, example: 'false' }),
     /** Whether a USB stick that is plugged in is looked at for an update. Default: true. */
     usb: key(flag(), { default: true, example: 'false' }),
-    /** When that begins, UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`. 15 minutes at least. Default: 02:00-05:00. */
+    /**
+     * When that begins, UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`.
+     * 15 minutes at least. Default: 02:00-05:00.
+     */
     window: key(text(checkWindow), { default: '02:00-05:00', example: '"02:00-05:00"' }),
-    /** This device's place in a fleet: a version offered to N % goes to places below N. 0: among the first; 99: the last. Default: by version and hardware address. */
+    /**
+     * This device's place in a fleet: a version offered to N % goes to places below N. 0: among the
+     * first; 99: the last. Default: by version and hardware address.
+     */
     place: key(integer(0, 99), { example: '0' }),
   },
 } satisfies Record<string, Keys | [Keys]>
 
-/** What must hold among the keys of one table; for a list of tables, of each entry and among the entries. */
-export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined } = {
+/**
+ * What must hold among the keys of one table; for a list of tables, of each entry and among the
+ * entries.
+ */
+export const entryChecks: {
+  [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined
+} = {
   tailnet: ({ authKey, clientSecret, tags }: Config['tailnet']) => {
     if (clientSecret === undefined) return undefined
-    if (authKey !== undefined) return { message: '[tailnet] has both auth_key and client_secret', cure: 'Remove one: either adds the device to the tailnet' }
-    return tags.length > 0 ? undefined : { message: 'client_secret says nothing of the tags that the device is to have', cure: 'Write tags = ["tag:gatehouse"], with a tag that the OAuth client was made for' }
+    if (authKey !== undefined)
+      return {
+        message: '[tailnet] has both auth_key and client_secret',
+        cure: 'Remove one: either adds the device to the tailnet',
+      }
+    return tags.length > 0
+      ? undefined
+      : {
+          message: 'client_secret says nothing of the tags that the device is to have',
+          cure: 'Write tags = ["tag:gatehouse"], with a tag that the OAuth client was made for',
+        }
   },
-  local_network: ({ listen, rights }: Config['local_network']) => listen && rights.length === 0
-    ? { message: '[local_network] listen = true says nothing of what everybody on the local network may do', cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen' }
-    : undefined,
+  local_network: ({ listen, rights }: Config['local_network']) =>
+    listen && rights.length === 0
+      ? {
+          message:
+            '[local_network] listen = true says nothing of what everybody on the local network may do',
+          cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen',
+        }
+      : undefined,
   app: (entry: Config['app'][number], others: Config['app']) => {
-    if (entry.service === undefined && entry.path === '') return { message: 'an [[app]] has no path', cure: 'Write path = "/grafana/"; or service = "svc:grafana", for a name of its own' }
-    if (entry.service === undefined && ['/app/', '/.gatehouse/'].some((own) => entry.path.startsWith(own))) return notPath(entry.path)
+    if (entry.service === undefined && entry.path === '')
+      return {
+        message: 'an [[app]] has no path',
+        cure: 'Write path = "/grafana/"; or service = "svc:grafana", for a name of its own',
+      }
+    if (
+      entry.service === undefined &&
+      ['/app/', '/.gatehouse/'].some((own) => entry.path.startsWith(own))
+    )
+      return notPath(entry.path)
     if (entry.service === undefined && entry.path === '/') return notPath(entry.path)
-    if (entry.upstreams.length === 0) return { message: 'an [[app]] has no upstreams', cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }
+    if (entry.upstreams.length === 0)
+      return {
+        message: 'an [[app]] has no upstreams',
+        cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
+      }
     const { name, label } = appIdentity(entry)
-    if (['node-red', 'gatehouse'].includes(name)) return { message: `path ${quote(entry.path)} has the name of a part of the gateway`, cure: 'Write another path' }
-    if (others.some((other) => appIdentity(other).name === name)) return { message: `two [[app]] are at ${quote(label)}, or as good as that`, cure: 'Write another path, or remove one' }
+    if (['node-red', 'gatehouse'].includes(name))
+      return {
+        message: `path ${quote(entry.path)} has the name of a part of the gateway`,
+        cure: 'Write another path',
+      }
+    if (others.some((other) => appIdentity(other).name === name))
+      return {
+        message: `two [[app]] are at ${quote(label)}, or as good as that`,
+        cure: 'Write another path, or remove one',
+      }
     return undefined
   },
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
-    if (entry.target === '') return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
-    if (entry.sni.length > 0 && entry.port !== 443) return { message: `a [[forward]] by name is on port ${entry.port}`, cure: 'Leave port out: names are told apart on 443 alone' }
-    if (entry.sni.length === 0 && (entry.port === 443 || entry.port === 80)) return { message: 'a [[forward]] has neither a port of its own nor names', cure: 'Write port = 22, or another that is not 80 or 443; or sni = ["git.example.org"]' }
-    if (entry.sni.length === 0 && others.some((other) => other.sni.length === 0 && other.port === entry.port)) return { message: `two [[forward]] have port ${entry.port}`, cure: 'Remove one' }
+    if (entry.target === '')
+      return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
+    if (entry.sni.length > 0 && entry.port !== 443)
+      return {
+        message: `a [[forward]] by name is on port ${entry.port}`,
+        cure: 'Leave port out: names are told apart on 443 alone',
+      }
+    if (entry.sni.length === 0 && (entry.port === 443 || entry.port === 80))
+      return {
+        message: 'a [[forward]] has neither a port of its own nor names',
+        cure: 'Write port = 22, or another that is not 80 or 443; or sni = ["git.example.org"]',
+      }
+    if (
+      entry.sni.length === 0 &&
+      others.some((other) => other.sni.length === 0 && other.port === entry.port)
+    )
+      return { message: `two [[forward]] have port ${entry.port}`, cure: 'Remove one' }
     return undefined
   },
 }
@@ -275,89 +625,150 @@ export const entryChecks: { [T in keyof Config]?: (entry: any, others: any[]) =>
 export type Values<K> = { [N in keyof K]: K[N] extends Key<infer T, infer D> ? T | D : never }
 
 /** What gatehouse.toml says, with defaults filled in. */
-export type Config = { [T in keyof typeof schema]: (typeof schema)[T] extends [infer K] ? Array<Values<K>> : Values<(typeof schema)[T]> }
+export type Config = {
+  [T in keyof typeof schema]: (typeof schema)[T] extends [infer K]
+    ? Array<Values<K>>
+    : Values<(typeof schema)[T]>
+}
 
 /** A key's name in the file: authKey is auth_key, controlURL is control_url. */
-export function tomlName (name: string): string {
+export function tomlName(name: string): string {
   return name.replace(/([a-z0-9])([A-Z])/g, '$1_$2').toLowerCase()
 }
 
-function checkHostname (value: string): Wrong | undefined {
-  // RFC 1123 §2.1, lower case since the control server would fold it anyway and the URL shown must be the one served.
+function checkHostname(value: string): Wrong | undefined {
+  // RFC 1123 §2.1, lower case since the control server would fold it anyway and the URL shown must
+  // be the one served.
   if (/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)) return undefined
-  const better = value.toLowerCase().replace(/[^a-z0-9]+/g, '-').replace(/^-+/, '').slice(0, 63).replace(/-+$/, '')
+  const better = value
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, '-')
+    .replace(/^-+/, '')
+    .slice(0, 63)
+    .replace(/-+$/, '')
   return {
     message: `hostname ${quote(value)} is not a DNS label (1 to 63 of a-z, 0-9 and inner hyphens)`,
     cure: `Write hostname = "${better === '' ? 'gatehouse' : better}"`,
   }
 }
 
-/** What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana), what people call it, and its path. */
-export function appIdentity ({ service, path }: { service: string | undefined, path: string }): { name: string, label: string, path: string } {
+/**
+ * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana),
+ * what people call it, and its path.
+ */
+export function appIdentity({ service, path }: { service: string | undefined; path: string }): {
+  name: string
+  label: string
+  path: string
+} {
   const label = `${service ?? ''}${service !== undefined && path === '/' ? '' : path}`
-  return { name: label.replace(/^\/|\/$/g, '').replace(/[^A-Za-z0-9]+/g, '-').toLowerCase(), label, path: path === '' ? '/' : path }
+  return {
+    name: label
+      .replace(/^\/|\/$/g, '')
+      .replace(/[^A-Za-z0-9]+/g, '-')
+      .toLowerCase(),
+    label,
+    path: path === '' ? '/' : path,
+  }
 }
 
-function notPath (path: string): Wrong {
-  return { message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (Node-RED's own) or /.gatehouse/`, cure: 'Write path = "/grafana/"' }
+function notPath(path: string): Wrong {
+  return {
+    message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (Node-RED's own) or /.gatehouse/`,
+    cure: 'Write path = "/grafana/"',
+  }
 }
 
-function header (direction: Direction, removes = false) {
+function header(direction: Direction, removes = false) {
   return (value: string, key: { name: string }): Wrong | undefined => {
     const wrong = checkHeader(value, direction, removes)
     return wrong && { ...wrong, message: `${key.name}: ${wrong.message}` }
   }
 }
 
-function checkUpstream (value: string): Wrong | undefined {
+function checkUpstream(value: string): Wrong | undefined {
   const parsed = URL.parse(value)
-  if (/^unix:\/[^\0]{1,106}$/.test(value) || (parsed !== null && /^https?:$/.test(parsed.protocol) && parsed.pathname === '/' && parsed.search + parsed.hash + parsed.username + parsed.password === '')) return undefined
-  return { message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`, cure: 'Write upstreams = ["http://127.0.0.1:3000"]' }
+  if (
+    /^unix:\/[^\0]{1,106}$/.test(value) ||
+    (parsed !== null &&
+      /^https?:$/.test(parsed.protocol) &&
+      parsed.pathname === '/' &&
+      parsed.search + parsed.hash + parsed.username + parsed.password === '')
+  )
+    return undefined
+  return {
+    message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`,
+    cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
+  }
 }
 
-function checkWho (value: string, key: { name: string }): Wrong | undefined {
+function checkWho(value: string, key: { name: string }): Wrong | undefined {
   if (/^[^\s@]+@[^\s@]+$/.test(value) || /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)) return undefined
-  return { message: `${key.name}, ${quote(value)}, is neither a login name nor a tag`, cure: 'Write the name as the tailnet\'s admin console shows it, such as "alice@example.com" or "alice@github", or a tag such as "tag:sensor"' }
+  return {
+    message: `${key.name}, ${quote(value)}, is neither a login name nor a tag`,
+    cure: 'Write the name as the tailnet\'s admin console shows it, such as "alice@example.com" or "alice@github", or a tag such as "tag:sensor"',
+  }
 }
 
-function checkAuthKey (value: string): Wrong | undefined {
-  const make = 'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
-  if (value === '') return { message: 'auth_key is empty', cure: `${make}; or remove the line to log in with a URL` }
-  if (value.includes('…') || value.endsWith('...')) return { message: 'auth_key is the example, not a key', cure: make }
-  if (!/^[\x21-\x7e]+$/.test(value)) return { message: 'auth_key holds spaces or characters no key has', cure: make }
-  if (value.startsWith('tskey-api-')) return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
+function checkAuthKey(value: string): Wrong | undefined {
+  const make =
+    'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
+  if (value === '')
+    return {
+      message: 'auth_key is empty',
+      cure: `${make}; or remove the line to log in with a URL`,
+    }
+  if (value.includes('…') || value.endsWith('...'))
+    return { message: 'auth_key is the example, not a key', cure: make }
+  if (!/^[\x21-\x7e]+$/.test(value))
+    return { message: 'auth_key holds spaces or characters no key has', cure: make }
+  if (value.startsWith('tskey-api-'))
+    return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
   return undefined
 }
 
-function checkWindow (value: string): Wrong | undefined {
+function checkWindow(value: string): Wrong | undefined {
   const time = '(?:[01]\\d|2[0-3]):[0-5]\\d'
   const day = '(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)'
   const match = new RegExp(`^(?:${day}(?:,${day})* )?(${time})-(${time})$`).exec(value)
   const cure = 'Write window = "02:00-05:00", or with days, window = "Sat,Sun 02:00-05:00"; UTC'
   if (match === null) return { message: `window ${quote(value)} is no span of time`, cure }
   const [from, to] = match.slice(1).map((at) => Number(at.slice(0, 2)) * 60 + Number(at.slice(3)))
-  return (to! - from! + 1440) % 1440 >= 15 ? undefined : { message: `window ${quote(value)} is shorter than 15 minutes`, cure }
+  return (to! - from! + 1440) % 1440 >= 15
+    ? undefined
+    : { message: `window ${quote(value)} is shorter than 15 minutes`, cure }
 }
 
-function checkClientSecret (value: string): Wrong | undefined {
-  const make = 'Make an OAuth client with the scope auth_keys in the admin console (Settings, OAuth clients) and write its secret whole: client_secret = "tskey-client-…"'
-  if (value.includes('…') || value.endsWith('...')) return { message: 'client_secret is the example, not a secret', cure: make }
-  return /^tskey-client-[\x21-\x7e]+$/.test(value) ? undefined : { message: 'client_secret is no OAuth client secret: it begins with tskey-client-', cure: make }
+function checkClientSecret(value: string): Wrong | undefined {
+  const make =
+    'Make an OAuth client with the scope auth_keys in the admin console (Settings, OAuth clients) and write its secret whole: client_secret = "tskey-client-…"'
+  if (value.includes('…') || value.endsWith('...'))
+    return { message: 'client_secret is the example, not a secret', cure: make }
+  return /^tskey-client-[\x21-\x7e]+$/.test(value)
+    ? undefined
+    : {
+        message: 'client_secret is no OAuth client secret: it begins with tskey-client-',
+        cure: make,
+      }
 }
 
-function checkAllow (value: string): Wrong | undefined {
+function checkAllow(value: string): Wrong | undefined {
   const entry = parseEgress(value)
   return 'wrong' in entry ? entry.wrong : undefined
 }
 
-function url (...protocols: string[]) {
-  return (value: string, key: { name: string, example: string }): Wrong | undefined => {
+function url(...protocols: string[]) {
+  return (value: string, key: { name: string; example: string }): Wrong | undefined => {
     const parsed = URL.parse(value)
     const cure = `Write ${key.example}`
     if (parsed === null || !protocols.includes(parsed.protocol) || parsed.hostname === '') {
-      return { message: `${key.name} is not ${protocols.length === 1 ? 'an https' : 'an https or http'} URL`, cure }
+      return {
+        message: `${key.name} is not ${protocols.length === 1 ? 'an https' : 'an https or http'} URL`,
+        cure,
+      }
     }
-    if (parsed.username !== '' || parsed.password !== '') return { message: `${key.name} holds a user name or password`, cure }
+    if (parsed.username !== '' || parsed.password !== '')
+      return { message: `${key.name} holds a user name or password`, cure }
     return undefined
   }
 }

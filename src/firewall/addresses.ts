@@ -1,13 +1,23 @@
 import { BlockList, isIP } from 'node:net'
 
-/** Ranges that no name may lead Node-RED to, and why (RFC 6890; 100.64.0.0/10 and fd7a:115c:a1e0::/48 are the tailnet's). */
+/**
+ * Ranges that no name may lead Node-RED to, and why (RFC 6890; 100.64.0.0/10 and
+ * fd7a:115c:a1e0::/48 are the tailnet's).
+ */
 const ranges: Array<[why: string, ...networks: string[]]> = [
   ['this machine itself', '127.0.0.0/8', '::1/128', '0.0.0.0/8', '::/128'],
   ['the tailnet', '100.64.0.0/10', 'fd7a:115c:a1e0::/48'],
   ['a link-local address', '169.254.0.0/16', 'fe80::/10'],
   ['a multicast or reserved address', '224.0.0.0/3', 'ff00::/8'],
   // These carry an IPv4 address inside, any of the above among them.
-  ['an IPv4 address in disguise', '::ffff:0:0/96', '64:ff9b::/96', '64:ff9b:1::/48', '2002::/16', '2001::/32'],
+  [
+    'an IPv4 address in disguise',
+    '::ffff:0:0/96',
+    '64:ff9b::/96',
+    '64:ff9b:1::/48',
+    '2002::/16',
+    '2001::/32',
+  ],
 ]
 
 const lists = ranges.map(([why, ...networks]) => {
@@ -24,11 +34,12 @@ const lists = ranges.map(([why, ...networks]) => {
  *
  * @param own this machine's own addresses, which are none of a flow's business either
  */
-export function forbidden (address: string, own: Iterable<string> = []): string | undefined {
+export function forbidden(address: string, own: Iterable<string> = []): string | undefined {
   const family = isIP(address)
   if (family === 0) return 'no address'
   for (const { why, list, mapped } of lists) {
-    // BlockList takes an IPv4 address for its mapped form, which for a plain IPv4 address is no disguise.
+    // BlockList takes an IPv4 address for its mapped form, which for a plain IPv4 address is no
+    // disguise.
     if (!(mapped && family === 4) && list.check(address, family === 4 ? 'ipv4' : 'ipv6')) return why
   }
   return [...own].includes(address) ? 'this machine itself' : undefined

@@ -2,33 +2,59 @@ import type { Config } from '../config/config.ts'
 import { forbidden } from './addresses.ts'
 import type { Egress } from './egress.ts'
 
-/** Ports of TCP that the gateway may use anywhere in any case, for control server and relays (overlays/etc/nftables.conf). */
+/**
+ * Ports of TCP that the gateway may use anywhere in any case, for control server and relays
+ * (overlays/etc/nftables.conf).
+ */
 const anywhere = [80, 443]
 
 /**
- * Where the gateway has to connect to, by TCP, for the apps and forwards of a configuration; each once. Unix sockets are no business of the
- * firewall's, nor is what the shipped rules allow it anyway.
+ * Where the gateway has to connect to, by TCP, for the apps and forwards of a configuration; each
+ * once. Unix sockets are no business of the firewall's, nor is what the shipped rules allow it
+ * anyway.
  */
-export function gatewayTargets ({ app, forward }: Pick<Config, 'app' | 'forward'>): Egress[] {
-  const written = [...app.flatMap(({ upstreams }) => upstreams), ...forward.map(({ target }) => target)]
-  return [...new Set(written)].filter((text) => !text.startsWith('unix:')).flatMap((text): Egress[] => {
-    // A forward's target has no scheme; an app's upstream may leave its port to it.
-    const { protocol, hostname, port: given } = new URL(/^https?:/.test(text) ? text : `tcp://${text}`)
-    const port = Number(given || (protocol === 'https:' ? 443 : 80))
-    const host = hostname.replace(/^\[|\]$/g, '').toLowerCase()
-    const egress = (of: Egress['host']): Egress => ({ text, host: of, ports: [port, port], protocol: 'tcp' })
-    const family = host.includes(':') ? 6 : /^[\d.]+$/.test(host) ? 4 : undefined
-    if (host === 'localhost') return [egress({ address: '127.0.0.1', family: 4 }), egress({ address: '::1', family: 6 })]
-    if (anywhere.includes(port) && !(family !== undefined && isLoopback(host))) return []
-    return [egress(family === undefined ? { name: host.replace(/\.$/, '') } : { address: host, family })]
-  })
+export function gatewayTargets({ app, forward }: Pick<Config, 'app' | 'forward'>): Egress[] {
+  const written = [
+    ...app.flatMap(({ upstreams }) => upstreams),
+    ...forward.map(({ target }) => target),
+  ]
+  return [...new Set(written)]
+    .filter((text) => !text.startsWith('unix:'))
+    .flatMap((text): Egress[] => {
+      // A forward's target has no scheme; an app's upstream may leave its port to it.
+      const {
+        protocol,
+        hostname,
+        port: given,
+      } = new URL(/^https?:/.test(text) ? text : `tcp://${text}`)
+      const port = Number(given || (protocol === 'https:' ? 443 : 80))
+      const host = hostname.replace(/^\[|\]$/g, '').toLowerCase()
+      const egress = (of: Egress['host']): Egress => ({
+        text,
+        host: of,
+        ports: [port, port],
+        protocol: 'tcp',
+      })
+      const family = host.includes(':') ? 6 : /^[\d.]+$/.test(host) ? 4 : undefined
+      if (host === 'localhost')
+        return [egress({ address: '127.0.0.1', family: 4 }), egress({ address: '::1', family: 6 })]
+      if (anywhere.includes(port) && !(family !== undefined && isLoopback(host))) return []
+      return [
+        egress(
+          family === undefined ? { name: host.replace(/\.$/, '') } : { address: host, family },
+        ),
+      ]
+    })
 }
 
-/** Why the gateway cannot be sent to an address that stands in gatehouse.toml: as {@link forbidden}, but to this machine itself it can. */
-export function unreachable (address: string): string | undefined {
+/**
+ * Why the gateway cannot be sent to an address that stands in gatehouse.toml: as {@link forbidden},
+ * but to this machine itself it can.
+ */
+export function unreachable(address: string): string | undefined {
   return isLoopback(address) ? undefined : forbidden(address)
 }
 
-function isLoopback (address: string): boolean {
+function isLoopback(address: string): boolean {
   return /^127\./.test(address) || address === '::1'
 }

@@ -7,22 +7,34 @@ const npmDirectory = '/usr/lib/node-red/node_modules/npm'
 
 /** What the program needs to know to find a preset's targets. */
 export interface PresetOptions {
-  /** The registry that nodes are installed from. Default: the one npm comes with, asked of npm itself. */
+  /**
+   * The registry that nodes are installed from. Default: the one npm comes with, asked of npm
+   * itself.
+   */
   registry?: string | undefined
   /** npm's own directory. Default: the image's. */
   npm?: string
 }
 
 /** The targets a preset stands for. Throws when npm is not there to be asked. */
-export function expandPreset (preset: Preset, options: PresetOptions = {}): Egress[] {
+export function expandPreset(preset: Preset, options: PresetOptions = {}): Egress[] {
   const url = new URL(options.registry ?? defaultRegistry(options.npm ?? npmDirectory))
   const port = Number(url.port || (url.protocol === 'https:' ? 443 : 80))
   const name = url.hostname.replace(/^\[|\]$/g, '')
   const family = name.includes(':') ? 6 : /^[\d.]+$/.test(name) ? 4 : undefined
-  return [{ text: preset, host: family === undefined ? { name } : { address: name, family }, ports: [port, port], protocol: 'tcp' }]
+  return [
+    {
+      text: preset,
+      host: family === undefined ? { name } : { address: name, family },
+      ports: [port, port],
+      protocol: 'tcp',
+    },
+  ]
 }
 
-function defaultRegistry (npm: string): string {
-  const { definitions } = createRequire(join(npm, 'package.json'))('@npmcli/config/lib/definitions') as { definitions: { registry: { default: string } } }
+function defaultRegistry(npm: string): string {
+  const { definitions } = createRequire(join(npm, 'package.json'))(
+    '@npmcli/config/lib/definitions',
+  ) as { definitions: { registry: { default: string } } }
   return definitions.registry.default
 }

@@ -9,8 +9,8 @@ const run = promisify(execFile)
 
 /** One object of `nft -j list ruleset` (libnftables-json(5)), as far as it is read here. */
 interface NftObject {
-  rule?: { chain: string, comment?: string, expr: Array<Record<string, unknown>> }
-  counter?: { name: string, comment?: string, packets: number, bytes: number }
+  rule?: { chain: string; comment?: string; expr: Array<Record<string, unknown>> }
+  counter?: { name: string; comment?: string; packets: number; bytes: number }
 }
 
 /** A dropped packet as the kernel logged it. */
@@ -27,73 +27,128 @@ export interface Drop {
 export interface Overview {
   in: string[]
   out: string[]
-  dropped: Array<{ name: string, comment: string, packets: number }>
+  dropped: Array<{ name: string; comment: string; packets: number }>
 }
 
-/** Reads the ruleset: what has a comment and ends in accept (or redirect) is allowed; each reason to drop has a counter. */
-export function overview (objects: NftObject[]): Overview {
-  const allowed = (chains: (chain: string) => boolean): string[] => objects.flatMap(({ rule }) =>
-    rule?.comment !== undefined && chains(rule.chain) && rule.expr.some((expr) => 'accept' in expr || 'redirect' in expr) ? [rule.comment] : [])
+/**
+ * Reads the ruleset: what has a comment and ends in accept (or redirect) is allowed; each reason to
+ * drop has a counter.
+ */
+export function overview(objects: NftObject[]): Overview {
+  const allowed = (chains: (chain: string) => boolean): string[] =>
+    objects.flatMap(({ rule }) =>
+      rule?.comment !== undefined &&
+      chains(rule.chain) &&
+      rule.expr.some((expr) => 'accept' in expr || 'redirect' in expr)
+        ? [rule.comment]
+        : [],
+    )
   return {
     in: allowed((chain) => chain.startsWith('in') || chain.startsWith('redirect')),
     // Node-RED's list is told with its names, from what was applied.
     out: allowed((chain) => chain.startsWith('out')),
-    dropped: objects.flatMap(({ counter }) => counter === undefined ? [] : [{ name: counter.name, comment: counter.comment ?? '', packets: counter.packets }]),
+    dropped: objects.flatMap(({ counter }) =>
+      counter === undefined
+        ? []
+        : [{ name: counter.name, comment: counter.comment ?? '', packets: counter.packets }],
+    ),
   }
 }
 
 /** The dropped packets in `journalctl -k -o json`, the latest last. */
-export function drops (journal: string): Drop[] {
+export function drops(journal: string): Drop[] {
   return journal.split('\n').flatMap((line) => {
     if (!line.includes('gatehouse-drop ')) return []
-    const { MESSAGE, __REALTIME_TIMESTAMP } = JSON.parse(line) as { MESSAGE: unknown, __REALTIME_TIMESTAMP: string }
-    const parts = typeof MESSAGE === 'string' ? /^gatehouse-drop ([a-z-]+): (.*)$/.exec(MESSAGE) : null
+    const { MESSAGE, __REALTIME_TIMESTAMP } = JSON.parse(line) as {
+      MESSAGE: unknown
+      __REALTIME_TIMESTAMP: string
+    }
+    const parts =
+      typeof MESSAGE === 'string' ? /^gatehouse-drop ([a-z-]+): (.*)$/.exec(MESSAGE) : null
     if (parts === null) return []
-    const field = (name: string): string | undefined => new RegExp(`(?:^| )${name}=(\\S+)`).exec(parts[2]!)?.[1]
+    const field = (name: string): string | undefined =>
+      new RegExp(`(?:^| )${name}=(\\S+)`).exec(parts[2]!)?.[1]
     const port = field('DPT')
     const uid = field('UID')
-    return [{
-      at: new Date(Number(__REALTIME_TIMESTAMP) / 1000).toISOString(),
-      why: parts[1]!,
-      what: `${field('PROTO') ?? '?'} ${field('SRC') ?? '?'} → ${field('DST') ?? '?'}${port === undefined ? '' : ` port ${port}`}${uid === undefined ? '' : `, user ${uid}`}`,
-    }]
+    return [
+      {
+        at: new Date(Number(__REALTIME_TIMESTAMP) / 1000).toISOString(),
+        why: parts[1]!,
+        what: `${field('PROTO') ?? '?'} ${field('SRC') ?? '?'} → ${field('DST') ?? '?'}${port === undefined ? '' : ` port ${port}`}${uid === undefined ? '' : `, user ${uid}`}`,
+      },
+    ]
   })
 }
 
 /** All of it as text for a person. */
-export function render (rules: Overview, applied: Applied | undefined, recent: Drop[]): string {
-  const lines = ['Allowed in:', ...rules.in.map((text) => `  ${text}`), '', 'Allowed out, by user:', ...rules.out.map((text) => `  ${text}`)]
+export function render(rules: Overview, applied: Applied | undefined, recent: Drop[]): string {
+  const lines = [
+    'Allowed in:',
+    ...rules.in.map((text) => `  ${text}`),
+    '',
+    'Allowed out, by user:',
+    ...rules.out.map((text) => `  ${text}`),
+  ]
   const list = (caller: Caller, entries: readonly Entry[]): void => {
     for (const { text, addresses, refused, problem } of entries) {
-      lines.push(`  ${caller}: ${text}${addresses.length === 0 ? '  NOT NOW' : addresses.length === 1 && text.includes(addresses[0]!) ? '' : ` = ${addresses.join(', ')}`}`)
-      for (const [address, why] of Object.entries(refused)) lines.push(`    refused: ${address}, ${why}`)
+      lines.push(
+        `  ${caller}: ${text}${addresses.length === 0 ? '  NOT NOW' : addresses.length === 1 && text.includes(addresses[0]!) ? '' : ` = ${addresses.join(', ')}`}`,
+      )
+      for (const [address, why] of Object.entries(refused))
+        lines.push(`    refused: ${address}, ${why}`)
       if (problem !== undefined) lines.push(`    ${problem}`)
     }
   }
   list('gatehouse', applied?.gateway ?? [])
-  if (applied === undefined || applied.entries.length === 0) lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
+  if (applied === undefined || applied.entries.length === 0)
+    lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
   else list('node-red', applied.entries)
   if (applied !== undefined && (applied.entries.length > 0 || applied.gateway !== undefined)) {
     lines.push(`  (names looked up at ${applied.at.slice(0, 19).replace('T', ' ')} UTC)`)
   }
   lines.push('', 'Dropped since the rules were loaded, packets:')
-  for (const { name, comment, packets } of rules.dropped) lines.push(`  ${String(packets).padStart(8)}  ${name.replace(/^dropped-/, '').padEnd(15)} ${comment}`)
+  for (const { name, comment, packets } of rules.dropped)
+    lines.push(
+      `  ${String(packets).padStart(8)}  ${name.replace(/^dropped-/, '').padEnd(15)} ${comment}`,
+    )
   lines.push('', 'Dropped lately (a few a minute of each kind are noted):')
   if (recent.length === 0) lines.push('  nothing')
-  for (const { at, why, what } of recent.slice(-15)) lines.push(`  ${at.slice(0, 19).replace('T', ' ')} UTC  ${why.padEnd(15)} ${what}`)
+  for (const { at, why, what } of recent.slice(-15))
+    lines.push(`  ${at.slice(0, 19).replace('T', ' ')} UTC  ${why.padEnd(15)} ${what}`)
   return `${lines.join('\n')}\n`
 }
 
 /** `gatehouse firewall`. The kernel shows its rules to root alone. */
-export async function runShow (paths: Paths): Promise<number> {
-  if (process.geteuid?.() !== 0) throw new GatehouseError('GH_FIREWALL_ROOT', 'only root may see the firewall\'s rules', 'Run it as root')
+export async function runShow(paths: Paths): Promise<number> {
+  if (process.geteuid?.() !== 0)
+    throw new GatehouseError(
+      'GH_FIREWALL_ROOT',
+      "only root may see the firewall's rules",
+      'Run it as root',
+    )
   let objects: NftObject[]
   try {
-    objects = (JSON.parse((await run('nft', ['-j', 'list', 'table', 'inet', 'gatehouse'], { maxBuffer: 1 << 26 })).stdout) as { nftables: NftObject[] }).nftables
+    objects = (
+      JSON.parse(
+        (await run('nft', ['-j', 'list', 'table', 'inet', 'gatehouse'], { maxBuffer: 1 << 26 }))
+          .stdout,
+      ) as { nftables: NftObject[] }
+    ).nftables
   } catch (err) {
-    throw new GatehouseError('GH_FIREWALL_ABSENT', `the firewall's rules are not loaded: ${reason(err)}`, 'Look at journalctl -u nftables; without them the network stays down', { cause: err })
+    throw new GatehouseError(
+      'GH_FIREWALL_ABSENT',
+      `the firewall's rules are not loaded: ${reason(err)}`,
+      'Look at journalctl -u nftables; without them the network stays down',
+      { cause: err },
+    )
   }
-  const journal = await run('journalctl', ['-k', '-b', '-q', '-n', '2000', '-o', 'json', '--output-fields=MESSAGE'], { maxBuffer: 1 << 26 }).catch(() => ({ stdout: '' }))
-  process.stdout.write(render(overview(objects), await readApplied(paths.firewall), drops(journal.stdout)))
+  const journal = await run(
+    'journalctl',
+    ['-k', '-b', '-q', '-n', '2000', '-o', 'json', '--output-fields=MESSAGE'],
+    { maxBuffer: 1 << 26 },
+  ).catch(() => ({ stdout: '' }))
+  process.stdout.write(
+    render(overview(objects), await readApplied(paths.firewall), drops(journal.stdout)),
+  )
   return 0
 }

@@ -39,20 +39,34 @@ export interface AppOptions {
 }
 
 /**
- * The application behind port 443. It listens on nothing: its server is handed TLS connections of tailnet peers
- * (front.ts), each tied to its peer beforehand.
+ * The application behind port 443. It listens on nothing: its server is handed TLS connections of
+ * tailnet peers (front.ts), each tied to its peer beforehand.
  */
-export async function createApp ({ log, metrics, apps, limits, delivery, names, guard, status }: AppOptions): Promise<FastifyInstance> {
+export async function createApp({
+  log,
+  metrics,
+  apps,
+  limits,
+  delivery,
+  names,
+  guard,
+  status,
+}: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: childless(log) as never,
     logController: new LogController({ disableRequestLogging: true }),
-    // The server is ours, so that its limits are plain to see. No limit on how long a request may take: an upload
-    // takes as long as it takes, so long as it goes on: see limits.ts, which also sets what is configured.
-    serverFactory: (handler) => createServer({
-      requestTimeout: 0,
-      keepAliveTimeout: 75_000,
-      connectionsCheckingInterval: 1_000,
-    }, handler),
+    // The server is ours, so that its limits are plain to see. No limit on how long a request may
+    // take: an upload takes as long as it takes, so long as it goes on: see limits.ts, which also
+    // sets what is configured.
+    serverFactory: (handler) =>
+      createServer(
+        {
+          requestTimeout: 0,
+          keepAliveTimeout: 75_000,
+          connectionsCheckingInterval: 1_000,
+        },
+        handler,
+      ),
     rewriteUrl,
     clientErrorHandler: refuseBytes,
     // Node-RED decides what a path means: the router must not refuse, fold or rewrite one.
@@ -60,20 +74,53 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
     exposeHeadRoutes: false,
   }) as unknown as FastifyInstance
 
-  app.setErrorHandler(async (error: Error & { statusCode?: number }, request: FastifyRequest, reply: FastifyReply) => {
-    // The peer went away; the access log has it.
-    if (reply.raw.destroyed) {
-      reply.hijack()
-      return
-    }
-    const status = error.statusCode ?? 500
-    if (status >= 500) log.error({ code: 'GH_INTERNAL', err: error }, `request failed: ${error.message}`)
-    return await sendError(request, reply, status, status >= 500 ? 'Something went wrong in the gateway' : 'Bad request', status >= 500
-      ? new GatehouseError('GH_INTERNAL', 'The gateway made a mistake with this request', 'Try again; `journalctl -u gatehouse` on the device says more')
-      : new GatehouseError('GH_BAD_REQUEST', error.message.replace(/\.$/, ''), 'Check the address'))
-  })
-  app.setNotFoundHandler(async (request, reply) => await sendError(request, reply, 405, 'Method not allowed',
-    new GatehouseError('GH_METHOD', `The gateway does not pass on ${request.method} requests of this form`, 'Use another method, with a path')))
+  app.setErrorHandler(
+    async (
+      error: Error & { statusCode?: number },
+      request: FastifyRequest,
+      reply: FastifyReply,
+    ) => {
+      // The peer went away; the access log has it.
+      if (reply.raw.destroyed) {
+        reply.hijack()
+        return
+      }
+      const status = error.statusCode ?? 500
+      if (status >= 500)
+        log.error({ code: 'GH_INTERNAL', err: error }, `request failed: ${error.message}`)
+      return await sendError(
+        request,
+        reply,
+        status,
+        status >= 500 ? 'Something went wrong in the gateway' : 'Bad request',
+        status >= 500
+          ? new GatehouseError(
+              'GH_INTERNAL',
+              'The gateway made a mistake with this request',
+              'Try again; `journalctl -u gatehouse` on the device says more',
+            )
+          : new GatehouseError(
+              'GH_BAD_REQUEST',
+              error.message.replace(/\.$/, ''),
+              'Check the address',
+            ),
+      )
+    },
+  )
+  app.setNotFoundHandler(
+    async (request, reply) =>
+      await sendError(
+        request,
+        reply,
+        405,
+        'Method not allowed',
+        new GatehouseError(
+          'GH_METHOD',
+          `The gateway does not pass on ${request.method} requests of this form`,
+          'Use another method, with a path',
+        ),
+      ),
+  )
 
   await app.register(http2, { limits, log })
   await app.register(drain, {})
@@ -89,16 +136,24 @@ export async function createApp ({ log, metrics, apps, limits, delivery, names, 
   await app.register(deliver, { delivery })
   await app.register(proxy, { apps, delivery, log })
   await app.ready()
-  // Node looks for late headers and idle connections only on a server that listens, and this one is handed its connections.
+  // Node looks for late headers and idle connections only on a server that listens, and this one is
+  // handed its connections.
   app.server.emit('listening')
   return app
 }
 
-/** A logger whose one child, Fastify's, is also that of each request: a new one would cost more than all that is logged through it. */
-function childless (log: Logger): Logger {
-  return Object.create(log, { child: { value: (...how: Parameters<Logger['child']>) => {
-    const child = log.child(...how)
-    child.child = (() => child) as never
-    return child
-  } } }) as Logger
+/**
+ * A logger whose one child, Fastify's, is also that of each request: a new one would cost more than
+ * all that is logged through it.
+ */
+function childless(log: Logger): Logger {
+  return Object.create(log, {
+    child: {
+      value: (...how: Parameters<Logger['child']>) => {
+        const child = log.child(...how)
+        child.child = (() => child) as never
+        return child
+      },
+    },
+  }) as Logger
 }

@@ -28,13 +28,34 @@ export class App {
   /** What a peer needs; undefined: as for Node-RED, by method and path. */
   readonly right: Right | undefined
   /** What is changed in the headers of its requests, and of its answers. */
-  readonly rules: { request: HeaderRules, answer: HeaderRules } | undefined
+  readonly rules: { request: HeaderRules; answer: HeaderRules } | undefined
   /** Milliseconds from a request's headers to the end of its answer; 0 is no limit. */
   readonly totalTimeout: number
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
 
-  constructor ({ name, label, service, path, strip, right, rules, totalTimeout, upstreams }: Pick<App, 'name' | 'label' | 'service' | 'path' | 'strip' | 'right' | 'rules' | 'totalTimeout' | 'upstreams'>) {
+  constructor({
+    name,
+    label,
+    service,
+    path,
+    strip,
+    right,
+    rules,
+    totalTimeout,
+    upstreams,
+  }: Pick<
+    App,
+    | 'name'
+    | 'label'
+    | 'service'
+    | 'path'
+    | 'strip'
+    | 'right'
+    | 'rules'
+    | 'totalTimeout'
+    | 'upstreams'
+  >) {
     this.name = name
     this.label = label
     this.service = service
@@ -47,28 +68,28 @@ export class App {
   }
 
   /** True when a path belongs to it. */
-  owns (path: string): boolean {
+  owns(path: string): boolean {
     return path.startsWith(this.path) || `${path}/` === this.path
   }
 
   /** The target as the app sees it. */
-  target (target: string): string {
+  target(target: string): string {
     return this.strip ? target.slice(this.path.length - 1) : target
   }
 
   /** Those to be tried for a request, best first: one that is down is asked only when all are. */
-  get candidates (): readonly Upstream[] {
+  get candidates(): readonly Upstream[] {
     const up = this.upstreams.filter((upstream) => upstream.state !== 'down')
     return up.length > 0 ? up : this.upstreams
   }
 
   /** Requests under way go on to their ends; no new ones are taken. */
-  close (): void {
+  close(): void {
     for (const upstream of this.upstreams) upstream.close()
   }
 
   /** Requests under way are broken off. */
-  destroy (): void {
+  destroy(): void {
     for (const upstream of this.upstreams) {
       upstream.close()
       void upstream.pool.destroy()
@@ -77,10 +98,11 @@ export class App {
 }
 
 /** Codes of a connection that was never made: nothing of the request has been sent. */
-const unconnected = /^(?:ECONNREFUSED|ENOENT|EACCES|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS)/
+const unconnected =
+  /^(?:ECONNREFUSED|ENOENT|EACCES|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS)/
 
 /** True for a failure to connect to an upstream at all, rather than of one request. */
-export function isUnconnected (err: Error): boolean {
+export function isUnconnected(err: Error): boolean {
   const cause = err.cause instanceof Error ? err.cause : err
   return unconnected.test((cause as NodeJS.ErrnoException).code ?? '')
 }
@@ -95,42 +117,95 @@ export class Apps {
   #key = '[]'
   #log: Logger
 
-  constructor (nodeRed: Upstream, log: Logger) {
-    this.nodeRed = new App({ name: 'node-red', label: 'Node-RED', service: undefined, path: '/', strip: false, right: undefined, rules: undefined, totalTimeout: 0, upstreams: [nodeRed] })
+  constructor(nodeRed: Upstream, log: Logger) {
+    this.nodeRed = new App({
+      name: 'node-red',
+      label: 'Node-RED',
+      service: undefined,
+      path: '/',
+      strip: false,
+      right: undefined,
+      rules: undefined,
+      totalTimeout: 0,
+      upstreams: [nodeRed],
+    })
     this.#log = log
   }
 
-  get all (): readonly App[] { return [...this.#others, this.nodeRed] }
+  get all(): readonly App[] {
+    return [...this.#others, this.nodeRed]
+  }
 
   /**
-   * Takes over settings: apps that are new or changed begin anew, requests under way end as they began.
+   * Takes over settings: apps that are new or changed begin anew, requests under way end as they
+   * began.
    *
    * @returns whether anything has changed
    */
-  configure (settings: Config['app'], ca: (file: string) => string | undefined): boolean {
+  configure(settings: Config['app'], ca: (file: string) => string | undefined): boolean {
     const key = JSON.stringify(settings)
     if (key === this.#key) return false
     this.#key = key
     const before = this.#others
     this.#others = settings
       .map((entry) => {
-        const { service, right, upstreams, serverName, caFile, healthPath, connectTimeout, responseTimeout, idleTimeout, totalTimeout } = entry
+        const {
+          service,
+          right,
+          upstreams,
+          serverName,
+          caFile,
+          healthPath,
+          connectTimeout,
+          responseTimeout,
+          idleTimeout,
+          totalTimeout,
+        } = entry
         const { name, label, path } = appIdentity(entry)
         const rules = {
-          request: headerRules({ remove: entry.requestRemove, set: entry.requestSet, add: entry.requestAdd }),
-          answer: headerRules({ remove: entry.answerRemove, set: entry.answerSet, add: entry.answerAdd }),
+          request: headerRules({
+            remove: entry.requestRemove,
+            set: entry.requestSet,
+            add: entry.requestAdd,
+          }),
+          answer: headerRules({
+            remove: entry.answerRemove,
+            set: entry.answerSet,
+            add: entry.answerAdd,
+          }),
         }
         // Without its own authority an app is trusted by none, rather than by the system's.
-        const authority = caFile === undefined ? undefined : ca(caFile) ?? []
-        return new App({ name, label, service, path, right, rules, totalTimeout, strip: entry.strip && path !== '/', upstreams: upstreams.map((url) => {
-          const upstream = new Upstream(where(url, { ca: authority, serverName }), { name: label, healthPath, connectTimeout, responseTimeout, idleTimeout })
-          upstream.on('change', () => {
-            if (upstream.error === undefined) this.#log.info({ app: name, upstream: url }, `${url} is up`)
-            else this.#log.warn({ app: name, upstream: url, code: upstream.error.code }, `${label}: ${upstream.error.line}`)
-          })
-          upstream.start()
-          return upstream
-        }) })
+        const authority = caFile === undefined ? undefined : (ca(caFile) ?? [])
+        return new App({
+          name,
+          label,
+          service,
+          path,
+          right,
+          rules,
+          totalTimeout,
+          strip: entry.strip && path !== '/',
+          upstreams: upstreams.map((url) => {
+            const upstream = new Upstream(where(url, { ca: authority, serverName }), {
+              name: label,
+              healthPath,
+              connectTimeout,
+              responseTimeout,
+              idleTimeout,
+            })
+            upstream.on('change', () => {
+              if (upstream.error === undefined)
+                this.#log.info({ app: name, upstream: url }, `${url} is up`)
+              else
+                this.#log.warn(
+                  { app: name, upstream: url, code: upstream.error.code },
+                  `${label}: ${upstream.error.line}`,
+                )
+            })
+            upstream.start()
+            return upstream
+          }),
+        })
       })
       // The longest path is the most particular.
       .toSorted((a, b) => b.path.length - a.path.length)
@@ -138,29 +213,48 @@ export class Apps {
     return true
   }
 
-  /** The app a canonical target at the node's name, or at a Service's, belongs to. Only the node's has one for every path. */
-  find (target: string, service?: string): App | undefined {
+  /**
+   * The app a canonical target at the node's name, or at a Service's, belongs to. Only the node's
+   * has one for every path.
+   */
+  find(target: string, service?: string): App | undefined {
     const path = target.split('?', 1)[0]!
-    return this.#others.find((app) => app.service === service && app.owns(path)) ?? (service === undefined ? this.nodeRed : undefined)
+    return (
+      this.#others.find((app) => app.service === service && app.owns(path)) ??
+      (service === undefined ? this.nodeRed : undefined)
+    )
   }
 
   /** The server has closed. */
-  destroy (): void {
+  destroy(): void {
     for (const app of this.all) app.destroy()
   }
 }
 
 /** Where an upstream of gatehouse.toml is; checked by the schema. */
-function where (url: string, tls: { ca: string | string[] | undefined, serverName: string | undefined }): Where {
+function where(
+  url: string,
+  tls: { ca: string | string[] | undefined; serverName: string | undefined },
+): Where {
   if (url.startsWith('unix:')) return { path: url.slice('unix:'.length) }
   const { protocol, hostname, port } = new URL(url)
   const host = hostname.replace(/^\[|\]$/g, '')
   if (protocol === 'http:') return { host, port: Number(port || 80) }
   // SNI is for names alone (RFC 6066 §3); a certificate is then verified by the address.
-  return { host, port: Number(port || 443), tls: { servername: tls.serverName ?? (isIP(host) === 0 ? host : ''), ...(tls.ca === undefined ? {} : { ca: tls.ca }) } }
+  return {
+    host,
+    port: Number(port || 443),
+    tls: {
+      servername: tls.serverName ?? (isIP(host) === 0 ? host : ''),
+      ...(tls.ca === undefined ? {} : { ca: tls.ca }),
+    },
+  }
 }
 
-/** Finds a request's app before anything asks about it; sends `/path` to `/path/`, so that relative links work. */
+/**
+ * Finds a request's app before anything asks about it; sends `/path` to `/path/`, so that relative
+ * links work.
+ */
 export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) => {
   app.decorateRequest('to')
   app.addHook('onRequest', (request, reply, done) => {
@@ -168,12 +262,25 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
     const { service } = peerOf(request.raw.socket)
     const found = apps.find(target, service)
     if (found === undefined) {
-      void sendError(request, reply, 404, 'Not here', new GatehouseError('GH_NO_APP', `There is no app at this path of ${service}`, 'Check the address, and path in [[app]] of gatehouse.toml'))
+      void sendError(
+        request,
+        reply,
+        404,
+        'Not here',
+        new GatehouseError(
+          'GH_NO_APP',
+          `There is no app at this path of ${service}`,
+          'Check the address, and path in [[app]] of gatehouse.toml',
+        ),
+      )
       return
     }
     request.to = found
     if (request.to !== apps.nodeRed && `${target.split('?', 1)[0]!}/` === request.to.path) {
-      reply.code(308).header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`).send()
+      reply
+        .code(308)
+        .header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`)
+        .send()
       return
     }
     done()

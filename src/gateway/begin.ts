@@ -9,7 +9,11 @@ import type { Tailnet } from './tailnet.ts'
 const wireGuardPort = 41641
 
 /** What the tailnet server is made with. */
-export function tailnetOptions (paths: Paths, { tailnet: { hostname, controlURL, tags } }: Pick<Config, 'tailnet'>, authKey: string | undefined): ServerOptions {
+export function tailnetOptions(
+  paths: Paths,
+  { tailnet: { hostname, controlURL, tags } }: Pick<Config, 'tailnet'>,
+  authKey: string | undefined,
+): ServerOptions {
   return {
     dir: paths.state('/var/lib/gatehouse'),
     hostname,
@@ -24,20 +28,31 @@ export function tailnetOptions (paths: Paths, { tailnet: { hostname, controlURL,
 
 /** A tailnet server that has been started before the gateway was there. */
 export interface Begun {
-  /** The server, once, where it was made with the same options; otherwise a new one, when it has gone: they would have the same port and state. */
+  /**
+   * The server, once, where it was made with the same options; otherwise a new one, when it has
+   * gone: they would have the same port and state.
+   */
   take: (options: ServerOptions) => Promise<Tailnet>
 }
 
 /**
- * Starts the tailnet server at once, so that its thread loads Tailscale (the longest part of the start) while this one loads the gateway.
- * Says nothing of what goes wrong: whoever takes it finds the same.
+ * Starts the tailnet server at once, so that its thread loads Tailscale (the longest part of the
+ * start) while this one loads the gateway. Says nothing of what goes wrong: whoever takes it finds
+ * the same.
  *
  * @param create makes a server; for tests
  */
-export async function beginTailnet (paths: Paths, create: (options: ServerOptions) => Tailnet = (options) => new Server(options)): Promise<Begun> {
-  let early: { options: ServerOptions, server: Tailnet } | undefined
+export async function beginTailnet(
+  paths: Paths,
+  create: (options: ServerOptions) => Tailnet = (options) => new Server(options),
+): Promise<Begun> {
+  let early: { options: ServerOptions; server: Tailnet } | undefined
   try {
-    const options = tailnetOptions(paths, await loadConfig(paths.config), await readAuthKey(paths.credentials))
+    const options = tailnetOptions(
+      paths,
+      await loadConfig(paths.config),
+      await readAuthKey(paths.credentials),
+    )
     early = { options, server: create(options) }
     early.server.start().catch(() => {})
   } catch {

@@ -1,10 +1,11 @@
 /**
- * The name a TLS client asks for (SNI), read from the first bytes of its connection without taking part in the handshake
- * (RFC 8446 §4.1.2, RFC 6066 §3).
+ * The name a TLS client asks for (SNI), read from the first bytes of its connection without taking
+ * part in the handshake (RFC 8446 §4.1.2, RFC 6066 §3).
  *
- * @returns the name in lower case; `more` when the bytes are the beginning of a ClientHello; undefined when there is no name or no TLS
+ * @returns the name in lower case; `more` when the bytes are the beginning of a ClientHello;
+ *   undefined when there is no name or no TLS
  */
-export function serverName (bytes: Buffer): string | 'more' | undefined {
+export function serverName(bytes: Buffer): string | 'more' | undefined {
   // A ClientHello may be spread over records: put together what they carry.
   const parts: Buffer[] = []
   let at = 0
@@ -25,7 +26,7 @@ export function serverName (bytes: Buffer): string | 'more' | undefined {
   return name(Buffer.concat(parts), complete)
 }
 
-function name (message: Buffer, complete: boolean): string | 'more' | undefined {
+function name(message: Buffer, complete: boolean): string | 'more' | undefined {
   if (message.length > 0 && message[0] !== 1) return undefined
   if (!complete) return 'more'
   try {
@@ -41,7 +42,9 @@ function name (message: Buffer, complete: boolean): string | 'more' | undefined 
       if (type === 0) {
         // A list, of which only host names (type 0) were ever defined.
         if (message.readUInt8(at + 2) !== 0) return undefined
-        return message.toString('latin1', at + 5, at + 5 + message.readUInt16BE(at + 3)).toLowerCase()
+        return message
+          .toString('latin1', at + 5, at + 5 + message.readUInt16BE(at + 3))
+          .toLowerCase()
       }
       at += length
     }

@@ -2,8 +2,14 @@ import type { ServerResponse } from 'node:http'
 
 const waiting: unique symbol = Symbol('waiting')
 
-/** Calls back when an answer is complete or broken off: at once when it is so already, since the event comes only once. */
-export function whenClosed (response: ServerResponse & { [waiting]?: Array<() => void> }, call: () => void): void {
+/**
+ * Calls back when an answer is complete or broken off: at once when it is so already, since the
+ * event comes only once.
+ */
+export function whenClosed(
+  response: ServerResponse & { [waiting]?: Array<() => void> },
+  call: () => void,
+): void {
   if (response.destroyed) {
     call()
     return
@@ -16,6 +22,6 @@ export function whenClosed (response: ServerResponse & { [waiting]?: Array<() =>
   response[waiting].push(call)
 }
 
-function closed (this: { [waiting]?: Array<() => void> }): void {
+function closed(this: { [waiting]?: Array<() => void> }): void {
   for (const call of this[waiting]?.splice(0) ?? []) call()
 }

@@ -1,10 +1,18 @@
 import type { Transform } from 'node:stream'
 import { promisify } from 'node:util'
-import { brotliCompress, constants, createBrotliCompress, createGzip, createZstdCompress, gzip, zstdCompress } from 'node:zlib'
+import {
+  brotliCompress,
+  constants,
+  createBrotliCompress,
+  createGzip,
+  createZstdCompress,
+  gzip,
+  zstdCompress,
+} from 'node:zlib'
 
 /** Content codings there are, best first: what decides among those a client likes equally well. */
 const codings = ['br', 'zstd', 'gzip'] as const
-export type Coding = typeof codings[number]
+export type Coding = (typeof codings)[number]
 
 const wholeBrotli = promisify(brotliCompress)
 const wholeZstd = promisify(zstdCompress)
@@ -14,20 +22,27 @@ const wholeGzip = promisify(gzip)
 export const worthwhile = 1_024
 
 /** Types worth compressing. Images, fonts in woff, archives and media are compressed already. */
-export function compressible (type: string | undefined): boolean {
-  return type !== undefined && /^(?:text\/(?!event-stream)|application\/(?:[\w.+-]*\+)?(?:json|xml|javascript|ecmascript|wasm|manifest|graphql|x-javascript|x-ndjson)\b|image\/(?:svg\+xml|bmp|x-icon|vnd\.microsoft\.icon)|font\/(?:ttf|otf)|application\/vnd\.ms-fontobject)/i.test(type)
+export function compressible(type: string | undefined): boolean {
+  return (
+    type !== undefined &&
+    /^(?:text\/(?!event-stream)|application\/(?:[\w.+-]*\+)?(?:json|xml|javascript|ecmascript|wasm|manifest|graphql|x-javascript|x-ndjson)\b|image\/(?:svg\+xml|bmp|x-icon|vnd\.microsoft\.icon)|font\/(?:ttf|otf)|application\/vnd\.ms-fontobject)/i.test(
+      type,
+    )
+  )
 }
 
 /** The coding to answer with, by Accept-Encoding (RFC 9110 §12.5.3); undefined: none. */
-export function negotiate (accept: string | undefined): Coding | undefined {
+export function negotiate(accept: string | undefined): Coding | undefined {
   if (accept === undefined || accept === '') return undefined
   const quality = new Map<string, number>()
   for (const part of accept.toLowerCase().split(',')) {
     const [name, ...parameters] = part.split(';').map((text) => text.trim())
-    const q = parameters.map((text) => /^q=(\d(?:\.\d{0,3})?)$/.exec(text)?.[1]).find((text) => text !== undefined)
+    const q = parameters
+      .map((text) => /^q=(\d(?:\.\d{0,3})?)$/.exec(text)?.[1])
+      .find((text) => text !== undefined)
     quality.set(name!, q === undefined ? 1 : Number(q))
   }
-  let best: { coding: Coding, q: number } | undefined
+  let best: { coding: Coding; q: number } | undefined
   for (const coding of codings) {
     const q = quality.get(coding) ?? quality.get('*') ?? 0
     if (q > 0 && q > (best?.q ?? 0)) best = { coding, q }
@@ -35,7 +50,10 @@ export function negotiate (accept: string | undefined): Coding | undefined {
   return best !== undefined && best.q >= (quality.get('identity') ?? 0) ? best.coding : undefined
 }
 
-/** `quick`: while somebody waits; `small`: once and for all, in the background. On a Pi 3, 1 MB of script takes some 0.1 s and 1 s. */
+/**
+ * `quick`: while somebody waits; `small`: once and for all, in the background. On a Pi 3, 1 MB of
+ * script takes some 0.1 s and 1 s.
+ */
 export type Effort = 'quick' | 'small'
 
 const level = {
@@ -45,19 +63,39 @@ const level = {
 } as const
 
 /** Compresses a whole body, in the thread pool. */
-export async function compressWhole (body: Buffer, coding: Coding, effort: Effort): Promise<Buffer> {
+export async function compressWhole(body: Buffer, coding: Coding, effort: Effort): Promise<Buffer> {
   switch (coding) {
-    case 'br': return await wholeBrotli(body, { params: { [constants.BROTLI_PARAM_QUALITY]: level.br[effort], [constants.BROTLI_PARAM_SIZE_HINT]: body.length } })
-    case 'zstd': return await wholeZstd(body, { params: { [constants.ZSTD_c_compressionLevel]: level.zstd[effort] } })
-    case 'gzip': return await wholeGzip(body, { level: level.gzip[effort] })
+    case 'br':
+      return await wholeBrotli(body, {
+        params: {
+          [constants.BROTLI_PARAM_QUALITY]: level.br[effort],
+          [constants.BROTLI_PARAM_SIZE_HINT]: body.length,
+        },
+      })
+    case 'zstd':
+      return await wholeZstd(body, {
+        params: { [constants.ZSTD_c_compressionLevel]: level.zstd[effort] },
+      })
+    case 'gzip':
+      return await wholeGzip(body, { level: level.gzip[effort] })
   }
 }
 
 /** Compresses a body of known length on its way. */
-export function compressStream (coding: Coding, length: number): Transform {
+export function compressStream(coding: Coding, length: number): Transform {
   switch (coding) {
-    case 'br': return createBrotliCompress({ params: { [constants.BROTLI_PARAM_QUALITY]: level.br.quick, [constants.BROTLI_PARAM_SIZE_HINT]: length } })
-    case 'zstd': return createZstdCompress({ params: { [constants.ZSTD_c_compressionLevel]: level.zstd.quick } })
-    case 'gzip': return createGzip({ level: level.gzip.quick })
+    case 'br':
+      return createBrotliCompress({
+        params: {
+          [constants.BROTLI_PARAM_QUALITY]: level.br.quick,
+          [constants.BROTLI_PARAM_SIZE_HINT]: length,
+        },
+      })
+    case 'zstd':
+      return createZstdCompress({
+        params: { [constants.ZSTD_c_compressionLevel]: level.zstd.quick },
+      })
+    case 'gzip':
+      return createGzip({ level: level.gzip.quick })
   }
 }

@@ -8,15 +8,20 @@ export interface Tunnel {
   peer: Peer
   /** What the peer might do when it was opened. */
   access: Access
-  /** Ends it with a Close frame (RFC 6455 §7.4) once the frame under way is through, and cuts it if the peer takes no notice. */
+  /**
+   * Ends it with a Close frame (RFC 6455 §7.4) once the frame under way is through, and cuts it if
+   * the peer takes no notice.
+   */
   close: (code: number, reason: string) => void
 }
 
 /**
- * Ending without cutting anyone off: `app.drain()` closes WebSockets and idle connections, tells HTTP/2 sessions, gives the requests under way
- * `grace` milliseconds, then cuts what is left. `connections` are the open ones.
+ * Ending without cutting anyone off: `app.drain()` closes WebSockets and idle connections, tells
+ * HTTP/2 sessions, gives the requests under way `grace` milliseconds, then cuts what is left.
+ * `connections` are the open ones.
  *
- * Fastify's close() does not do: it ends the upstream's connections at once, and the requests on them.
+ * Fastify's close() does not do: it ends the upstream's connections at once, and the requests on
+ * them.
  */
 export const drain = plugin<object>('drain', async (app) => {
   let draining = false

@@ -26,10 +26,11 @@ export interface ExchangeOptions {
 }
 
 /**
- * One request at an app, as undici's handler of it: what comes from the origin is written to the peer as it comes, at the pace the peer takes it.
+ * One request at an app, as undici's handler of it: what comes from the origin is written to the
+ * peer as it comes, at the pace the peer takes it.
  *
- * Tried again at the app's next upstream is a request without body that no connection could be made for. One with a body is not, since the body may be
- * gone; and none that an upstream has seen.
+ * Tried again at the app's next upstream is a request without body that no connection could be made
+ * for. One with a body is not, since the body may be gone; and none that an upstream has seen.
  */
 export class Exchange implements Dispatcher.DispatchHandler {
   #options: ExchangeOptions
@@ -52,12 +53,17 @@ export class Exchange implements Dispatcher.DispatchHandler {
   /** Compresses on the way. */
   #through: Transform | undefined
   /** Takes the answer when it is there as a whole. */
-  #whole: { pieces: Buffer[], done: (body: Buffer) => void } | undefined
+  #whole: { pieces: Buffer[]; done: (body: Buffer) => void } | undefined
   #late: NodeJS.Timeout | undefined
   #waiting = false
 
   /** @param headers as they go to the app */
-  constructor (request: FastifyRequest, reply: FastifyReply, headers: Headers, options: ExchangeOptions) {
+  constructor(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    headers: Headers,
+    options: ExchangeOptions,
+  ) {
     this.#request = request
     this.#reply = reply
     this.#raw = reply.raw as ServerResponse
@@ -67,43 +73,76 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#candidates = request.to.candidates
   }
 
-  start (): void {
+  start(): void {
     const { totalTimeout } = this.#app
     if (totalTimeout > 0) {
       this.#late = setTimeout(() => {
-        const error = Object.assign(new Error(`not done within ${totalTimeout / 1_000} s`), { code: totalTimeoutCode })
+        const error = Object.assign(new Error(`not done within ${totalTimeout / 1_000} s`), {
+          code: totalTimeoutCode,
+        })
         // Without a connection yet there is nothing to break off: see onRequestStart.
         if (this.#controller === undefined) this.onResponseError(undefined, error)
         else this.#controller.abort(error)
       }, totalTimeout)
     }
     // A peer that takes its request back, or is gone, has no use for an answer.
-    whenClosed(this.#raw, () => { this.#giveUp() })
+    whenClosed(this.#raw, () => {
+      this.#giveUp()
+    })
     if (!this.#over) this.#dispatch()
   }
 
-  #dispatch (): void {
+  #dispatch(): void {
     const upstream = this.#candidates[this.#attempt]!
     const { method, body, raw } = this.#request
     const path = this.#app.target(raw.url!)
     this.#controller = undefined
     const names = this.#trailers()
-    if (names.size > 0) dispatchWithTrailers(upstream, { path, method, headers: this.#headers, body: body as Readable, raw, names }, this)
-    else upstream.pool.dispatch({ origin: upstream.origin, path, method: method as Dispatcher.HttpMethod, headers: this.#headers, body: body as Readable | undefined ?? null, headersTimeout: upstream.responseTimeout }, this)
+    if (names.size > 0)
+      dispatchWithTrailers(
+        upstream,
+        { path, method, headers: this.#headers, body: body as Readable, raw, names },
+        this,
+      )
+    else
+      upstream.pool.dispatch(
+        {
+          origin: upstream.origin,
+          path,
+          method: method as Dispatcher.HttpMethod,
+          headers: this.#headers,
+          body: (body as Readable | undefined) ?? null,
+          headersTimeout: upstream.responseTimeout,
+        },
+        this,
+      )
   }
 
-  /** Names of the trailers that follow the request's body and are passed on. A body with a length is followed by none. */
-  #trailers (): ReadonlySet<string> {
+  /**
+   * Names of the trailers that follow the request's body and are passed on. A body with a length is
+   * followed by none.
+   */
+  #trailers(): ReadonlySet<string> {
     const { body, headers } = this.#request
-    if (headers.trailer === undefined || headers['transfer-encoding'] === undefined || body === undefined || body === null) return noTrailers
+    if (
+      headers.trailer === undefined ||
+      headers['transfer-encoding'] === undefined ||
+      body === undefined ||
+      body === null
+    )
+      return noTrailers
     const names = announcedTrailers(headers)
     const { remove, set, add } = this.#app.rules?.request ?? {}
     // What [[app]] says of a header to the app, a trailer may not say again.
-    for (const name of [...remove ?? [], ...[...set ?? [], ...add ?? []].map(([name]) => name)]) names.delete(name)
+    for (const name of [
+      ...(remove ?? []),
+      ...[...(set ?? []), ...(add ?? [])].map(([name]) => name),
+    ])
+      names.delete(name)
     return names
   }
 
-  #giveUp (): void {
+  #giveUp(): void {
     clearTimeout(this.#late)
     if (this.#over) return
     this.#over = true
@@ -111,12 +150,16 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#controller?.abort(new Error('the peer went away'))
   }
 
-  onRequestStart (controller: Dispatcher.DispatchController): void {
+  onRequestStart(controller: Dispatcher.DispatchController): void {
     this.#controller = controller
     if (this.#over) controller.abort(new Error('given up'))
   }
 
-  onResponseStart (controller: Dispatcher.DispatchController, status: number, received: IncomingHttpHeaders): void {
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    received: IncomingHttpHeaders,
+  ): void {
     if (status < 200) {
       this.#interim(status, received)
       return
@@ -128,7 +171,13 @@ export class Exchange implements Dispatcher.DispatchHandler {
     if (app.rules !== undefined) applyRules(headers, app.rules.answer)
     // What an app that knows nothing of its prefix sends to its own root stays with it.
     const { location } = headers
-    if (app.strip && typeof location === 'string' && /^\/(?!\/)/.test(location) && !app.owns(location.split(/[?#]/, 1)[0]!)) headers.location = app.path.slice(0, -1) + location
+    if (
+      app.strip &&
+      typeof location === 'string' &&
+      /^\/(?!\/)/.test(location) &&
+      !app.owns(location.split(/[?#]/, 1)[0]!)
+    )
+      headers.location = app.path.slice(0, -1) + location
     const plan = this.#options.delivery.take(this.#request, this.#reply, status, headers)
     if (plan !== undefined && 'whole' in plan) {
       this.#whole = { pieces: [], done: plan.whole }
@@ -136,7 +185,8 @@ export class Exchange implements Dispatcher.DispatchHandler {
     }
     const raw = this.#raw
     // What is left of the request's body is in the way of the next one.
-    if (this.#request.raw.httpVersionMajor === 1 && !this.#request.raw.complete) raw.shouldKeepAlive = false
+    if (this.#request.raw.httpVersionMajor === 1 && !this.#request.raw.complete)
+      raw.shouldKeepAlive = false
     try {
       if (status > 599) throw new Error(`the status ${status} is none`)
       raw.writeHead(status, secure(headers))
@@ -149,16 +199,17 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#sized = headers['content-length'] !== undefined
     this.#through = plan?.through
     this.#through?.on('error', () => raw.destroy()).pipe(raw)
-    // Node sends headers with the first piece of the body, and an event stream would look dead until its first event; but what is there already goes with them.
+    // Node sends headers with the first piece of the body, and an event stream would look dead
+    // until its first event; but what is there already goes with them.
     process.nextTick(flush, this)
   }
 
   /** Sends the answer's head if nothing has gone with it. */
-  flush (): void {
+  flush(): void {
     if (!this.#written && !this.#over && !this.#raw.destroyed) this.#raw.flushHeaders()
   }
 
-  onResponseData (controller: Dispatcher.DispatchController, piece: Buffer): void {
+  onResponseData(controller: Dispatcher.DispatchController, piece: Buffer): void {
     if (this.#over) return
     if (this.#whole !== undefined) {
       this.#whole.pieces.push(piece)
@@ -170,10 +221,12 @@ export class Exchange implements Dispatcher.DispatchHandler {
     controller.pause()
     if (this.#waiting) return
     this.#waiting = true
-    sink.on('drain', () => { controller.resume() })
+    sink.on('drain', () => {
+      controller.resume()
+    })
   }
 
-  onResponseEnd (_controller: Dispatcher.DispatchController, trailers: IncomingHttpHeaders): void {
+  onResponseEnd(_controller: Dispatcher.DispatchController, trailers: IncomingHttpHeaders): void {
     clearTimeout(this.#late)
     if (this.#over) return
     this.#over = true
@@ -185,7 +238,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
     }
   }
 
-  onResponseError (_controller: unknown, error: Error): void {
+  onResponseError(_controller: unknown, error: Error): void {
     if (this.#over) return
     const unconnected = isUnconnected(error)
     if (unconnected) {
@@ -204,34 +257,73 @@ export class Exchange implements Dispatcher.DispatchHandler {
       return
     }
     const { code } = error as NodeJS.ErrnoException
-    const limit = code === totalTimeoutCode ? 'total_timeout' : code === 'UND_ERR_BODY_TIMEOUT' ? 'idle_timeout' : undefined
-    if (limit !== undefined) this.#options.log.warn({ code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name }, `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`)
+    const limit =
+      code === totalTimeoutCode
+        ? 'total_timeout'
+        : code === 'UND_ERR_BODY_TIMEOUT'
+          ? 'idle_timeout'
+          : undefined
+    if (limit !== undefined)
+      this.#options.log.warn(
+        { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },
+        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`,
+      )
     // A part must not be taken for the whole.
     this.#through?.destroy()
     this.#raw.destroy()
   }
 
-  /** An answer before the answer (RFC 9110 §15.2), such as 103 with what a browser may fetch meanwhile. */
-  #interim (status: number, received: IncomingHttpHeaders): void {
-    const raw = this.#raw as ServerResponse & { writeInformation: (status: number, headers: Record<string, string>) => void }
+  /**
+   * An answer before the answer (RFC 9110 §15.2), such as 103 with what a browser may fetch
+   * meanwhile.
+   */
+  #interim(status: number, received: IncomingHttpHeaders): void {
+    const raw = this.#raw as ServerResponse & {
+      writeInformation: (status: number, headers: Record<string, string>) => void
+    }
     // 100 is between the gateway and each side; 101 is an upgrade; HTTP/1.0 knows none.
-    if (status < 102 || this.#request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed) return
-    const { 'content-length': _length, 'set-cookie': _cookie, ...fields } = this.#withoutRemoved(responseHeaders(received))
+    if (status < 102 || this.#request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed)
+      return
+    const {
+      'content-length': _length,
+      'set-cookie': _cookie,
+      ...fields
+    } = this.#withoutRemoved(responseHeaders(received))
     try {
-      raw.writeInformation(status, Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, Array.isArray(value) ? value.join(', ') : value])))
+      raw.writeInformation(
+        status,
+        Object.fromEntries(
+          Object.entries(fields).map(([name, value]) => [
+            name,
+            Array.isArray(value) ? value.join(', ') : value,
+          ]),
+        ),
+      )
     } catch {
       // A hint that cannot be said is none.
     }
   }
 
-  /** What an app sends after its answer, where there is room for it: in chunks, and over HTTP/2. What is compressed had a length, and so no trailers. */
-  #passTrailers (trailers: IncomingHttpHeaders): void {
+  /**
+   * What an app sends after its answer, where there is room for it: in chunks, and over HTTP/2.
+   * What is compressed had a length, and so no trailers.
+   */
+  #passTrailers(trailers: IncomingHttpHeaders): void {
     for (const _name in trailers) {
       const { httpVersion } = this.#request.raw
       const { statusCode } = this.#raw
-      if (this.#request.method === 'HEAD' || httpVersion === '1.0' || statusCode === 204 || statusCode === 304 || this.#sized) return
+      if (
+        this.#request.method === 'HEAD' ||
+        httpVersion === '1.0' ||
+        statusCode === 204 ||
+        statusCode === 304 ||
+        this.#sized
+      )
+        return
       try {
-        this.#raw.addTrailers(this.#withoutRemoved(responseTrailers(trailers)) as Record<string, string>)
+        this.#raw.addTrailers(
+          this.#withoutRemoved(responseTrailers(trailers)) as Record<string, string>,
+        )
       } catch {
         // The answer is whole without them.
       }
@@ -240,12 +332,12 @@ export class Exchange implements Dispatcher.DispatchHandler {
   }
 
   /** What peers are not to get of an app's answer, they get neither before it nor behind. */
-  #withoutRemoved (headers: Headers): Headers {
+  #withoutRemoved(headers: Headers): Headers {
     for (const name of this.#app.rules?.answer.remove ?? []) delete headers[name]
     return headers
   }
 }
 
-function flush (exchange: Exchange): void {
+function flush(exchange: Exchange): void {
   exchange.flush()
 }

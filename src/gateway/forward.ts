@@ -13,7 +13,10 @@ import type { Tailnet, TailnetConn, TailnetListener } from './tailnet.ts'
 /** One [[forward]] of gatehouse.toml. */
 export type Forward = Config['forward'][number]
 
-/** A target has this long to accept a connection, and a client to send its ClientHello. Milliseconds. */
+/**
+ * A target has this long to accept a connection, and a client to send its ClientHello.
+ * Milliseconds.
+ */
 const patience = 10_000
 
 /** A ClientHello may be this large, in bytes: browsers send 2 KiB at most. */
@@ -28,47 +31,54 @@ export interface ForwardsOptions {
   /** Addresses of the node in the tailnet. */
   addresses: () => readonly string[]
   /** Opens a port of the node; retries by itself. */
-  listen: (port: number, accept: (conn: TailnetConn) => void) => Promise<TailnetListener | undefined>
+  listen: (
+    port: number,
+    accept: (conn: TailnetConn) => void,
+  ) => Promise<TailnetListener | undefined>
 }
 
 /**
- * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port 443: without looking inside. Who may is asked at
- * each connection, and again while it is open: whoever has lost the right is cut off.
+ * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port
+ * 443: without looking inside. Who may is asked at each connection, and again while it is open:
+ * whoever has lost the right is cut off.
  */
 export class Forwards {
   /** Connections that are forwarded, and who holds them by which right. */
-  readonly #open = new Map<Duplex, { peer: Peer, forward: Forward }>()
+  readonly #open = new Map<Duplex, { peer: Peer; forward: Forward }>()
   #options: ForwardsOptions
   #forwards: readonly Forward[] = []
   #listeners = new Map<number, Promise<TailnetListener | undefined>>()
   #started = false
   #stopRecheck = (): void => {}
 
-  constructor (options: ForwardsOptions) {
+  constructor(options: ForwardsOptions) {
     this.#options = options
   }
 
   /** Takes over settings. What is open stays open. */
-  configure (forwards: readonly Forward[]): void {
+  configure(forwards: readonly Forward[]): void {
     this.#forwards = forwards
     this.#listen()
   }
 
   /** Opens ports from now on: the node is there. */
-  start (): void {
+  start(): void {
     this.#started = true
     this.#stopRecheck = this.#options.guard.recheck(async () => {
       for (const [conn, { peer, forward }] of this.#open) {
         const { access } = await this.#options.guard.ask(peer, true)
         if (access.rights.has(forward.right)) continue
-        this.#options.log.warn({ code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target }, `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`)
+        this.#options.log.warn(
+          { code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target },
+          `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`,
+        )
         conn.destroy()
       }
     })
     this.#listen()
   }
 
-  async close (): Promise<void> {
+  async close(): Promise<void> {
     this.#started = false
     this.#stopRecheck()
     const listeners = [...this.#listeners.values()]
@@ -78,19 +88,24 @@ export class Forwards {
   }
 
   /** Whether connections to port 443 have to be looked at. */
-  get byName (): boolean {
+  get byName(): boolean {
     return this.#forwards.some((forward) => forward.sni.length > 0)
   }
 
-  /** A connection to port 443: forwarded when the name it asks for is one to be passed through, else handed to `terminate`, whole. */
-  passThrough (conn: TailnetConn, terminate: (conn: TailnetConn) => void): void {
+  /**
+   * A connection to port 443: forwarded when the name it asks for is one to be passed through, else
+   * handed to `terminate`, whole.
+   */
+  passThrough(conn: TailnetConn, terminate: (conn: TailnetConn) => void): void {
     if (!this.#options.limits.admit(conn.remoteAddress, conn)) {
       conn.destroy()
       return
     }
     let bytes = Buffer.alloc(0)
     const timer = setTimeout(() => conn.destroy(), patience)
-    const give = (): void => { conn.destroy() }
+    const give = (): void => {
+      conn.destroy()
+    }
     conn.on('error', give)
     conn.on('end', give)
     conn.once('close', () => clearTimeout(timer))
@@ -115,9 +130,11 @@ export class Forwards {
     conn.on('readable', read)
   }
 
-  #listen (): void {
+  #listen(): void {
     if (!this.#started) return
-    const wanted = new Set(this.#forwards.filter((forward) => forward.sni.length === 0).map((forward) => forward.port))
+    const wanted = new Set(
+      this.#forwards.filter((forward) => forward.sni.length === 0).map((forward) => forward.port),
+    )
     for (const [port, listener] of this.#listeners) {
       if (wanted.has(port)) continue
       this.#listeners.delete(port)
@@ -125,15 +142,20 @@ export class Forwards {
     }
     for (const port of wanted) {
       if (this.#listeners.has(port)) continue
-      this.#listeners.set(port, this.#options.listen(port, (conn) => {
-        const forward = this.#forwards.find((candidate) => candidate.sni.length === 0 && candidate.port === port)
-        if (forward === undefined) conn.destroy()
-        else void this.#accept(forward, conn)
-      }))
+      this.#listeners.set(
+        port,
+        this.#options.listen(port, (conn) => {
+          const forward = this.#forwards.find(
+            (candidate) => candidate.sni.length === 0 && candidate.port === port,
+          )
+          if (forward === undefined) conn.destroy()
+          else void this.#accept(forward, conn)
+        }),
+      )
     }
   }
 
-  async #accept (forward: Forward, conn: TailnetConn): Promise<void> {
+  async #accept(forward: Forward, conn: TailnetConn): Promise<void> {
     const { log, guard, limits } = this.#options
     const tailnet = this.#options.tailnet()
     conn.on('error', () => conn.destroy())
@@ -146,41 +168,72 @@ export class Forwards {
     const begun = performance.now()
     conn.once('close', () => this.#open.delete(conn))
     const { whoIs, access } = await guard.ask(peer)
-    const about = { peer: peer.address, user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','), port: forward.port, target: forward.target }
+    const about = {
+      peer: peer.address,
+      user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','),
+      port: forward.port,
+      target: forward.target,
+    }
     if (!access.rights.has(forward.right)) {
-      log.warn({ code: 'GH_FORBIDDEN', ...about }, `${peer.address} may not use the forward from port ${forward.port}: it needs the right ${forward.right}`)
+      log.warn(
+        { code: 'GH_FORBIDDEN', ...about },
+        `${peer.address} may not use the forward from port ${forward.port}: it needs the right ${forward.right}`,
+      )
       conn.destroy()
       return
     }
     if (conn.destroyed) return
     const target = connect({ ...address(forward.target), allowHalfOpen: true, noDelay: true })
-    const late = setTimeout(() => target.destroy(new Error(`no answer within ${patience / 1_000} s`)), patience)
-    conn.once('close', () => { if (target.connecting) target.destroy() })
+    const late = setTimeout(
+      () => target.destroy(new Error(`no answer within ${patience / 1_000} s`)),
+      patience,
+    )
+    conn.once('close', () => {
+      if (target.connecting) target.destroy()
+    })
     target.once('error', (err) => {
       clearTimeout(late)
-      if (target.bytesWritten === 0) log.warn({ code: 'GH_FORWARD', ...about }, `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] of gatehouse.toml, and that it runs`)
+      if (target.bytesWritten === 0)
+        log.warn(
+          { code: 'GH_FORWARD', ...about },
+          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] of gatehouse.toml, and that it runs`,
+        )
       conn.destroy()
     })
     target.once('connect', () => {
       clearTimeout(late)
-      if (forward.proxyProtocol !== 'off') target.write(proxyHeader(forward.proxyProtocol, this.#ends(conn, forward.port)))
-      for (const [from, to] of [[conn, target], [target, conn]] as const) {
-        from.once('close', () => { if (from.readableEnded) to.end(); else to.destroy() })
+      if (forward.proxyProtocol !== 'off')
+        target.write(proxyHeader(forward.proxyProtocol, this.#ends(conn, forward.port)))
+      for (const [from, to] of [
+        [conn, target],
+        [target, conn],
+      ] as const) {
+        from.once('close', () => {
+          if (from.readableEnded) to.end()
+          else to.destroy()
+        })
         from.pipe(to)
       }
     })
-    conn.once('close', () => log.info({ ...about, ms: Math.round(performance.now() - begun) }, 'forward'))
+    conn.once('close', () =>
+      log.info({ ...about, ms: Math.round(performance.now() - begun) }, 'forward'),
+    )
   }
 
-  #ends (conn: TailnetConn, destinationPort: number): Parameters<typeof proxyHeader>[1] {
+  #ends(conn: TailnetConn, destinationPort: number): Parameters<typeof proxyHeader>[1] {
     const six = conn.remoteAddress.includes(':')
-    const destination = this.#options.addresses().find((candidate) => candidate.includes(':') === six) ?? (six ? '::' : '0.0.0.0')
+    const destination =
+      this.#options.addresses().find((candidate) => candidate.includes(':') === six) ??
+      (six ? '::' : '0.0.0.0')
     return { source: conn.remoteAddress, sourcePort: conn.remotePort, destination, destinationPort }
   }
 }
 
-/** Where a target is: `unix:/path`, `host:port` or `[address]:port`; checked by {@link file://./../config/schema.ts}. */
-function address (target: string): { path: string } | { host: string, port: number } {
+/**
+ * Where a target is: `unix:/path`, `host:port` or `[address]:port`; checked by {@link
+ * file://./../config/schema.ts}.
+ */
+function address(target: string): { path: string } | { host: string; port: number } {
   if (target.startsWith('unix:')) return { path: target.slice('unix:'.length) }
   const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(target)!
   return { host: host!, port: Number(port) }

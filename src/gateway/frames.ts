@@ -1,6 +1,6 @@
 /**
- * Knows where a frame of a WebSocket (RFC 6455 §5.2) ends among the bytes that pass, so that a Close frame of the gateway's own can be put
- * between two of them.
+ * Knows where a frame of a WebSocket (RFC 6455 §5.2) ends among the bytes that pass, so that a
+ * Close frame of the gateway's own can be put between two of them.
  */
 export class FrameGate {
   /** Bytes seen of a header that is not whole yet. */
@@ -11,14 +11,17 @@ export class FrameGate {
   #over = false
 
   /** True once the Close frame is given out: nothing passes any more. */
-  get over (): boolean { return this.#over }
+  get over(): boolean {
+    return this.#over
+  }
 
   /**
-   * Ends what passes with a Close frame as soon as the frame under way is complete. `reason`: 123 bytes at most (§5.5).
+   * Ends what passes with a Close frame as soon as the frame under way is complete. `reason`: 123
+   * bytes at most (§5.5).
    *
    * @returns the Close frame when that is now; else it comes with a later piece
    */
-  close (code: number, reason: string): Buffer | undefined {
+  close(code: number, reason: string): Buffer | undefined {
     if (this.#last !== undefined) return undefined
     const text = Buffer.from(reason)
     this.#last = Buffer.concat([Buffer.from([0x88, 2 + text.length, code >> 8, code & 0xff]), text])
@@ -27,10 +30,15 @@ export class FrameGate {
     return this.#last
   }
 
-  get #between (): boolean { return this.#header.length === 0 && this.#payload === 0 }
+  get #between(): boolean {
+    return this.#header.length === 0 && this.#payload === 0
+  }
 
-  /** Takes a piece that came; answers what is to go on of it, byte for byte, and behind it the Close frame when its time has come. */
-  pass (piece: Buffer): Buffer | undefined {
+  /**
+   * Takes a piece that came; answers what is to go on of it, byte for byte, and behind it the Close
+   * frame when its time has come.
+   */
+  pass(piece: Buffer): Buffer | undefined {
     if (this.#over) return undefined
     let at = 0
     while (at < piece.length && !(this.#last !== undefined && this.#between)) {
@@ -53,12 +61,14 @@ export class FrameGate {
 }
 
 /** Length of the payload after a header; undefined while the header is not whole. */
-function payloadLength (header: number[]): number | undefined {
+function payloadLength(header: number[]): number | undefined {
   if (header.length < 2) return undefined
   const short = header[1]! & 0x7f
   const extended = short === 126 ? 2 : short === 127 ? 8 : 0
   const mask = (header[1]! & 0x80) === 0 ? 0 : 4
   if (header.length < 2 + extended + mask) return undefined
   // Above 2^53 bytes the sum is inexact; such a frame would take a year.
-  return extended === 0 ? short : header.slice(2, 2 + extended).reduce((sum, byte) => sum * 256 + byte, 0)
+  return extended === 0
+    ? short
+    : header.slice(2, 2 + extended).reduce((sum, byte) => sum * 256 + byte, 0)
 }

@@ -19,23 +19,39 @@ export interface FrontOptions {
   tailnet: Pick<Tailnet, 'whoIs'>
   limits: Limits
   log: Logger
-  /** Full name of the node, or of a Service of it: its certificate goes to clients that send no SNI. */
+  /**
+   * Full name of the node, or of a Service of it: its certificate goes to clients that send no SNI.
+   */
   name: (service?: string) => string | undefined
 }
 
 /**
- * Takes connections of tailnet peers through TLS to the HTTP servers. The TLSSocket is made here rather than by https.Server,
- * because the peer behind a connection must be known when its requests come, and a TLSSocket over a Duplex has no remote address.
+ * Takes connections of tailnet peers through TLS to the HTTP servers. The TLSSocket is made here
+ * rather than by https.Server, because the peer behind a connection must be known when its requests
+ * come, and a TLSSocket over a Duplex has no remote address.
  *
- * @returns what to do with a connection (whose peer is of the tailnet unless another is given), and the set of open ones
+ * @returns what to do with a connection (whose peer is of the tailnet unless another is given), and
+ *   the set of open ones
  */
-export function acceptTLS ({ server, acceptHTTP2, certificates, tailnet, limits, log, name }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void, open: Set<TLSSocket> } {
+export function acceptTLS({
+  server,
+  acceptHTTP2,
+  certificates,
+  tailnet,
+  limits,
+  log,
+  name,
+}: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void; open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
   const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
     const { service } = peer
-    // The node is served from its first certificate on; a Service that has none yet is not, rather than under another name.
+    // The node is served from its first certificate on; a Service that has none yet is not, rather
+    // than under another name.
     const own = name(service)
-    const context = service === undefined || certificates.get(own ?? '') !== undefined ? certificates.context(undefined, own) : undefined
+    const context =
+      service === undefined || certificates.get(own ?? '') !== undefined
+        ? certificates.context(undefined, own)
+        : undefined
     conn.on('error', () => conn.destroy())
     if (context === undefined || !limits.admit(peer.address, conn)) {
       conn.destroy()
@@ -45,7 +61,9 @@ export function acceptTLS ({ server, acceptHTTP2, certificates, tailnet, limits,
       isServer: true,
       secureContext: context,
       // Asked at each handshake, so that a new certificate is used from the next connection on.
-      SNICallback: (servername, done) => { done(null, certificates.context(servername, name(service))) },
+      SNICallback: (servername, done) => {
+        done(null, certificates.context(servername, name(service)))
+      },
       ALPNProtocols: limits.settings.streamsPerConnection > 0 ? ['h2', 'http/1.1'] : ['http/1.1'],
     })
     setPeer(socket, peer)

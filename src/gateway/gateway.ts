@@ -79,8 +79,9 @@ export interface GatewayOptions {
 }
 
 /**
- * The gateway: control sockets, the node on the tailnet, ports 443 and 80 on it, and Node-RED behind. Every part may be
- * missing or broken for as long as it takes; the others work and the status says what is wrong.
+ * The gateway: control sockets, the node on the tailnet, ports 443 and 80 on it, and Node-RED
+ * behind. Every part may be missing or broken for as long as it takes; the others work and the
+ * status says what is wrong.
  */
 export class Gateway {
   readonly problems: Problems
@@ -119,18 +120,23 @@ export class Gateway {
   #closing = false
   #timer: NodeJS.Timeout | undefined
 
-  constructor (options: GatewayOptions) {
+  constructor(options: GatewayOptions) {
     this.#options = options
     const { log } = options
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
-    this.upstream = new Upstream({ path: options.nodeRed }, options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout })
+    this.upstream = new Upstream(
+      { path: options.nodeRed },
+      options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout },
+    )
     this.apps = new Apps(this.upstream, log)
     this.reloader = new Reloader({
       log,
       problems: this.problems,
       load: options.load ?? (async () => defaults()),
-      apply: (config) => { this.configure(config) },
+      apply: (config) => {
+        this.configure(config)
+      },
     })
     this.guard = new Guard({
       log,
@@ -152,9 +158,15 @@ export class Gateway {
       problems: this.problems,
       ...(options.localPorts === undefined ? {} : { ports: options.localPorts }),
       accept: {
-        http: (conn, peer) => { this.#redirectConn(conn, peer) },
-        // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not for those whom nobody knows.
-        https: (conn, peer) => { if (this.#accept === undefined) conn.destroy(); else this.#accept(conn, peer) },
+        http: (conn, peer) => {
+          this.#redirectConn(conn, peer)
+        },
+        // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not
+        // for those whom nobody knows.
+        https: (conn, peer) => {
+          if (this.#accept === undefined) conn.destroy()
+          else this.#accept(conn, peer)
+        },
       },
     })
     this.services = new Services({
@@ -171,11 +183,19 @@ export class Gateway {
       },
     })
     this.delivery = new Delivery(new Cache(log), defaults().cache)
-    this.limits.onShort = () => { this.delivery.cache.purge() }
+    this.limits.onShort = () => {
+      this.delivery.cache.purge()
+    }
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
       websockets: () => this.#app?.tunnels.size ?? 0,
-      upstreams: () => this.apps.all.flatMap((app) => app.upstreams.map((upstream, i) => ({ upstream: app.upstreams.length === 1 ? app.name : `${app.name}-${i + 1}`, up: upstream.state === 'up' }))),
+      upstreams: () =>
+        this.apps.all.flatMap((app) =>
+          app.upstreams.map((upstream, i) => ({
+            upstream: app.upstreams.length === 1 ? app.name : `${app.name}-${i + 1}`,
+            up: upstream.state === 'up',
+          })),
+        ),
       tailnetState: () => this.#node?.status?.backendState ?? 'NoState',
       peers: () => (this.#node?.status?.peers ?? []).map((peer) => pathTo(peer).path),
       keyExpiry: () => {
@@ -184,36 +204,75 @@ export class Gateway {
       },
       problems: () => this.problems.list(),
     })
-    certificateMetrics(this.metrics.registry, { certificates: this.certificates, record: () => this.#record })
-    const limited = new Counter({ name: 'gatehouse_limited_total', help: 'Connections and requests refused or ended by a limit.', labelNames: ['limit'], registers: [this.metrics.registry] })
+    certificateMetrics(this.metrics.registry, {
+      certificates: this.certificates,
+      record: () => this.#record,
+    })
+    const limited = new Counter({
+      name: 'gatehouse_limited_total',
+      help: 'Connections and requests refused or ended by a limit.',
+      labelNames: ['limit'],
+      registers: [this.metrics.registry],
+    })
     this.delivery.measure(this.metrics.registry)
-    this.limits.onLimit = (limit) => { limited.inc({ limit }) }
-    this.#admin = createAdminServer({ status: async () => await this.status(), notReady: () => this.#notReady(), registry: this.metrics.registry, purge: () => this.delivery.cache.purge(), doctor: async () => await this.examine(), reload: async () => await this.reloader.reload() }, log)
-    this.#certs = createCertsServer({
-      names: () => this.#node?.names ?? [],
-      problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
-      setDNS: async (name, value) => { await this.#node!.tailnet!.setDNS(name, value) },
-    }, log)
+    this.limits.onLimit = (limit) => {
+      limited.inc({ limit })
+    }
+    this.#admin = createAdminServer(
+      {
+        status: async () => await this.status(),
+        notReady: () => this.#notReady(),
+        registry: this.metrics.registry,
+        purge: () => this.delivery.cache.purge(),
+        doctor: async () => await this.examine(),
+        reload: async () => await this.reloader.reload(),
+      },
+      log,
+    )
+    this.#certs = createCertsServer(
+      {
+        names: () => this.#node?.names ?? [],
+        problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
+        setDNS: async (name, value) => {
+          await this.#node!.tailnet!.setDNS(name, value)
+        },
+      },
+      log,
+    )
     this.#redirect = createRedirectServer({
       name: (service) => this.#nameOf(service),
       waiting: (service) => {
-        const ready = service === undefined ? this.#https !== undefined : this.certificates.get(this.#nameOf(service) ?? '') !== undefined
-        const problem = ready ? undefined : this.problems.get('https') ?? this.problems.get('certificate')
-        return problem ?? (!ready ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' } : undefined)
+        const ready =
+          service === undefined
+            ? this.#https !== undefined
+            : this.certificates.get(this.#nameOf(service) ?? '') !== undefined
+        const problem = ready
+          ? undefined
+          : (this.problems.get('https') ?? this.problems.get('certificate'))
+        return (
+          problem ??
+          (!ready
+            ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' }
+            : undefined)
+        )
       },
     })
-    this.problems.on('change', () => { this.#say() })
+    this.problems.on('change', () => {
+      this.#say()
+    })
     this.upstream.on('change', () => {
       const { error } = this.upstream
       if (error === undefined) this.problems.clear('upstream', 'Node-RED is up')
       else this.problems.set('upstream', error)
       this.#say()
     })
-    this.certificates.on('look', () => { void this.#judgeCertificates() })
+    this.certificates.on('look', () => {
+      void this.#judgeCertificates()
+    })
   }
 
   /** Opens the control sockets and begins to look at Node-RED and the certificates. */
-  async start (): Promise<void> {
+  async start(): Promise<void> {
     const { log, upstream } = { log: this.#options.log, upstream: this.upstream }
     await listenOn(this.#admin, this.#options.admin)
     await listenOn(this.#certs, this.#options.certs)
@@ -225,7 +284,13 @@ export class Gateway {
       status: async () => await this.status(),
       limits: this.limits,
       delivery: this.delivery,
-      names: { name: (service) => this.#nameOf(service), addresses: (service) => service === undefined ? this.#node?.status?.tailscaleIPs ?? [] : this.services.addresses(service) },
+      names: {
+        name: (service) => this.#nameOf(service),
+        addresses: (service) =>
+          service === undefined
+            ? (this.#node?.status?.tailscaleIPs ?? [])
+            : this.services.addresses(service),
+      },
     })
     applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
@@ -241,7 +306,7 @@ export class Gateway {
   }
 
   /** For `gatehouse doctor`: what only the gateway can check. */
-  async examine (): Promise<Check[]> {
+  async examine(): Promise<Check[]> {
     await this.#node?.look()
     return await examine({
       node: this.#node,
@@ -257,18 +322,23 @@ export class Gateway {
   }
 
   /** True unless the node has started and does not answer any more. For the watchdog. */
-  async alive (): Promise<boolean> {
+  async alive(): Promise<boolean> {
     await this.#node?.tailnet?.status()
     return true
   }
 
-  /** Takes over settings; they hold for what comes from now on, and nothing that is open is dropped. */
-  configure (config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network'>): void {
+  /**
+   * Takes over settings; they hold for what comes from now on, and nothing that is open is dropped.
+   */
+  configure(
+    config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network'>,
+  ): void {
     this.#localRights = config.local_network.listen ? config.local_network.rights : []
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
     // What is stored came of other apps, or by other rules.
-    if (this.apps.configure(config.app, this.#options.authority ?? (() => undefined))) this.delivery.cache.purge()
+    if (this.apps.configure(config.app, this.#options.authority ?? (() => undefined)))
+      this.delivery.cache.purge()
     this.services.configure(config.app.flatMap(({ service }) => service ?? []))
     this.#takeNames()
     this.forwards.configure(config.forward)
@@ -278,12 +348,17 @@ export class Gateway {
     if (this.#app !== undefined) applyTo(this.#app.server as Server, config.limits)
   }
 
-  /** Joins the tailnet and serves. Resolves when port 80 is open on the node, which may be before it has joined. */
-  async join (options: Omit<NodeOptions, 'problems' | 'log'>): Promise<void> {
+  /**
+   * Joins the tailnet and serves. Resolves when port 80 is open on the node, which may be before it
+   * has joined.
+   */
+  async join(options: Omit<NodeOptions, 'problems' | 'log'>): Promise<void> {
     const node = new Node({ ...options, problems: this.problems, log: this.#options.log })
     this.#node = node
     this.#controlURL = options.controlURL
-    node.on('fatal', (err: Error) => { this.#options.onFatal?.(err) })
+    node.on('fatal', (err: Error) => {
+      this.#options.onFatal?.(err)
+    })
     node.on('status', () => {
       this.services.judge()
       this.#takeNames()
@@ -301,19 +376,21 @@ export class Gateway {
     })
     this.#open = front.open
     this.#accept = front.accept
-    this.#http = await node.listen(80, (conn) => { this.#redirectConn(conn, new Peer(conn, node.tailnet!, this.#options.log)) })
+    this.#http = await node.listen(80, (conn) => {
+      this.#redirectConn(conn, new Peer(conn, node.tailnet!, this.#options.log))
+    })
     this.services.start()
     this.forwards.start()
     await this.#judgeCertificates()
   }
 
   /** Full name of the node, or of a Service it hosts. */
-  #nameOf (service?: string): string | undefined {
+  #nameOf(service?: string): string | undefined {
     return service === undefined ? this.#node?.name : this.services.name(service)
   }
 
   /** A connection to port 80. */
-  #redirectConn (conn: TailnetConn, peer: Peer): void {
+  #redirectConn(conn: TailnetConn, peer: Peer): void {
     conn.on('error', () => conn.destroy())
     if (!this.limits.admit(peer.address, conn)) {
       conn.destroy()
@@ -321,7 +398,8 @@ export class Gateway {
     }
     setPeer(conn, peer)
     this.#plain.add(conn)
-    // All there is to do is to ask and be sent elsewhere: whoever takes longer than headers may is after something else.
+    // All there is to do is to ask and be sent elsewhere: whoever takes longer than headers may is
+    // after something else.
     const late = setTimeout(() => conn.destroy(), this.limits.settings.headerTimeout)
     conn.once('close', () => {
       clearTimeout(late)
@@ -331,7 +409,7 @@ export class Gateway {
   }
 
   /** The names may be others: of the node, of Services it hosts. */
-  #takeNames (): void {
+  #takeNames(): void {
     const node = this.#node
     if (node === undefined) return
     this.certificates.want(node.names)
@@ -340,13 +418,24 @@ export class Gateway {
   }
 
   /** Connections of peers to port 443 that are open. */
-  get connections (): number { return this.#open.size }
+  get connections(): number {
+    return this.#open.size
+  }
 
   /** How things are now. */
-  async status (): Promise<GatewayStatus> {
+  async status(): Promise<GatewayStatus> {
     const configuration = await this.#options.configurationProblem?.()
-    if (configuration !== undefined) this.problems.set('configuration', new GatehouseError('GH_CONFIGURATION', configuration.replace(/\.$/, ''), 'Then restart the device'))
-    else if (this.problems.get('configuration')?.code === 'GH_CONFIGURATION') this.problems.clear('configuration', 'the configuration is well again')
+    if (configuration !== undefined)
+      this.problems.set(
+        'configuration',
+        new GatehouseError(
+          'GH_CONFIGURATION',
+          configuration.replace(/\.$/, ''),
+          'Then restart the device',
+        ),
+      )
+    else if (this.problems.get('configuration')?.code === 'GH_CONFIGURATION')
+      this.problems.clear('configuration', 'the configuration is well again')
     await Promise.all([this.#node?.look(), this.upstream.check(), this.#judgeCertificates()])
     const node = this.#node
     const status = node?.status
@@ -378,16 +467,39 @@ export class Gateway {
           const renewAt = record?.certificates?.find((one) => one.name === name)?.renewAt
           return {
             name,
-            ...(certificate === undefined ? {} : { notAfter: certificate.notAfter.toISOString(), issuer: certificate.issuer }),
+            ...(certificate === undefined
+              ? {}
+              : { notAfter: certificate.notAfter.toISOString(), issuer: certificate.issuer }),
             ...(renewAt === undefined ? {} : { renewAt }),
             ...(problem === undefined ? {} : { problem }),
           }
         }),
-        ...(record === undefined ? {} : { lastRun: { checkedAt: record.checkedAt, result: record.result, problem: record.problem, code: record.code, severity: record.severity, daysLeft: record.daysLeft, next: record.next } }),
+        ...(record === undefined
+          ? {}
+          : {
+              lastRun: {
+                checkedAt: record.checkedAt,
+                result: record.result,
+                problem: record.problem,
+                code: record.code,
+                severity: record.severity,
+                daysLeft: record.daysLeft,
+                next: record.next,
+              },
+            }),
         notes: record?.notes ?? [],
       },
-      upstream: { socket: this.upstream.socket, state: this.upstream.state, since: this.upstream.since.toISOString() },
-      access: { ...await this.#owner(), settings: this.guard.settings, capability, ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}) },
+      upstream: {
+        socket: this.upstream.socket,
+        state: this.upstream.state,
+        since: this.upstream.since.toISOString(),
+      },
+      access: {
+        ...(await this.#owner()),
+        settings: this.guard.settings,
+        capability,
+        ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}),
+      },
       services: this.services.list(),
       configuration: configuration === undefined ? {} : { problem: configuration },
       problems,
@@ -395,15 +507,19 @@ export class Gateway {
   }
 
   /**
-   * Ends: no new connections, requests under way get `grace` milliseconds (default 4.5 s: the node itself may take another
-   * 5 s, and systemd is told 10), WebSockets are closed.
+   * Ends: no new connections, requests under way get `grace` milliseconds (default 4.5 s: the node
+   * itself may take another 5 s, and systemd is told 10), WebSockets are closed.
    */
-  async close (grace = 4_500): Promise<void> {
+  async close(grace = 4_500): Promise<void> {
     if (this.#closing) return
     this.#closing = true
     clearInterval(this.#timer)
     // Not waited for: a listener may count as closed only when its connections are.
-    const listeners = Promise.allSettled([this.#https?.close(), this.#http?.close(), this.services.close()])
+    const listeners = Promise.allSettled([
+      this.#https?.close(),
+      this.#http?.close(),
+      this.services.close(),
+    ])
     await this.#app?.drain(this.#open, grace)
     await this.#app?.close()
     for (const conn of this.#plain) conn.destroy()
@@ -417,34 +533,63 @@ export class Gateway {
     this.#certs.close()
     this.#admin.closeAllConnections()
     this.#certs.closeAllConnections()
-    await this.#node?.close().catch((err: unknown) => { this.#options.log.warn(`closing the tailnet node: ${reason(err)}`) })
+    await this.#node?.close().catch((err: unknown) => {
+      this.#options.log.warn(`closing the tailnet node: ${reason(err)}`)
+    })
   }
 
-  async #judgeStorage (): Promise<void> {
+  async #judgeStorage(): Promise<void> {
     if (this.#options.state === undefined) return
     // Where there is no such directory yet, the node's start makes it or says why it cannot.
     const storage = await examineStorage(this.#options.state).catch(() => undefined)
     if (storage === undefined) return
     const { found, problem } = storage
-    if (problem === undefined) this.problems.clear('storage', `the data partition is well: ${found}`)
+    if (problem === undefined)
+      this.problems.clear('storage', `the data partition is well: ${found}`)
     else this.problems.set('storage', problem.error, problem.level)
   }
 
-  async #owner (): Promise<{ owner?: string }> {
+  async #owner(): Promise<{ owner?: string }> {
     const self = await this.guard.self()
-    return self?.user === undefined || self.node.tags.length > 0 ? {} : { owner: self.user.loginName }
+    return self?.user === undefined || self.node.tags.length > 0
+      ? {}
+      : { owner: self.user.loginName }
   }
 
-  #notReady (): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {
-    if (this.#closing) return { code: 'GH_CLOSING', message: 'the gateway is closing', cure: 'Wait until it has started again' }
-    if (this.#node?.running === true && this.#https !== undefined && this.upstream.state === 'up') return undefined
-    return this.problems.list()[0] ?? { code: 'GH_STARTING', message: 'the gateway is starting', cure: 'Wait a minute' }
+  #notReady(): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {
+    if (this.#closing)
+      return {
+        code: 'GH_CLOSING',
+        message: 'the gateway is closing',
+        cure: 'Wait until it has started again',
+      }
+    if (this.#node?.running === true && this.#https !== undefined && this.upstream.state === 'up')
+      return undefined
+    return (
+      this.problems.list()[0] ?? {
+        code: 'GH_STARTING',
+        message: 'the gateway is starting',
+        cure: 'Wait a minute',
+      }
+    )
   }
 
-  /** Opens 443 as soon as there is a certificate for it: until then a connection is refused, not broken off in the handshake. */
-  async #openHTTPS (): Promise<void> {
+  /**
+   * Opens 443 as soon as there is a certificate for it: until then a connection is refused, not
+   * broken off in the handshake.
+   */
+  async #openHTTPS(): Promise<void> {
     const node = this.#node
-    if (this.#https !== undefined || this.#opening || this.#closing || node === undefined || this.#accept === undefined || node.name === undefined || this.certificates.get(node.name) === undefined) return
+    if (
+      this.#https !== undefined ||
+      this.#opening ||
+      this.#closing ||
+      node === undefined ||
+      this.#accept === undefined ||
+      node.name === undefined ||
+      this.certificates.get(node.name) === undefined
+    )
+      return
     this.#opening = true
     this.#https = await node.listen(443, (conn) => {
       this.metrics.connections.inc()
@@ -456,28 +601,39 @@ export class Gateway {
     this.#say()
   }
 
-  async #judgeCertificates (): Promise<void> {
+  async #judgeCertificates(): Promise<void> {
     this.#record = await readRecord(this.#options.tls)
     if (this.#closing) return
     await this.#openHTTPS()
     const names = this.#node?.names ?? []
     if (this.#node?.name === undefined || names.length === 0) return
-    const finding = judgeCertificates({ names, certificates: this.certificates, record: this.#record, now: new Date(), uptime: Date.now() - this.#startedAt.getTime() })
-    if (finding === undefined) this.problems.clear('certificate', 'there is a certificate for every name')
+    const finding = judgeCertificates({
+      names,
+      certificates: this.certificates,
+      record: this.#record,
+      now: new Date(),
+      uptime: Date.now() - this.#startedAt.getTime(),
+    })
+    if (finding === undefined)
+      this.problems.clear('certificate', 'there is a certificate for every name')
     else this.problems.set('certificate', finding.error, finding.level)
     await this.#wakeAgent()
   }
 
-  /** Has the agent run when its record says it is wanted, once for each record: gatehouse-certs.path starts it when the list of names is written. */
-  async #wakeAgent (): Promise<void> {
+  /**
+   * Has the agent run when its record says it is wanted, once for each record: gatehouse-certs.path
+   * starts it when the list of names is written.
+   */
+  async #wakeAgent(): Promise<void> {
     const at = wantedAt(this.#record)
-    if (at === undefined || Date.now() < at.getTime() || this.#woken === this.#record?.checkedAt) return
+    if (at === undefined || Date.now() < at.getTime() || this.#woken === this.#record?.checkedAt)
+      return
     this.#woken = this.#record?.checkedAt
     this.#names = ''
     await this.#writeNames()
   }
 
-  async #writeNames (): Promise<void> {
+  async #writeNames(): Promise<void> {
     const names = this.#node?.names ?? []
     const text = names.map((name) => `${name}\n`).join('')
     if (names.length === 0 || text === this.#names) return
@@ -487,16 +643,22 @@ export class Gateway {
       await writeFileAtomic(join(this.#options.runtime, 'names'), text, 0o644)
     } catch (err) {
       this.#names = ''
-      this.#options.log.error({ code: 'GH_NAMES_WRITE' }, `the list of names cannot be written, so no certificate is asked for: ${reason(err)}. Check RuntimeDirectory=gatehouse in the unit`)
+      this.#options.log.error(
+        { code: 'GH_NAMES_WRITE' },
+        `the list of names cannot be written, so no certificate is asked for: ${reason(err)}. Check RuntimeDirectory=gatehouse in the unit`,
+      )
     }
   }
 
-  #say (): void {
+  #say(): void {
     if (this.#closing) return
     const problem = this.problems.list()[0]
-    const line = problem !== undefined
-      ? `${problem.message}. ${problem.cure}`
-      : this.#https !== undefined && this.#node?.name !== undefined ? `serving https://${this.#node.name}/` : 'joining the tailnet'
+    const line =
+      problem !== undefined
+        ? `${problem.message}. ${problem.cure}`
+        : this.#https !== undefined && this.#node?.name !== undefined
+          ? `serving https://${this.#node.name}/`
+          : 'joining the tailnet'
     if (line === this.#line) return
     this.#line = line
     this.#options.onState?.(line)
@@ -504,7 +666,7 @@ export class Gateway {
 }
 
 /** The way packets take to a peer. */
-function pathTo (peer: NodeStatus): { path: 'direct' | 'relay', via: string } | { path: 'idle' } {
+function pathTo(peer: NodeStatus): { path: 'direct' | 'relay'; via: string } | { path: 'idle' } {
   if (peer.curAddr !== '') return { path: 'direct', via: peer.curAddr }
   return peer.relay !== '' ? { path: 'relay', via: peer.relay } : { path: 'idle' }
 }

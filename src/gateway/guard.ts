@@ -38,39 +38,47 @@ export class Guard extends EventEmitter {
   #options: GuardOptions
   #settings: AccessSettings = { view: [], edit: [], use: [] }
   #local: ReadonlySet<Right> = new Set()
-  #self: { answer: Promise<WhoIs | undefined>, until: number } | undefined
+  #self: { answer: Promise<WhoIs | undefined>; until: number } | undefined
   #said = new Set<string>()
   /** Verdicts that count for some seconds. */
-  #known = new WeakMap<object, { verdict: Verdict, until: number }>()
+  #known = new WeakMap<object, { verdict: Verdict; until: number }>()
 
-  constructor (options: GuardOptions) {
+  constructor(options: GuardOptions) {
     super()
     this.#options = options
   }
 
-  get settings (): AccessSettings { return this.#settings }
+  get settings(): AccessSettings {
+    return this.#settings
+  }
 
-  set settings (settings: AccessSettings) {
+  set settings(settings: AccessSettings) {
     this.#settings = settings
     this.#known = new WeakMap()
     this.emit('change')
   }
 
-  /** What everybody on the local network may do: [local_network]. Nothing while it is not listened there. */
-  set local (rights: Iterable<Right>) {
+  /**
+   * What everybody on the local network may do: [local_network]. Nothing while it is not listened
+   * there.
+   */
+  set local(rights: Iterable<Right>) {
     this.#local = new Set(rights)
     this.#known = new WeakMap()
     this.emit('change')
   }
 
   /** Who the node itself is; undefined when that is not known (yet). */
-  async self (): Promise<WhoIs | undefined> {
+  async self(): Promise<WhoIs | undefined> {
     const [address] = this.#options.addresses()
     const tailnet = this.#options.tailnet()
     if (address === undefined || tailnet === undefined) return undefined
     if (this.#self === undefined || this.#self.until < Date.now()) {
       const answer = tailnet.whoIs(address).catch((err: unknown) => {
-        this.#options.log.warn({ code: 'GH_WHOIS', peer: address }, `who is the node itself: ${reason(err)}. Until that is known its owner has no rights but granted ones`)
+        this.#options.log.warn(
+          { code: 'GH_WHOIS', peer: address },
+          `who is the node itself: ${reason(err)}. Until that is known its owner has no rights but granted ones`,
+        )
         this.#self = undefined
         return undefined
       })
@@ -79,8 +87,11 @@ export class Guard extends EventEmitter {
     return await this.#self.answer
   }
 
-  /** What {@link ask} found out, as long as what it rests on counts: most requests come soon after another on their connection. */
-  known (peer: Peer): Verdict | undefined {
+  /**
+   * What {@link ask} found out, as long as what it rests on counts: most requests come soon after
+   * another on their connection.
+   */
+  known(peer: Peer): Verdict | undefined {
     const known = this.#known.get(peer)
     return known !== undefined && known.until > Date.now() ? known.verdict : undefined
   }
@@ -90,9 +101,15 @@ export class Guard extends EventEmitter {
    *
    * @param fresh do not take an answer that was given before
    */
-  async ask (peer: Pick<Peer, 'whoIs' | 'address' | 'local' | 'until'>, fresh = false): Promise<Verdict> {
+  async ask(
+    peer: Pick<Peer, 'whoIs' | 'address' | 'local' | 'until'>,
+    fresh = false,
+  ): Promise<Verdict> {
     if (peer.local) {
-      const access: Access = { rights: this.#local, from: this.#local.size === 0 ? 'none' : 'local network' }
+      const access: Access = {
+        rights: this.#local,
+        from: this.#local.size === 0 ? 'none' : 'local network',
+      }
       return { whoIs: undefined, access, statement: this.#statement(undefined, access) }
     }
     const answer = peer.whoIs(fresh)
@@ -103,7 +120,10 @@ export class Guard extends EventEmitter {
       // A policy has few mistakes, and each is said once.
       if (this.#said.size > 100) this.#said.clear()
       this.#said.add(access.problem)
-      this.#options.log.warn({ code: 'GH_GRANT', peer: peer.address }, `a grant of the tailnet's policy gives nothing: ${access.problem}. Change it as docs/access.md says`)
+      this.#options.log.warn(
+        { code: 'GH_GRANT', peer: peer.address },
+        `a grant of the tailnet's policy gives nothing: ${access.problem}. Change it as docs/access.md says`,
+      )
     }
     const verdict = { whoIs, access, statement: this.#statement(whoIs, access) }
     // Who owns the node is not known at first, and that must not last.
@@ -112,15 +132,18 @@ export class Guard extends EventEmitter {
   }
 
   /**
-   * For who holds something open by a right: calls at once when the settings change, and every five seconds for what the tailnet's policy says; not while a
-   * call before is at work. Returns what ends it.
+   * For who holds something open by a right: calls at once when the settings change, and every five
+   * seconds for what the tailnet's policy says; not while a call before is at work. Returns what
+   * ends it.
    */
-  recheck (look: () => Promise<void>): () => void {
+  recheck(look: () => Promise<void>): () => void {
     let looking = false
     const call = (): void => {
       if (looking) return
       looking = true
-      void look().finally(() => { looking = false })
+      void look().finally(() => {
+        looking = false
+      })
     }
     const timer = setInterval(call, recheckInterval)
     timer.unref()
@@ -131,7 +154,7 @@ export class Guard extends EventEmitter {
     }
   }
 
-  #statement (whoIs: WhoIs | undefined, access: Access): string | undefined {
+  #statement(whoIs: WhoIs | undefined, access: Access): string | undefined {
     const { channelKey } = this.#options
     if (channelKey === undefined || !access.rights.has('view')) return undefined
     const who = whoIs ?? (access.from === 'local network' ? access.from : undefined)

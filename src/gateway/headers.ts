@@ -3,41 +3,84 @@ import type { WhoIs } from '../tsnet/types.ts'
 import { channelHeader } from './channel.ts'
 
 /**
- * Request headers that say who a request comes from: set by the gateway alone, any copy that came in is deleted.
- * The list is `tailscale serve`'s (ipn/ipnlocal/serve.go, addTailscaleIdentityHeaders and addAppCapabilitiesHeader) with the
- * proxy headers beside it.
+ * Request headers that say who a request comes from: set by the gateway alone, any copy that came
+ * in is deleted. The list is `tailscale serve`'s (ipn/ipnlocal/serve.go,
+ * addTailscaleIdentityHeaders and addAppCapabilitiesHeader) with the proxy headers beside it.
  */
 const owned = new Set([
-  'tailscale-user-login', 'tailscale-user-name', 'tailscale-user-profile-pic', 'tailscale-app-capabilities',
-  'tailscale-funnel-request', 'tailscale-headers-info',
-  'forwarded', 'x-forwarded-for', 'x-forwarded-host', 'x-forwarded-proto', 'x-forwarded-port', 'x-forwarded-prefix',
-  'x-forwarded-server', 'x-forwarded-ssl', 'x-real-ip', channelHeader,
+  'tailscale-user-login',
+  'tailscale-user-name',
+  'tailscale-user-profile-pic',
+  'tailscale-app-capabilities',
+  'tailscale-funnel-request',
+  'tailscale-headers-info',
+  'forwarded',
+  'x-forwarded-for',
+  'x-forwarded-host',
+  'x-forwarded-proto',
+  'x-forwarded-port',
+  'x-forwarded-prefix',
+  'x-forwarded-server',
+  'x-forwarded-ssl',
+  'x-real-ip',
+  channelHeader,
 ])
 
 /** Hop-by-hop headers (RFC 9110 §7.6.1), and Expect, which the gateway has answered itself. */
 const hopByHop = new Set([
-  'connection', 'keep-alive', 'proxy-connection', 'proxy-authenticate', 'proxy-authorization', 'te', 'trailer',
-  'transfer-encoding', 'upgrade', 'http2-settings', 'expect',
+  'connection',
+  'keep-alive',
+  'proxy-connection',
+  'proxy-authenticate',
+  'proxy-authorization',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+  'http2-settings',
+  'expect',
 ])
 
 /** What says where a message ends and how it is packed: made anew for each side. */
 const framing = new Set(['content-length', 'content-encoding', 'content-range', 'accept-encoding'])
 
 /**
- * Response headers that say what software answers, to nobody's use but an attacker's; and Strict-Transport-Security, since
- * whether the name is served over TLS is the gateway's to say.
+ * Response headers that say what software answers, to nobody's use but an attacker's; and
+ * Strict-Transport-Security, since whether the name is served over TLS is the gateway's to say.
  */
-export const leaks: ReadonlySet<string> = new Set(['server', 'x-powered-by', 'x-aspnet-version', 'x-aspnetmvc-version', 'x-generator', 'x-runtime', 'strict-transport-security'])
+export const leaks: ReadonlySet<string> = new Set([
+  'server',
+  'x-powered-by',
+  'x-aspnet-version',
+  'x-aspnetmvc-version',
+  'x-generator',
+  'x-runtime',
+  'strict-transport-security',
+])
 
 /**
- * Why a header is not for [[app]] to change, whether with a request to the app or with its answer; undefined when it is. Underscores count as hyphens,
- * as some origins take them.
+ * Why a header is not for [[app]] to change, whether with a request to the app or with its answer;
+ * undefined when it is. Underscores count as hyphens, as some origins take them.
  */
-export function ownHeader (name: string, direction: 'request' | 'answer'): string | undefined {
+export function ownHeader(name: string, direction: 'request' | 'answer'): string | undefined {
   const folded = name.toLowerCase().replaceAll('_', '-')
-  if (hopByHop.has(folded) || framing.has(folded) || folded.startsWith('sec-websocket-')) return 'of the connection, not of the message: the gateway sets it itself'
-  if (direction === 'request' && (owned.has(folded) || folded === 'host' || /^(?:tailscale|x-forwarded|x-gatehouse)-/.test(folded))) return 'the gateway\'s own word to the app, which nothing may change'
-  if (direction === 'answer' && (folded === 'strict-transport-security' || folded === 'cache-status' || folded === 'date' || folded === 'age')) return 'the gateway\'s own word to the peer'
+  if (hopByHop.has(folded) || framing.has(folded) || folded.startsWith('sec-websocket-'))
+    return 'of the connection, not of the message: the gateway sets it itself'
+  if (
+    direction === 'request' &&
+    (owned.has(folded) ||
+      folded === 'host' ||
+      /^(?:tailscale|x-forwarded|x-gatehouse)-/.test(folded))
+  )
+    return "the gateway's own word to the app, which nothing may change"
+  if (
+    direction === 'answer' &&
+    (folded === 'strict-transport-security' ||
+      folded === 'cache-status' ||
+      folded === 'date' ||
+      folded === 'age')
+  )
+    return "the gateway's own word to the peer"
   return undefined
 }
 
@@ -53,15 +96,25 @@ export interface Origin {
 }
 
 /**
- * The headers a request goes to the upstream with: inbound copies of what only the gateway may say deleted (also spelt with
- * underscores, which some origins fold to hyphens), hop-by-hop ones and those named by Connection removed, then
- * X-Forwarded-For, -Host and -Proto, Forwarded (RFC 7239) and the peer's identity set.
+ * The headers a request goes to the upstream with: inbound copies of what only the gateway may say
+ * deleted (also spelt with underscores, which some origins fold to hyphens), hop-by-hop ones and
+ * those named by Connection removed, then X-Forwarded-For, -Host and -Proto, Forwarded (RFC 7239)
+ * and the peer's identity set.
  */
-export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): Record<string, string | string[]> {
+export function requestHeaders(
+  headers: IncomingHttpHeaders,
+  origin: Origin,
+): Record<string, string | string[]> {
   const named = namedBy(headers.connection)
   const out: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
-    if (value === undefined || owned.has(name.includes('_') ? name.replaceAll('_', '-') : name) || hopByHop.has(name) || named?.has(name) === true) continue
+    if (
+      value === undefined ||
+      owned.has(name.includes('_') ? name.replaceAll('_', '-') : name) ||
+      hopByHop.has(name) ||
+      named?.has(name) === true
+    )
+      continue
     out[name] = value
   }
   out.host = origin.host
@@ -75,15 +128,24 @@ export function requestHeaders (headers: IncomingHttpHeaders, origin: Origin): R
 }
 
 /** What Connection names, which is nothing but `keep-alive` or `close` in nearly every message. */
-function namedBy (connection: string | undefined): ReadonlySet<string> | undefined {
-  return connection === undefined || connection === 'keep-alive' || connection === 'close' ? undefined : new Set(connection.toLowerCase().split(',').map((name) => name.trim()))
+function namedBy(connection: string | undefined): ReadonlySet<string> | undefined {
+  return connection === undefined || connection === 'keep-alive' || connection === 'close'
+    ? undefined
+    : new Set(
+        connection
+          .toLowerCase()
+          .split(',')
+          .map((name) => name.trim()),
+      )
 }
 
 /** By the answer of WhoIs, which counts for many requests. */
 const identities = new WeakMap<WhoIs, Record<string, string>>()
 
-/** Identity headers exactly as `tailscale serve` sets them: none for tagged nodes and unknown peers. */
-export function identityHeaders (whoIs: WhoIs | undefined): Readonly<Record<string, string>> {
+/**
+ * Identity headers exactly as `tailscale serve` sets them: none for tagged nodes and unknown peers.
+ */
+export function identityHeaders(whoIs: WhoIs | undefined): Readonly<Record<string, string>> {
   if (whoIs?.user === undefined || whoIs.node.tags.length > 0) return {}
   const known = identities.get(whoIs)
   if (known !== undefined) return known
@@ -98,17 +160,25 @@ export function identityHeaders (whoIs: WhoIs | undefined): Readonly<Record<stri
 }
 
 /**
- * RFC 2047 Q-encoding, done when the text is not printable ASCII, split into words of at most 75 characters on character
- * boundaries: what Go's mime.QEncoding does, and so what origins written for `tailscale serve` decode.
+ * RFC 2047 Q-encoding, done when the text is not printable ASCII, split into words of at most 75
+ * characters on character boundaries: what Go's mime.QEncoding does, and so what origins written
+ * for `tailscale serve` decode.
  */
-export function qEncode (text: string): string {
+export function qEncode(text: string): string {
   if (/^[\x20-\x7e\t]*$/.test(text)) return text
   const prefix = '=?utf-8?q?'
   const room = 75 - prefix.length - 2
   const words: string[] = []
   let word = ''
   for (const character of text.toWellFormed()) {
-    const encoded = character === ' ' ? '_' : /^[!-<>@-^`-~]$/.test(character) ? character : [...Buffer.from(character)].map((byte) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`).join('')
+    const encoded =
+      character === ' '
+        ? '_'
+        : /^[!-<>@-^`-~]$/.test(character)
+          ? character
+          : [...Buffer.from(character)]
+              .map((byte) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`)
+              .join('')
     if (word.length + encoded.length > room) {
       words.push(word)
       word = ''
@@ -119,36 +189,67 @@ export function qEncode (text: string): string {
   return words.map((part) => `${prefix}${part}?=`).join(' ')
 }
 
-/** Response headers that must not pass through a proxy: hop-by-hop ones, those named by Connection, and {@link leaks}. */
-export function responseHeaders (headers: IncomingHttpHeaders): Record<string, string | string[]> {
+/**
+ * Response headers that must not pass through a proxy: hop-by-hop ones, those named by Connection,
+ * and {@link leaks}.
+ */
+export function responseHeaders(headers: IncomingHttpHeaders): Record<string, string | string[]> {
   const named = namedBy(headers.connection)
   const out: Record<string, string | string[]> = {}
   for (const [name, value] of Object.entries(headers)) {
-    if (value === undefined || hopByHop.has(name) || named?.has(name) === true || leaks.has(name)) continue
+    if (value === undefined || hopByHop.has(name) || named?.has(name) === true || leaks.has(name))
+      continue
     out[name] = value
   }
   return out
 }
 
-/** What decides how a message is framed, routed, read or stored, and so may not come after it (RFC 9110 §6.5.1). */
-const notInTrailers = /^(?:content-.*|set-cookie2?|cookie|host|authorization|www-authenticate|authentication-info|cache-control|expires|pragma|vary|age|date|location|retry-after|accept.*|etag|last-modified|clear-site-data|alt-svc|if-.*|range|max-forwards|origin|referer|sec-.*)$/
+/**
+ * What decides how a message is framed, routed, read or stored, and so may not come after it (RFC
+ * 9110 §6.5.1).
+ */
+const notInTrailers =
+  /^(?:content-.*|set-cookie2?|cookie|host|authorization|www-authenticate|authentication-info|cache-control|expires|pragma|vary|age|date|location|retry-after|accept.*|etag|last-modified|clear-site-data|alt-svc|if-.*|range|max-forwards|origin|referer|sec-.*)$/
 
 /** Trailers of an answer that are passed on. */
-export function responseTrailers (trailers: IncomingHttpHeaders): Record<string, string | string[]> {
-  return Object.fromEntries(Object.entries(responseHeaders(trailers)).filter(([name]) => !notInTrailers.test(name) && !owned.has(name)))
+export function responseTrailers(trailers: IncomingHttpHeaders): Record<string, string | string[]> {
+  return Object.fromEntries(
+    Object.entries(responseHeaders(trailers)).filter(
+      ([name]) => !notInTrailers.test(name) && !owned.has(name),
+    ),
+  )
 }
 
 /**
- * Names of the trailers of a request that are passed on: those it announces (RFC 9110 §6.6.2), without what may not come after a message, what is of the
- * connection and what is the gateway's own, underscores counted as hyphens. `headers` as they came.
+ * Names of the trailers of a request that are passed on: those it announces (RFC 9110 §6.6.2),
+ * without what may not come after a message, what is of the connection and what is the gateway's
+ * own, underscores counted as hyphens. `headers` as they came.
  */
-export function announcedTrailers (headers: IncomingHttpHeaders): Set<string> {
+export function announcedTrailers(headers: IncomingHttpHeaders): Set<string> {
   const named = namedBy(headers.connection)
-  return new Set((headers.trailer ?? '').toLowerCase().split(',').map((name) => name.trim()).filter((name) =>
-    /^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) && ownHeader(name, 'request') === undefined && !notInTrailers.test(name.replaceAll('_', '-')) && named?.has(name) !== true))
+  return new Set(
+    (headers.trailer ?? '')
+      .toLowerCase()
+      .split(',')
+      .map((name) => name.trim())
+      .filter(
+        (name) =>
+          /^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name) &&
+          ownHeader(name, 'request') === undefined &&
+          !notInTrailers.test(name.replaceAll('_', '-')) &&
+          named?.has(name) !== true,
+      ),
+  )
 }
 
 /** The trailers of a request with these names. */
-export function requestTrailers (trailers: IncomingMessage['trailers'], names: ReadonlySet<string>): Record<string, string> {
-  return Object.fromEntries(Object.entries(trailers).filter((trailer): trailer is [string, string] => names.has(trailer[0])))
+export function requestTrailers(
+  trailers: IncomingMessage['trailers'],
+  names: ReadonlySet<string>,
+): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(trailers).filter((trailer): trailer is [string, string] =>
+      names.has(trailer[0]),
+    ),
+  )
 }

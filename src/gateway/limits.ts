@@ -14,7 +14,18 @@ import { peerOf } from './peer.ts'
 import { plugin } from './plugin.ts'
 
 /** Which limit held something back: label of the metric, and in the log. */
-export type Limit = 'connections' | 'connections_per_peer' | 'new_connections' | 'new_connections_per_peer' | 'requests' | 'requests_per_peer' | 'open_requests_per_peer' | 'control_frames' | 'body' | 'stalled' | 'memory'
+export type Limit =
+  | 'connections'
+  | 'connections_per_peer'
+  | 'new_connections'
+  | 'new_connections_per_peer'
+  | 'requests'
+  | 'requests_per_peer'
+  | 'open_requests_per_peer'
+  | 'control_frames'
+  | 'body'
+  | 'stalled'
+  | 'memory'
 
 /** How often stalled connections and memory are looked at. Milliseconds. */
 const interval = 1_000
@@ -25,7 +36,13 @@ const crawl = 1_024
 /** Times the rate that may come at once: a browser opens the editor with a burst. */
 const burst = 5
 
-interface PeerUse { connections: number, underWay: number, opened: Bucket, requests: Bucket, at: number }
+interface PeerUse {
+  connections: number
+  underWay: number
+  opened: Bucket
+  requests: Bucket
+  at: number
+}
 
 /** What a peer may hold up: an HTTP/1.1 connection, or an HTTP/2 stream. */
 export interface Flow {
@@ -39,11 +56,17 @@ export interface Flow {
   end: () => void
 }
 
-interface Watched { address: string, flow: Flow, read: number, written: number, at: number }
+interface Watched {
+  address: string
+  flow: Flow
+  read: number
+  written: number
+  at: number
+}
 
 /**
- * What one peer, and all of them together, may take of the gateway: [limits] in gatehouse.toml. Settings are read at each
- * decision, so that a new configuration holds from then on.
+ * What one peer, and all of them together, may take of the gateway: [limits] in gatehouse.toml.
+ * Settings are read at each decision, so that a new configuration holds from then on.
  */
 export class Limits {
   settings: Config['limits']
@@ -59,31 +82,41 @@ export class Limits {
   #requestOn = new WeakMap<Duplex, IncomingMessage>()
   #opened = new Bucket(Infinity)
   #requests = new Bucket(Infinity)
-  #said = new Map<Limit, { at: number, more: number }>()
+  #said = new Map<Limit, { at: number; more: number }>()
   #short = false
   #timer: NodeJS.Timeout
 
-  constructor (settings: Config['limits'], log: Logger) {
+  constructor(settings: Config['limits'], log: Logger) {
     this.settings = settings
     this.#log = log
-    this.#timer = setInterval(() => { this.#look() }, interval)
+    this.#timer = setInterval(() => {
+      this.#look()
+    }, interval)
     this.#timer.unref()
   }
 
   /** True while memory is short: no new connections, no new requests. */
-  get short (): boolean { return this.#short }
+  get short(): boolean {
+    return this.#short
+  }
 
-  /** Whether a connection from an address may be accepted now; it then counts until it closes. Asked about again, it is the same one. */
-  admit (address: string, conn: Duplex): boolean {
+  /**
+   * Whether a connection from an address may be accepted now; it then counts until it closes. Asked
+   * about again, it is the same one.
+   */
+  admit(address: string, conn: Duplex): boolean {
     if (this.#admitted.has(conn)) return true
     const { connections, connectionsPerPeer, newConnections, newConnectionsPerPeer } = this.settings
     const peer = this.#peer(address)
     let refused: Limit | undefined
     if (this.#short) refused = 'memory'
     else if (connections > 0 && this.#connections >= connections) refused = 'connections'
-    else if (connectionsPerPeer > 0 && peer.connections >= connectionsPerPeer) refused = 'connections_per_peer'
-    else if (peer.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0) refused = 'new_connections_per_peer'
-    else if (this.#opened.take(newConnections, newConnections * burst) > 0) refused = 'new_connections'
+    else if (connectionsPerPeer > 0 && peer.connections >= connectionsPerPeer)
+      refused = 'connections_per_peer'
+    else if (peer.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0)
+      refused = 'new_connections_per_peer'
+    else if (this.#opened.take(newConnections, newConnections * burst) > 0)
+      refused = 'new_connections'
     if (refused !== undefined) {
       this.refuse(refused, address)
       return false
@@ -99,7 +132,7 @@ export class Limits {
   }
 
   /** Ends a connection to the HTTP server when it stalls. `conn` is what lies under its TLS. */
-  track (address: string, conn: Duplex, socket: TLSSocket): void {
+  track(address: string, conn: Duplex, socket: TLSSocket): void {
     // Node counts the time for headers from their first byte.
     const late = setTimeout(() => {
       if (socket.bytesRead > 0) return
@@ -110,26 +143,39 @@ export class Limits {
     const request = (): IncomingMessage | undefined => this.#requestOn.get(socket)
     this.trackFlow(address, socket, {
       // A body that nobody takes here waits for the upstream, not for the peer.
-      get reading () {
+      get reading() {
         const body = request()
-        return body !== undefined && !body.complete && !body.destroyed && body.readableLength < body.readableHighWaterMark && !socket.isPaused()
+        return (
+          body !== undefined &&
+          !body.complete &&
+          !body.destroyed &&
+          body.readableLength < body.readableHighWaterMark &&
+          !socket.isPaused()
+        )
       },
-      get writing () { return socket.writableLength > 0 || conn.writableLength > 0 },
-      get read () { return socket.bytesRead },
-      // bytesWritten counts what the socket was given, which is what it still holds and what has gone.
-      get written () { return socket.bytesWritten - conn.writableLength },
+      get writing() {
+        return socket.writableLength > 0 || conn.writableLength > 0
+      },
+      get read() {
+        return socket.bytesRead
+      },
+      // bytesWritten counts what the socket was given, which is what it still holds and what has
+      // gone.
+      get written() {
+        return socket.bytesWritten - conn.writableLength
+      },
       end: () => socket.destroy(),
     })
   }
 
   /** Ends what a peer stalls; it is watched until `stream` closes. */
-  trackFlow (address: string, stream: Duplex, flow: Flow): void {
+  trackFlow(address: string, stream: Duplex, flow: Flow): void {
     this.#watched.set(stream, { address, flow, read: 0, written: 0, at: performance.now() })
     stream.once('close', () => this.#watched.delete(stream))
   }
 
   /** Seconds until a request from an address may come; 0 when it may now. */
-  request (address: string): number {
+  request(address: string): number {
     const { requests, requestsPerPeer } = this.settings
     const own = this.#peer(address).requests.take(requestsPerPeer, requestsPerPeer * burst)
     if (own > 0) {
@@ -142,12 +188,15 @@ export class Limits {
   }
 
   /** A request whose body is to be watched has come on a connection. */
-  watch (socket: Duplex, request: IncomingMessage): void {
+  watch(socket: Duplex, request: IncomingMessage): void {
     this.#requestOn.set(socket, request)
   }
 
-  /** Counts a request that is under way until its answer has ended. False when its peer has as many as it may. */
-  begin (address: string, response: ServerResponse): boolean {
+  /**
+   * Counts a request that is under way until its answer has ended. False when its peer has as many
+   * as it may.
+   */
+  begin(address: string, response: ServerResponse): boolean {
     const peer = this.#peer(address)
     const { openRequestsPerPeer } = this.settings
     if (openRequestsPerPeer > 0 && peer.underWay >= openRequestsPerPeer) {
@@ -155,12 +204,14 @@ export class Limits {
       return false
     }
     peer.underWay++
-    whenClosed(response, () => { peer.underWay-- })
+    whenClosed(response, () => {
+      peer.underWay--
+    })
     return true
   }
 
   /** Counts a refusal; the log has one line a minute for each limit. */
-  refuse (limit: Limit, address: string): void {
+  refuse(limit: Limit, address: string): void {
     this.onLimit(limit)
     const said = this.#said.get(limit)
     const now = performance.now()
@@ -169,33 +220,47 @@ export class Limits {
       return
     }
     this.#said.set(limit, { at: now, more: 0 })
-    this.#log.warn({ code: 'GH_LIMIT', limit, peer: address, more: said?.more ?? 0 }, `limit reached: ${limit}, by ${address}. Raise it in [limits] of gatehouse.toml if this is as it should be`)
+    this.#log.warn(
+      { code: 'GH_LIMIT', limit, peer: address, more: said?.more ?? 0 },
+      `limit reached: ${limit}, by ${address}. Raise it in [limits] of gatehouse.toml if this is as it should be`,
+    )
   }
 
-  close (): void {
+  close(): void {
     clearInterval(this.#timer)
   }
 
-  #peer (address: string): PeerUse {
+  #peer(address: string): PeerUse {
     let peer = this.#peers.get(address)
     if (peer === undefined) {
       const { newConnectionsPerPeer, requestsPerPeer } = this.settings
-      peer = { connections: 0, underWay: 0, opened: new Bucket(newConnectionsPerPeer * burst), requests: new Bucket(requestsPerPeer * burst), at: 0 }
+      peer = {
+        connections: 0,
+        underWay: 0,
+        opened: new Bucket(newConnectionsPerPeer * burst),
+        requests: new Bucket(requestsPerPeer * burst),
+        at: 0,
+      }
       this.#peers.set(address, peer)
     }
     peer.at = performance.now()
     return peer
   }
 
-  #look (): void {
+  #look(): void {
     const now = performance.now()
-    for (const [address, peer] of this.#peers) if (peer.connections === 0 && peer.underWay === 0 && now - peer.at > 60_000) this.#peers.delete(address)
+    for (const [address, peer] of this.#peers)
+      if (peer.connections === 0 && peer.underWay === 0 && now - peer.at > 60_000)
+        this.#peers.delete(address)
     for (const watched of this.#watched.values()) this.#judge(watched, now)
     const rss = process.memoryUsage.rss()
     const most = memoryLimit(this.settings.memoryMib)
     if (!this.#short && rss > most) {
       this.#short = true
-      this.#log.error({ code: 'GH_MEMORY', rss, most }, `memory is short: ${mib(rss)} MiB of ${mib(most)} in use. New connections and requests are refused until it is less`)
+      this.#log.error(
+        { code: 'GH_MEMORY', rss, most },
+        `memory is short: ${mib(rss)} MiB of ${mib(most)} in use. New connections and requests are refused until it is less`,
+      )
       this.onShort()
     } else if (this.#short) {
       if (rss < most * 0.95) {
@@ -208,7 +273,7 @@ export class Limits {
   }
 
   /** Ends what a peer neither takes nor goes on with. Waiting for nothing is no offence. */
-  #judge (watched: Watched, now: number): void {
+  #judge(watched: Watched, now: number): void {
     const { flow } = watched
     const { read, written, writing } = flow
     const moved = writing ? written - watched.written >= crawl : read - watched.read >= crawl
@@ -223,19 +288,22 @@ export class Limits {
   }
 }
 
-/** The most memory the process may have, in bytes: as set, or three quarters of what the unit (MemoryMax) or else the machine has. */
-export function memoryLimit (setMiB: number): number {
+/**
+ * The most memory the process may have, in bytes: as set, or three quarters of what the unit
+ * (MemoryMax) or else the machine has.
+ */
+export function memoryLimit(setMiB: number): number {
   if (setMiB > 0) return setMiB * 1024 * 1024
   const constrained = process.constrainedMemory()
   return (constrained > 0 && constrained < totalmem() ? constrained : totalmem()) * 0.75
 }
 
-function mib (bytes: number): number {
+function mib(bytes: number): number {
   return Math.round(bytes / 1024 / 1024)
 }
 
 /** Settings that are Node's own to enforce; takes effect for what comes from now on. */
-export function applyTo (server: Server, { headerKib, headerTimeout }: Config['limits']): void {
+export function applyTo(server: Server, { headerKib, headerTimeout }: Config['limits']): void {
   // Read by Node at each connection, though typed as an option of createServer alone.
   Object.assign(server, { maxHeaderSize: headerKib * 1024 })
   server.headersTimeout = headerTimeout
@@ -248,17 +316,47 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
     if (limits.short) {
       limits.refuse('memory', address)
       reply.raw.shouldKeepAlive = false
-      void sendError(request, reply, 503, 'Too busy', new GatehouseError('GH_MEMORY', 'The gateway is short of memory', 'Try again in a moment'))
+      void sendError(
+        request,
+        reply,
+        503,
+        'Too busy',
+        new GatehouseError('GH_MEMORY', 'The gateway is short of memory', 'Try again in a moment'),
+      )
       return
     }
     const wait = limits.request(address)
     if (wait > 0) {
-      void sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests than the gateway allows', 'Try again in a moment; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': String(Math.ceil(wait)) })
+      void sendError(
+        request,
+        reply,
+        429,
+        'Too many requests',
+        new GatehouseError(
+          'GH_RATE',
+          'There are more requests than the gateway allows',
+          'Try again in a moment; the limits are in [limits] of gatehouse.toml',
+        ),
+        undefined,
+        { 'retry-after': String(Math.ceil(wait)) },
+      )
       return
     }
     // A WebSocket is a connection, and counted as one.
     if (request.headers.upgrade === undefined && !limits.begin(address, reply.raw)) {
-      void sendError(request, reply, 429, 'Too many requests', new GatehouseError('GH_RATE', 'There are more requests at a time than the gateway allows', 'Wait until others have ended; the limits are in [limits] of gatehouse.toml'), undefined, { 'retry-after': '1' })
+      void sendError(
+        request,
+        reply,
+        429,
+        'Too many requests',
+        new GatehouseError(
+          'GH_RATE',
+          'There are more requests at a time than the gateway allows',
+          'Wait until others have ended; the limits are in [limits] of gatehouse.toml',
+        ),
+        undefined,
+        { 'retry-after': '1' },
+      )
       return
     }
     if (Number(request.headers['content-length'] ?? 0) > bodyLimit(limits)) {
@@ -279,7 +377,7 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
     }
     let size = 0
     const counted = new Transform({
-      transform (piece: Buffer, _encoding, done) {
+      transform(piece: Buffer, _encoding, done) {
         size += piece.length
         if (size <= bodyLimit(limits)) {
           done(null, piece)
@@ -292,12 +390,14 @@ export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { 
     // For whoever reads it; there may be nobody yet, or nobody any more.
     counted.on('error', () => {})
     payload.once('error', (err: Error) => counted.destroy(err))
-    payload.once('close', () => { if (!request.raw.complete) counted.destroy(new Error('the peer went away')) })
+    payload.once('close', () => {
+      if (!request.raw.complete) counted.destroy(new Error('the peer went away'))
+    })
     next(null, payload.pipe(counted))
   })
 })
 
-function bodyLimit ({ settings }: Limits): number {
+function bodyLimit({ settings }: Limits): number {
   return settings.bodyMib === 0 ? Infinity : settings.bodyMib * 1024 * 1024
 }
 
@@ -307,7 +407,20 @@ export class BodyTooLarge extends Error {
 }
 
 /** 413 and the end of the connection: the rest of the body is not read. */
-export async function tooLarge (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+export async function tooLarge(
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<FastifyReply> {
   reply.raw.shouldKeepAlive = false
-  return await sendError(request, reply, 413, 'Too large', new GatehouseError('GH_BODY_SIZE', 'The request is larger than the gateway allows', 'The limit is body_mib in [limits] of gatehouse.toml'))
+  return await sendError(
+    request,
+    reply,
+    413,
+    'Too large',
+    new GatehouseError(
+      'GH_BODY_SIZE',
+      'The request is larger than the gateway allows',
+      'The limit is body_mib in [limits] of gatehouse.toml',
+    ),
+  )
 }

@@ -6,15 +6,24 @@ import { GatehouseError } from '../config/errors.ts'
  *
  * @param lines something to copy, shown as it is
  */
-export function errorPage (status: number, title: string, message: string, cure: string, lines?: string): string {
-  return page(title, `<h1>${escape(title)}</h1>
+export function errorPage(
+  status: number,
+  title: string,
+  message: string,
+  cure: string,
+  lines?: string,
+): string {
+  return page(
+    title,
+    `<h1>${escape(title)}</h1>
 <p>${escape(message)}.</p>
 <p>${escape(cure)}.</p>
-${lines === undefined ? '' : `<pre>${escape(lines)}</pre>\n`}<p><small>${status} · gatehouse</small></p>`)
+${lines === undefined ? '' : `<pre>${escape(lines)}</pre>\n`}<p><small>${status} · gatehouse</small></p>`,
+  )
 }
 
 /** A whole page around HTML of ours. */
-export function page (title: string, body: string): string {
+export function page(title: string, body: string): string {
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -35,26 +44,49 @@ ${body}
 }
 
 /** True when the client would rather have JSON: it names it in Accept and does not name HTML. */
-export function wantsJSON (accept: string | undefined): boolean {
-  return accept !== undefined && /\bapplication\/(?:[\w.-]+\+)?json\b/i.test(accept) && !/\btext\/html\b/i.test(accept)
+export function wantsJSON(accept: string | undefined): boolean {
+  return (
+    accept !== undefined &&
+    /\bapplication\/(?:[\w.-]+\+)?json\b/i.test(accept) &&
+    !/\btext\/html\b/i.test(accept)
+  )
 }
 
 /**
- * Answers with an error of the gateway's own: HTML for a person, JSON for a program; `lines` as in {@link errorPage}. Headers an upstream answer may
- * have left on the reply are removed, for they describe another body.
+ * Answers with an error of the gateway's own: HTML for a person, JSON for a program; `lines` as in
+ * {@link errorPage}. Headers an upstream answer may have left on the reply are removed, for they
+ * describe another body.
  */
-export async function sendError (request: FastifyRequest, reply: FastifyReply, status: number, title: string, error: GatehouseError, lines?: string, headers: Record<string, string> = {}): Promise<FastifyReply> {
+export async function sendError(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  status: number,
+  title: string,
+  error: GatehouseError,
+  lines?: string,
+  headers: Record<string, string> = {},
+): Promise<FastifyReply> {
   for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
   reply.code(status).header('cache-control', 'no-store')
   if (status >= 502) reply.header('retry-after', '10')
   reply.headers(headers)
   if (wantsJSON(request.headers.accept)) {
-    return await reply.type('application/json; charset=utf-8').send({ error: { status, code: error.code, message: error.message, cure: error.cure, ...(lines === undefined ? {} : { lines }) } })
+    return await reply.type('application/json; charset=utf-8').send({
+      error: {
+        status,
+        code: error.code,
+        message: error.message,
+        cure: error.cure,
+        ...(lines === undefined ? {} : { lines }),
+      },
+    })
   }
-  return await reply.type('text/html; charset=utf-8').send(errorPage(status, title, error.message, error.cure, lines))
+  return await reply
+    .type('text/html; charset=utf-8')
+    .send(errorPage(status, title, error.message, error.cure, lines))
 }
 
 /** Text as HTML. */
-export function escape (text: string): string {
+export function escape(text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
 }

@@ -20,18 +20,24 @@ export interface ProxyOptions {
   log: Logger
 }
 
-/** Methods that are passed on: all that Node.js parses, WebDAV's among them. A tunnel is none of an app's, and TRACE says back what a browser hides from scripts. */
+/**
+ * Methods that are passed on: all that Node.js parses, WebDAV's among them. A tunnel is none of an
+ * app's, and TRACE says back what a browser hides from scripts.
+ */
 const methods = METHODS.filter((method) => method !== 'CONNECT' && method !== 'TRACE')
 
 /**
- * Everything over HTTP to Node-RED on its unix socket: bodies streamed both ways with no limit of size or time, nothing
- * retried, failures as 502 and 504 pages. WebSockets are not its business: see websocket.ts.
+ * Everything over HTTP to Node-RED on its unix socket: bodies streamed both ways with no limit of
+ * size or time, nothing retried, failures as 502 and 504 pages. WebSockets are not its business:
+ * see websocket.ts.
  */
 export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery, log }) => {
   // Fastify reads text/plain and JSON into memory with a limit unless told otherwise.
   app.removeAllContentTypeParsers()
 
-  app.addContentTypeParser('*', (_request, payload, done) => { done(null, payload) })
+  app.addContentTypeParser('*', (_request, payload, done) => {
+    done(null, payload)
+  })
 
   const handler = (request: FastifyRequest, reply: FastifyReply): void => {
     const { to } = request
@@ -42,28 +48,53 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
       whoIs: request.whoIs,
       statement: request.statement,
     })
-    // Fastify does not read a body of these; its length without it would be a request that never ends.
+    // Fastify does not read a body of these; its length without it would be a request that never
+    // ends.
     if (request.method === 'GET' || request.method === 'HEAD') delete headers['content-length']
     if (to.strip) headers['x-forwarded-prefix'] = to.path.slice(0, -1)
     if (to.rules !== undefined) applyRules(headers, to.rules.request)
     delivery.prepare(request, headers)
     new Exchange(request, reply, headers, { delivery, log, failed }).start()
   }
-  for (const method of methods) if (!app.supportedMethods.includes(method as never)) app.addHttpMethod(method, { hasBody: true })
+  for (const method of methods)
+    if (!app.supportedMethods.includes(method as never))
+      app.addHttpMethod(method, { hasBody: true })
   for (const url of ['/', '/*']) app.route({ url, method: methods, handler })
-  app.addHook('onClose', async () => { apps.destroy() })
+  app.addHook('onClose', async () => {
+    apps.destroy()
+  })
 })
 
 /** What a limit that is over means, by the codes of undici and of ours. */
 const lateness = [
-  { codes: /^UND_ERR_CONNECT_TIMEOUT$/, key: 'connect_timeout', message: 'took no connection in time' },
-  { codes: new RegExp(`^${totalTimeoutCode}$`), key: 'total_timeout', message: 'took the request but was not done with it in time' },
-  { codes: /^UND_ERR_BODY_TIMEOUT$/, key: 'idle_timeout', message: 'began an answer and did not go on with it' },
-  { codes: /TIMEOUT|TIMEDOUT/, key: 'response_timeout', message: 'took the request but did not answer' },
+  {
+    codes: /^UND_ERR_CONNECT_TIMEOUT$/,
+    key: 'connect_timeout',
+    message: 'took no connection in time',
+  },
+  {
+    codes: new RegExp(`^${totalTimeoutCode}$`),
+    key: 'total_timeout',
+    message: 'took the request but was not done with it in time',
+  },
+  {
+    codes: /^UND_ERR_BODY_TIMEOUT$/,
+    key: 'idle_timeout',
+    message: 'began an answer and did not go on with it',
+  },
+  {
+    codes: /TIMEOUT|TIMEDOUT/,
+    key: 'response_timeout',
+    message: 'took the request but did not answer',
+  },
 ]
 
 /** Answers a request whose upstream failed: 504 when it was late, 502 when it was not there. */
-export async function failed (request: FastifyRequest, reply: FastifyReply, error: Error): Promise<void> {
+export async function failed(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  error: Error,
+): Promise<void> {
   if (reply.sent || reply.raw.headersSent) return
   if (reply.raw.destroyed) {
     reply.hijack()
@@ -80,10 +111,27 @@ export async function failed (request: FastifyRequest, reply: FastifyReply, erro
   }
   const late = lateness.find(({ codes }) => codes.test(code))
   if (late !== undefined) {
-    await sendError(request, reply, 504, `${name} did not answer in time`, new GatehouseError('GH_UPSTREAM_TIMEOUT', `${name} ${late.message}`,
-      nodeRed ? 'Try again; if it stays so, a flow may be busy or waiting without end: look at `journalctl -u node-red` on the device' : `Try again; if it stays so, look at what the app is doing, or raise ${late.key} in [[app]]`))
+    await sendError(
+      request,
+      reply,
+      504,
+      `${name} did not answer in time`,
+      new GatehouseError(
+        'GH_UPSTREAM_TIMEOUT',
+        `${name} ${late.message}`,
+        nodeRed
+          ? 'Try again; if it stays so, a flow may be busy or waiting without end: look at `journalctl -u node-red` on the device'
+          : `Try again; if it stays so, look at what the app is doing, or raise ${late.key} in [[app]]`,
+      ),
+    )
     return
   }
   const explained = to.candidates[0]!.explain(cause)
-  await sendError(request, reply, 502, isUnconnected(error) ? `${name} is not running` : `${name} did not answer`, explained)
+  await sendError(
+    request,
+    reply,
+    502,
+    isUnconnected(error) ? `${name} is not running` : `${name} did not answer`,
+    explained,
+  )
 }

@@ -14,12 +14,12 @@ import { systemdSockets } from './sockets.ts'
 import type { Where } from './sockets.ts'
 
 /**
- * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies (1, and systemd starts it
- * anew). Nothing else ends it: whatever is wrong is said and tried again.
+ * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies
+ * (1, and systemd starts it anew). Nothing else ends it: whatever is wrong is said and tried again.
  *
  * @param begun the tailnet server, which may have been started already
  */
-export async function runServe (paths: Paths, begun: Begun): Promise<number> {
+export async function runServe(paths: Paths, begun: Begun): Promise<number> {
   const log = createLog()
   const notifier = new Notifier(log)
   const given = systemdSockets()
@@ -47,7 +47,10 @@ export async function runServe (paths: Paths, begun: Begun): Promise<number> {
       try {
         return readFileSync(join(paths.config, file), 'utf8')
       } catch (err) {
-        log.error({ code: 'GH_CA_FILE' }, `${file} cannot be read: ${reason(err)}. Put it beside gatehouse.toml and restart the device`)
+        log.error(
+          { code: 'GH_CA_FILE' },
+          `${file} cannot be read: ${reason(err)}. Put it beside gatehouse.toml and restart the device`,
+        )
         return undefined
       }
     },
@@ -56,10 +59,19 @@ export async function runServe (paths: Paths, begun: Begun): Promise<number> {
     onState: (line) => {
       notifier.status(line)
       // gatehouse-report.path watches it. One after the other, the last one stays.
-      told = told.then(async () => { await writeFile(join(paths.runtime, 'state'), `${line}\n`) }).catch((err: unknown) => { log.debug(`state: ${reason(err)}`) })
+      told = told
+        .then(async () => {
+          await writeFile(join(paths.runtime, 'state'), `${line}\n`)
+        })
+        .catch((err: unknown) => {
+          log.debug(`state: ${reason(err)}`)
+        })
     },
     onFatal: (err) => {
-      log.fatal({ code: 'GH_TAILNET_DIED' }, `the tailnet node died: ${reason(err)}. The gateway starts anew`)
+      log.fatal(
+        { code: 'GH_TAILNET_DIED' },
+        `the tailnet node died: ${reason(err)}. The gateway starts anew`,
+      )
       end(1)
     },
     load: async () => await loadConfig(paths.config),
@@ -80,15 +92,24 @@ export async function runServe (paths: Paths, begun: Begun): Promise<number> {
     await gateway.start()
   } catch (err) {
     // No socket, no way to say anything but here.
-    log.fatal({ code: 'GH_START' }, `the gateway cannot start: ${reason(err)}. Check gatehouse-admin.socket and gatehouse-certs.socket`)
+    log.fatal(
+      { code: 'GH_START' },
+      `the gateway cannot start: ${reason(err)}. Check gatehouse-admin.socket and gatehouse-certs.socket`,
+    )
     return 1
   }
   notifier.ready()
   notifier.watch(async () => await gateway.alive())
   process.on('SIGHUP', () => {
     notifier.reloading()
-    // A configuration that is refused is in status and log; the service goes on, so it is ready again either way.
-    gateway.reloader.reload().catch(() => {}).finally(() => { notifier.ready() })
+    // A configuration that is refused is in status and log; the service goes on, so it is ready
+    // again either way.
+    gateway.reloader
+      .reload()
+      .catch(() => {})
+      .finally(() => {
+        notifier.ready()
+      })
   })
   log.info({ version, node: process.version }, 'gatehouse is up')
   void joinTailnet(gateway, paths, begun).catch((err: unknown) => {
@@ -110,7 +131,7 @@ export async function runServe (paths: Paths, begun: Begun): Promise<number> {
 }
 
 /** Waits for a configuration that is right, then joins. */
-async function joinTailnet (gateway: Gateway, paths: Paths, begun: Begun): Promise<void> {
+async function joinTailnet(gateway: Gateway, paths: Paths, begun: Begun): Promise<void> {
   for (;;) {
     try {
       const authKey = await readAuthKey(paths.credentials)

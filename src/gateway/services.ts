@@ -23,7 +23,7 @@ export interface ServiceStatus {
   name?: string
   /** Of the Service, once the node may host it. */
   addresses: string[]
-  problem?: { code: string, message: string, cure: string }
+  problem?: { code: string; message: string; cure: string }
 }
 
 const ports = [443, 80]
@@ -36,11 +36,12 @@ interface Hosted {
 }
 
 /**
- * The Tailscale Services this node hosts: names in the tailnet for apps of their own, beside the node's
- * (https://tailscale.com/kb/1552/tailscale-services). All are the one node's: its connections to a Service's addresses come in here.
+ * The Tailscale Services this node hosts: names in the tailnet for apps of their own, beside the
+ * node's (https://tailscale.com/kb/1552/tailscale-services). All are the one node's: its
+ * connections to a Service's addresses come in here.
  *
- * A Service is advertised before there is a certificate for it: the control server gives its name out, and lets challenges be
- * published for it, only when the node may host it.
+ * A Service is advertised before there is a certificate for it: the control server gives its name
+ * out, and lets challenges be published for it, only when the node may host it.
  */
 export class Services {
   /** How long an approval may take until its lack is a problem. Milliseconds. */
@@ -51,12 +52,15 @@ export class Services {
   #started = false
   #timer: NodeJS.Timeout | undefined
 
-  constructor (options: ServicesOptions) {
+  constructor(options: ServicesOptions) {
     this.#options = options
   }
 
-  /** Those that are configured, each once. What is open to one that goes stays open; its name is given back. */
-  configure (services: readonly string[]): void {
+  /**
+   * Those that are configured, each once. What is open to one that goes stays open; its name is
+   * given back.
+   */
+  configure(services: readonly string[]): void {
     this.#wanted = [...new Set(services)]
     const node = this.#options.node()
     if (node !== undefined) node.services = this.#wanted
@@ -65,63 +69,93 @@ export class Services {
   }
 
   /** Hosts them from now on: the node is there. */
-  start (): void {
+  start(): void {
     this.#started = true
     this.configure(this.#wanted)
   }
 
-  /** Full name of a Service; undefined until the node has joined, and for one that is not configured. */
-  name (service: string): string | undefined {
+  /**
+   * Full name of a Service; undefined until the node has joined, and for one that is not
+   * configured.
+   */
+  name(service: string): string | undefined {
     const node = this.#options.node()
     const suffix = node?.running === true ? node.status?.magicDNSSuffix.toLowerCase() : undefined
-    return suffix === undefined || suffix === '' || !this.#wanted.includes(service) ? undefined : `${service.slice('svc:'.length)}.${suffix}`
+    return suffix === undefined || suffix === '' || !this.#wanted.includes(service)
+      ? undefined
+      : `${service.slice('svc:'.length)}.${suffix}`
   }
 
   /** Addresses of a Service, once the node may host it. */
-  addresses (service: string): readonly string[] {
+  addresses(service: string): readonly string[] {
     return this.#options.node()?.status?.services?.[service] ?? []
   }
 
-  list (): ServiceStatus[] {
+  list(): ServiceStatus[] {
     return this.#wanted.map((service) => {
       const name = this.name(service)
       const problem = this.#hosted.get(service)?.problem
-      return { service, ...(name === undefined ? {} : { name }), addresses: [...this.addresses(service)], ...(problem === undefined ? {} : { problem: { code: problem.code, message: problem.message, cure: problem.cure } }) }
+      return {
+        service,
+        ...(name === undefined ? {} : { name }),
+        addresses: [...this.addresses(service)],
+        ...(problem === undefined
+          ? {}
+          : { problem: { code: problem.code, message: problem.message, cure: problem.cure } }),
+      }
     })
   }
 
   /** Looks at what the control server says of them, with each new status. */
-  judge (): void {
+  judge(): void {
     clearTimeout(this.#timer)
     const node = this.#options.node()
     for (const [service, hosted] of this.#hosted) {
       if (node?.running !== true || hosted.listeners.length === 0) continue
       const name = this.name(service)
       const left = hosted.since + this.patience - Date.now()
-      if (this.addresses(service).length > 0 && node.names.includes(name ?? '')) hosted.problem = undefined
-      else if (left > 0) this.#timer = setTimeout(() => { this.judge() }, left + 1).unref()
+      if (this.addresses(service).length > 0 && node.names.includes(name ?? ''))
+        hosted.problem = undefined
+      else if (left > 0)
+        this.#timer = setTimeout(() => {
+          this.judge()
+        }, left + 1).unref()
       else if (this.addresses(service).length === 0) {
-        hosted.problem = new GatehouseError('GH_SERVICE_APPROVAL', `this device is not approved as a host of ${service}, so ${name ?? 'its name'} leads nowhere yet`,
-          `In the admin console, Services: define ${service} with the ports tcp:443 and tcp:80 and approve this device; or let the policy do it, with the lines docs/gateway.md has. The gateway notices by itself`)
+        hosted.problem = new GatehouseError(
+          'GH_SERVICE_APPROVAL',
+          `this device is not approved as a host of ${service}, so ${name ?? 'its name'} leads nowhere yet`,
+          `In the admin console, Services: define ${service} with the ports tcp:443 and tcp:80 and approve this device; or let the policy do it, with the lines docs/gateway.md has. The gateway notices by itself`,
+        )
       } else {
-        hosted.problem = new GatehouseError('GH_SERVICE_CERTIFICATE', `the tailnet gives this device no certificate name for ${service}`, 'Check that HTTPS is enabled (admin console, DNS) and that the Service has the port tcp:443. The gateway notices by itself')
+        hosted.problem = new GatehouseError(
+          'GH_SERVICE_CERTIFICATE',
+          `the tailnet gives this device no certificate name for ${service}`,
+          'Check that HTTPS is enabled (admin console, DNS) and that the Service has the port tcp:443. The gateway notices by itself',
+        )
       }
     }
-    const problem = [...this.#hosted.values()].find((hosted) => hosted.problem !== undefined)?.problem
+    const problem = [...this.#hosted.values()].find(
+      (hosted) => hosted.problem !== undefined,
+    )?.problem
     if (problem === undefined) this.#options.problems.clear('service', 'every Service is hosted')
     else this.#options.problems.set('service', problem)
   }
 
   /** Gives all of them back. */
-  async close (): Promise<void> {
+  async close(): Promise<void> {
     this.#started = false
     clearTimeout(this.#timer)
-    await Promise.allSettled([...this.#hosted.keys()].map(async (service) => { await this.#end(service) }))
+    await Promise.allSettled(
+      [...this.#hosted.keys()].map(async (service) => {
+        await this.#end(service)
+      }),
+    )
   }
 
-  #listen (): void {
+  #listen(): void {
     if (!this.#started) return
-    for (const service of this.#hosted.keys()) if (!this.#wanted.includes(service)) void this.#end(service)
+    for (const service of this.#hosted.keys())
+      if (!this.#wanted.includes(service)) void this.#end(service)
     for (const service of this.#wanted) {
       if (this.#hosted.has(service)) continue
       const hosted: Hosted = { since: Date.now(), closed: new AbortController(), listeners: [] }
@@ -130,25 +164,33 @@ export class Services {
     }
   }
 
-  async #end (service: string): Promise<void> {
+  async #end(service: string): Promise<void> {
     const hosted = this.#hosted.get(service)!
     this.#hosted.delete(service)
     hosted.closed.abort()
-    await Promise.allSettled(hosted.listeners.map(async (listener) => { await listener.close() }))
+    await Promise.allSettled(
+      hosted.listeners.map(async (listener) => {
+        await listener.close()
+      }),
+    )
   }
 
-  async #host (service: string, port: number, hosted: Hosted): Promise<void> {
+  async #host(service: string, port: number, hosted: Hosted): Promise<void> {
     const { log, accept } = this.#options
     const { signal } = hosted.closed
     const backoff = new Backoff(1_000, 30_000)
     while (!signal.aborted) {
       try {
-        const listener = await this.#options.node()!.tailnet!.listenService(service, port, { signal })
+        const listener = await this.#options
+          .node()!
+          .tailnet!.listenService(service, port, { signal })
         if (signal.aborted) {
           await listener.close()
           return
         }
-        listener.on('connection', (conn: TailnetConn) => { accept(service, port, conn) })
+        listener.on('connection', (conn: TailnetConn) => {
+          accept(service, port, conn)
+        })
         hosted.since = Date.now()
         hosted.problem = undefined
         hosted.listeners.push(listener)
@@ -158,14 +200,25 @@ export class Services {
         return
       } catch (err) {
         if (signal.aborted) return
-        const untagged = (err as NodeJS.ErrnoException).code === 'TSNET_SERVICE' && /tagged/.test(reason(err))
+        const untagged =
+          (err as NodeJS.ErrnoException).code === 'TSNET_SERVICE' && /tagged/.test(reason(err))
         hosted.problem = untagged
-          ? new GatehouseError('GH_SERVICE_TAG', `${service} cannot be hosted: this device is not tagged`, 'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. The gateway notices by itself', { cause: err })
-          : new GatehouseError('GH_SERVICE', `${service} cannot be advertised: ${reason(err)}`, 'The gateway goes on trying', { cause: err })
+          ? new GatehouseError(
+              'GH_SERVICE_TAG',
+              `${service} cannot be hosted: this device is not tagged`,
+              'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. The gateway notices by itself',
+              { cause: err },
+            )
+          : new GatehouseError(
+              'GH_SERVICE',
+              `${service} cannot be advertised: ${reason(err)}`,
+              'The gateway goes on trying',
+              { cause: err },
+            )
         this.judge()
         await new Promise<void>((resolve) => {
           const timer = setTimeout(done, backoff.next())
-          function done (): void {
+          function done(): void {
             clearTimeout(timer)
             signal.removeEventListener('abort', done)
             resolve()

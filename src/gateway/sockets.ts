@@ -5,21 +5,27 @@ import type { Server } from 'node:http'
 export type Where = { fd: number } | { path: string }
 
 /**
- * The sockets systemd made (sd_listen_fds(3)): name to descriptor, from LISTEN_FDS, LISTEN_FDNAMES and LISTEN_PID. The variables
- * are removed, as sd_listen_fds does, so that children do not take the sockets for theirs.
+ * The sockets systemd made (sd_listen_fds(3)): name to descriptor, from LISTEN_FDS, LISTEN_FDNAMES
+ * and LISTEN_PID. The variables are removed, as sd_listen_fds does, so that children do not take
+ * the sockets for theirs.
  */
-export function systemdSockets (env: NodeJS.ProcessEnv = process.env, pid: number = process.pid): Map<string, number> {
+export function systemdSockets(
+  env: NodeJS.ProcessEnv = process.env,
+  pid: number = process.pid,
+): Map<string, number> {
   const { LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID } = env
   delete env.LISTEN_FDS
   delete env.LISTEN_FDNAMES
   delete env.LISTEN_PID
   if (LISTEN_FDS === undefined || Number(LISTEN_PID) !== pid) return new Map()
   const names = (LISTEN_FDNAMES ?? '').split(':')
-  return new Map(Array.from({ length: Number(LISTEN_FDS) }, (_, i) => [names[i] ?? `fd${i}`, 3 + i]))
+  return new Map(
+    Array.from({ length: Number(LISTEN_FDS) }, (_, i) => [names[i] ?? `fd${i}`, 3 + i]),
+  )
 }
 
 /** Listens; a path gets mode 0600 and takes the place of what a crash left there. */
-export async function listenOn (server: Server, where: Where): Promise<void> {
+export async function listenOn(server: Server, where: Where): Promise<void> {
   if ('path' in where) rmSync(where.path, { force: true })
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)

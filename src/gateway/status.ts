@@ -2,7 +2,10 @@ import type { CertsRecord, Note } from '../certs/record.ts'
 import type { Part, Problem } from './problems.ts'
 import type { ServiceStatus } from './services.ts'
 
-/** Answer of `GET /v1/status` on the admin socket and of `gatehouse status --json`. Times are RFC 3339. */
+/**
+ * Answer of `GET /v1/status` on the admin socket and of `gatehouse status --json`. Times are RFC
+ * 3339.
+ */
 export interface GatewayStatus {
   version: string
   /** True when there is no problem. */
@@ -22,22 +25,34 @@ export interface GatewayStatus {
     keyExpiry?: string
     /** Tailscale's own warnings. */
     health: string[]
-    peers: Array<{ name: string, online: boolean, path: 'direct' | 'relay' | 'idle', via?: string }>
+    peers: Array<{ name: string; online: boolean; path: 'direct' | 'relay' | 'idle'; via?: string }>
   }
   certificate: {
     /** One for each name the node may have a certificate for. */
-    names: Array<{ name: string, notAfter?: string, issuer?: string, renewAt?: string, problem?: string }>
+    names: Array<{
+      name: string
+      notAfter?: string
+      issuer?: string
+      renewAt?: string
+      problem?: string
+    }>
     /** Last run of gatehouse-certs: see CertsRecord. */
-    lastRun?: Pick<CertsRecord, 'checkedAt' | 'result' | 'problem' | 'code' | 'severity' | 'daysLeft' | 'next'>
+    lastRun?: Pick<
+      CertsRecord,
+      'checkedAt' | 'result' | 'problem' | 'code' | 'severity' | 'daysLeft' | 'next'
+    >
     /** What was put right of late, and a person should know of all the same. */
     notes: Note[]
   }
-  upstream: { socket: string, state: 'unknown' | 'up' | 'down', since: string }
+  upstream: { socket: string; state: 'unknown' | 'up' | 'down'; since: string }
   access: {
-    /** Who may do everything unless a grant says less: the person the node belongs to. Absent for a tagged node, and until it has joined. */
+    /**
+     * Who may do everything unless a grant says less: the person the node belongs to. Absent for a
+     * tagged node, and until it has joined.
+     */
     owner?: string
     /** Rights given in gatehouse.toml: right to login names and tags. */
-    settings: { view: string[], edit: string[], use: string[] }
+    settings: { view: string[]; edit: string[]; use: string[] }
     /** The app capability to be granted in the tailnet's policy for the rest. */
     capability: string
     /** What everybody on the local network may do; absent while it is not listened there. */

@@ -14,15 +14,19 @@ export interface TailnetListener extends EventEmitter {
 }
 
 /**
- * What the gateway needs of a tailnet: the part of `@gatehouse/tsnet`'s Server it uses. Emits `state` (backend state),
- * `loginURL` (URL) and `error` (unusable from now on).
+ * What the gateway needs of a tailnet: the part of `@gatehouse/tsnet`'s Server it uses. Emits
+ * `state` (backend state), `loginURL` (URL) and `error` (unusable from now on).
  */
 export interface Tailnet extends EventEmitter {
   start: () => Promise<void>
   up: (options?: { signal?: AbortSignal }) => Promise<Status>
   listen: (port: number) => Promise<TailnetListener>
   /** A port of a Tailscale Service, `svc:name`. */
-  listenService: (name: string, port: number, options: { signal?: AbortSignal }) => Promise<TailnetListener>
+  listenService: (
+    name: string,
+    port: number,
+    options: { signal?: AbortSignal },
+  ) => Promise<TailnetListener>
   whoIs: (addr: string) => Promise<WhoIs>
   setDNS: (name: string, value: string) => Promise<void>
   status: () => Promise<Status>

@@ -18,20 +18,34 @@ export interface TrailingRequest {
 }
 
 /**
- * What `upstream.pool.dispatch()` does, with the request's trailers behind its body (RFC 9110 §6.5), which undici cannot send. Not from the pool: each
- * has a connection of its own. The same limits hold, and failures have the same codes.
+ * What `upstream.pool.dispatch()` does, with the request's trailers behind its body (RFC 9110
+ * §6.5), which undici cannot send. Not from the pool: each has a connection of its own. The same
+ * limits hold, and failures have the same codes.
  */
-export function dispatchWithTrailers (upstream: Upstream, { path, method, headers, body, raw, names }: TrailingRequest, handler: Dispatcher.DispatchHandler): void {
-  const outgoing = upstream.request({ path, method, headers: { ...headers, 'transfer-encoding': 'chunked', trailer: [...names].join(', ') } })
+export function dispatchWithTrailers(
+  upstream: Upstream,
+  { path, method, headers, body, raw, names }: TrailingRequest,
+  handler: Dispatcher.DispatchHandler,
+): void {
+  const outgoing = upstream.request({
+    path,
+    method,
+    headers: { ...headers, 'transfer-encoding': 'chunked', trailer: [...names].join(', ') },
+  })
   let answer: IncomingMessage | undefined
   let over = false
   let timer: NodeJS.Timeout | undefined
   const within = (milliseconds: number, code: string): void => {
     clearTimeout(timer)
-    if (milliseconds > 0) timer = setTimeout(() => { fail(Object.assign(new Error(`nothing came within ${milliseconds / 1_000} s`), { code })) }, milliseconds)
+    if (milliseconds > 0)
+      timer = setTimeout(() => {
+        fail(Object.assign(new Error(`nothing came within ${milliseconds / 1_000} s`), { code }))
+      }, milliseconds)
   }
   const controller = {
-    abort: (reason: Error) => { fail(reason) },
+    abort: (reason: Error) => {
+      fail(reason)
+    },
     pause: () => {
       clearTimeout(timer)
       answer?.pause()
@@ -49,7 +63,9 @@ export function dispatchWithTrailers (upstream: Upstream, { path, method, header
     handler.onResponseError?.(controller, error)
   }
 
-  outgoing.on('information', ({ statusCode, headers, statusMessage }) => { handler.onResponseStart?.(controller, statusCode, headers, statusMessage) })
+  outgoing.on('information', ({ statusCode, headers, statusMessage }) => {
+    handler.onResponseStart?.(controller, statusCode, headers, statusMessage)
+  })
   outgoing.once('response', (response) => {
     answer = response
     response.on('data', (piece: Buffer) => {
@@ -63,21 +79,36 @@ export function dispatchWithTrailers (upstream: Upstream, { path, method, header
       handler.onResponseEnd?.(controller, response.trailers)
     })
     response.on('error', fail)
-    response.on('close', () => { fail(new Error('the app broke off its answer')) })
+    response.on('close', () => {
+      fail(new Error('the app broke off its answer'))
+    })
     within(upstream.idleTimeout, 'UND_ERR_BODY_TIMEOUT')
-    handler.onResponseStart?.(controller, response.statusCode!, response.headers, response.statusMessage)
+    handler.onResponseStart?.(
+      controller,
+      response.statusCode!,
+      response.headers,
+      response.statusMessage,
+    )
   })
   // An app may answer before it has the whole body, and take no more of it: then the answer counts.
-  outgoing.on('error', (err) => { if (answer === undefined) fail(err) })
-  outgoing.on('close', () => { if (answer === undefined) fail(new Error('the app closed the connection without an answer')) })
+  outgoing.on('error', (err) => {
+    if (answer === undefined) fail(err)
+  })
+  outgoing.on('close', () => {
+    if (answer === undefined) fail(new Error('the app closed the connection without an answer'))
+  })
 
-  body.on('data', () => { if (answer === undefined) timer?.refresh() })
+  body.on('data', () => {
+    if (answer === undefined) timer?.refresh()
+  })
   body.once('end', () => {
     outgoing.addTrailers(requestTrailers(raw.trailers, names))
     outgoing.end()
   })
   body.on('error', fail)
-  body.once('close', () => { if (!body.readableEnded) fail(new Error('the request was broken off')) })
+  body.once('close', () => {
+    if (!body.readableEnded) fail(new Error('the request was broken off'))
+  })
 
   within(upstream.responseTimeout, 'UND_ERR_HEADERS_TIMEOUT')
   handler.onRequestStart?.(controller, undefined)

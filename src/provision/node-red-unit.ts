@@ -4,12 +4,19 @@ import type { Config } from '../config/config.ts'
 type NodeRed = Config['node_red']
 
 /**
- * What each kind of hardware takes. Kernel modules are loaded first: systemd knows a device class by the major number that its
- * driver has registered, and a USB adapter plugged in later must still be one of them. Groups own the device files
- * (overlays/usr/lib/udev/rules.d/60-gatehouse.rules).
+ * What each kind of hardware takes. Kernel modules are loaded first: systemd knows a device class
+ * by the major number that its driver has registered, and a USB adapter plugged in later must still
+ * be one of them. Groups own the device files (overlays/usr/lib/udev/rules.d/60-gatehouse.rules).
  */
-const hardware: Record<NodeRed['devices'][number], { allow: string[], group?: string, modules?: string[], families?: string }> = {
-  serial: { allow: ['char-ttyUSB', 'char-ttyACM', 'char-ttyAMA', 'char-ttyS'], group: 'dialout', modules: ['usbserial', 'cdc_acm'] },
+const hardware: Record<
+  NodeRed['devices'][number],
+  { allow: string[]; group?: string; modules?: string[]; families?: string }
+> = {
+  serial: {
+    allow: ['char-ttyUSB', 'char-ttyACM', 'char-ttyAMA', 'char-ttyS'],
+    group: 'dialout',
+    modules: ['usbserial', 'cdc_acm'],
+  },
   gpio: { allow: ['char-gpiochip'], group: 'gpio' },
   i2c: { allow: ['char-i2c'], group: 'i2c', modules: ['i2c_dev'] },
   spi: { allow: ['char-spi'], group: 'spi', modules: ['spidev'] },
@@ -17,25 +24,29 @@ const hardware: Record<NodeRed['devices'][number], { allow: string[], group?: st
   bluetooth: { allow: [], families: 'AF_BLUETOOTH', modules: ['bluetooth'] },
 }
 
-/** A value of Environment= or the like, quoted as systemd.syntax(7) has it; `%` would begin a specifier. */
-function quoted (text: string): string {
+/**
+ * A value of Environment= or the like, quoted as systemd.syntax(7) has it; `%` would begin a
+ * specifier.
+ */
+function quoted(text: string): string {
   return `"${text.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('%', '%%')}"`
 }
 
 /**
- * The part of node-red.service that gatehouse.toml decides, as a drop-in; the empty string when it says nothing, and the unit is
- * as strict as it was shipped.
+ * The part of node-red.service that gatehouse.toml decides, as a drop-in; the empty string when it
+ * says nothing, and the unit is as strict as it was shipped.
  *
- * Whom Node-RED may call is not in it, only that there is a list: the list is the firewall's, which changes without a restart.
+ * Whom Node-RED may call is not in it, only that there is a list: the list is the firewall's, which
+ * changes without a restart.
  *
  * @param directory where the last good configuration is
  */
-export function nodeRedDropIn (config: NodeRed, directory: string): string {
+export function nodeRedDropIn(config: NodeRed, directory: string): string {
   const unit: string[] = []
   const service: string[] = []
   if (config.allow.length > 0) {
     service.push(
-      '# It calls out by this machine\'s network: whom, the firewall decides by user. The second belt: never this machine or the tailnet.',
+      "# It calls out by this machine's network: whom, the firewall decides by user. The second belt: never this machine or the tailnet.",
       'PrivateNetwork=no',
       'IPAddressDeny=',
       'IPAddressDeny=localhost link-local multicast 100.64.0.0/10 fd7a:115c:a1e0::/48',
@@ -44,17 +55,25 @@ export function nodeRedDropIn (config: NodeRed, directory: string): string {
     )
   }
   if (config.allow.includes('palette')) {
-    service.push('Environment=GATEHOUSE_PALETTE=yes', 'Environment=PATH=/usr/lib/node-red/node_modules/.bin:/usr/bin:/bin')
-    if (config.registry !== undefined) service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
+    service.push(
+      'Environment=GATEHOUSE_PALETTE=yes',
+      'Environment=PATH=/usr/lib/node-red/node_modules/.bin:/usr/bin:/bin',
+    )
+    if (config.registry !== undefined)
+      service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
   }
   if (config.functionModules) service.push('Environment=GATEHOUSE_FUNCTION_MODULES=yes')
   if (config.projects) service.push('Environment=GATEHOUSE_PROJECTS=yes')
-  if (config.settingsFile !== undefined) service.push(`LoadCredential=settings.js:${join(directory, config.settingsFile)}`)
+  if (config.settingsFile !== undefined)
+    service.push(`LoadCredential=settings.js:${join(directory, config.settingsFile)}`)
   if (config.devices.length > 0) {
     const chosen = config.devices.map((name) => hardware[name])
-    const modules = chosen.flatMap(({ modules = [] }) => modules.map((module) => `modprobe@${module}.service`))
+    const modules = chosen.flatMap(({ modules = [] }) =>
+      modules.map((module) => `modprobe@${module}.service`),
+    )
     if (modules.length > 0) unit.push(`Wants=${modules.join(' ')}`, `After=${modules.join(' ')}`)
-    if (chosen.some(({ allow }) => allow.length > 0)) service.push('PrivateDevices=no', 'DevicePolicy=closed')
+    if (chosen.some(({ allow }) => allow.length > 0))
+      service.push('PrivateDevices=no', 'DevicePolicy=closed')
     for (const { allow, group, families } of chosen) {
       service.push(...allow.map((device) => `DeviceAllow=${device} rw`))
       if (group !== undefined) service.push(`SupplementaryGroups=${group}`)
@@ -62,5 +81,11 @@ export function nodeRedDropIn (config: NodeRed, directory: string): string {
     }
   }
   if (service.length === 0) return ''
-  return ['# Written by gatehouse provision: [node_red] in gatehouse.toml.', ...(unit.length === 0 ? [] : ['[Unit]', ...unit]), '[Service]', ...service, ''].join('\n')
+  return [
+    '# Written by gatehouse provision: [node_red] in gatehouse.toml.',
+    ...(unit.length === 0 ? [] : ['[Unit]', ...unit]),
+    '[Service]',
+    ...service,
+    '',
+  ].join('\n')
 }

@@ -1,189 +1,214 @@
-import { Duplex } from 'node:stream';
-import { joinHostPort, splitHostPort } from './options.ts';
-import type { StreamMessage } from './protocol.ts';
-import { WINDOW } from './protocol.ts';
-
-/** A connection closed by this side alone has this long to deliver what was written, in ms: the time Linux gives one in FIN_WAIT2. */
-const LINGER = 60_000;
+import { Duplex } from 'node:stream'
+import { joinHostPort, splitHostPort } from './options.ts'
+import type { StreamMessage } from './protocol.ts'
+import { WINDOW } from './protocol.ts'
 
 /**
- * A TCP connection in the tailnet. Half-close and resets pass through both ways; back-pressure too: at most 512 KiB are
- * under way each way between the threads.
+ * A connection closed by this side alone has this long to deliver what was written, in ms: the time
+ * Linux gives one in FIN_WAIT2.
+ */
+const LINGER = 60_000
+
+/**
+ * A TCP connection in the tailnet. Half-close and resets pass through both ways; back-pressure too:
+ * at most 512 KiB are under way each way between the threads.
  *
- * destroy() resets, unless end() was called and all of it was taken: then, as with close(2), what was written still arrives, and what the peer sends is
- * thrown away. (`tls.TLSSocket` destroys what it is on top of as soon as it has ended it.)
+ * destroy() resets, unless end() was called and all of it was taken: then, as with close(2), what
+ * was written still arrives, and what the peer sends is thrown away. (`tls.TLSSocket` destroys what
+ * it is on top of as soon as it has ended it.)
  */
 export class Conn extends Duplex {
-  readonly remoteAddress: string;
-  readonly remotePort: number;
-  readonly localAddress: string;
-  readonly localPort: number;
-  private credit = WINDOW;
-  private owed = 0;
-  private waiting: ((err?: Error | null) => void) | undefined;
-  private remoteDone = false;
-  private ended = false;
-  private linger: NodeJS.Timeout | undefined;
-  private readonly id: number;
-  private readonly post: (m: StreamMessage) => void;
-  private readonly gone: () => void;
+  readonly remoteAddress: string
+  readonly remotePort: number
+  readonly localAddress: string
+  readonly localPort: number
+  private credit = WINDOW
+  private owed = 0
+  private waiting: ((err?: Error | null) => void) | undefined
+  private remoteDone = false
+  private ended = false
+  private linger: NodeJS.Timeout | undefined
+  private readonly id: number
+  private readonly post: (m: StreamMessage) => void
+  private readonly gone: () => void
   /** What came before the caller had the connection: an error then would have no listener. */
-  private held: StreamMessage[] | undefined = [];
+  private held: StreamMessage[] | undefined = []
   /** Bytes of the caller's that have no credit yet, and whom to tell when they are gone. */
-  private unsent: Buffer[] = [];
-  private idle: NodeJS.Timeout | undefined;
+  private unsent: Buffer[] = []
+  private idle: NodeJS.Timeout | undefined
 
   /** Made by Server, not by callers. */
-  constructor(id: number, local: string, remote: string, post: (m: StreamMessage) => void, gone: () => void) {
-    super({ allowHalfOpen: true, emitClose: true });
-    this.id = id;
-    this.post = post;
-    this.gone = gone;
-    [this.remoteAddress, this.remotePort] = splitHostPort(remote);
-    [this.localAddress, this.localPort] = splitHostPort(local);
+  constructor(
+    id: number,
+    local: string,
+    remote: string,
+    post: (m: StreamMessage) => void,
+    gone: () => void,
+  ) {
+    super({ allowHalfOpen: true, emitClose: true })
+    this.id = id
+    this.post = post
+    this.gone = gone
+    ;[this.remoteAddress, this.remotePort] = splitHostPort(remote)
+    ;[this.localAddress, this.localPort] = splitHostPort(local)
   }
 
   /** `ip:port` of the peer, as whoIs wants it. */
   get remote(): string {
-    return joinHostPort(this.remoteAddress, this.remotePort);
+    return joinHostPort(this.remoteAddress, this.remotePort)
   }
 
   /** @internal The caller has it now. */
   release(): void {
-    const held = this.held ?? [];
-    this.held = undefined;
-    for (const m of held) this.receive(m);
+    const held = this.held ?? []
+    this.held = undefined
+    for (const m of held) this.receive(m)
   }
 
   /** @internal */
   receive(m: StreamMessage): void {
     if (this.held) {
-      this.held.push(m);
+      this.held.push(m)
     } else if (this.linger) {
-      if (m.t === 'data') this.post({ t: 'credit', s: this.id, n: m.b.length });
-      else if (m.t !== 'credit') this.leave();
+      if (m.t === 'data') this.post({ t: 'credit', s: this.id, n: m.b.length })
+      else if (m.t !== 'credit') this.leave()
     } else if (this.destroyed) {
       // It came while the other thread had not heard of the end yet.
     } else if (m.t === 'data') {
-      this.idle?.refresh();
-      this.owed += m.b.length;
-      if (this.push(Buffer.from(m.b.buffer, m.b.byteOffset, m.b.length))) this.repay();
+      this.idle?.refresh()
+      this.owed += m.b.length
+      if (this.push(Buffer.from(m.b.buffer, m.b.byteOffset, m.b.length))) this.repay()
     } else if (m.t === 'end') {
-      this.ended = true;
-      this.push(null);
+      this.ended = true
+      this.push(null)
     } else if (m.t === 'reset') {
-      this.remoteDone = true;
-      this.destroy(Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET', syscall: 'read' }));
+      this.remoteDone = true
+      this.destroy(
+        Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET', syscall: 'read' }),
+      )
     } else {
-      this.idle?.refresh();
-      this.credit += m.n;
-      this.pump();
+      this.idle?.refresh()
+      this.credit += m.n
+      this.pump()
     }
   }
 
   private repay(): void {
-    if (this.owed < WINDOW / 8) return;
-    this.post({ t: 'credit', s: this.id, n: this.owed });
-    this.owed = 0;
+    if (this.owed < WINDOW / 8) return
+    this.post({ t: 'credit', s: this.id, n: this.owed })
+    this.owed = 0
   }
 
   override _read(): void {
-    this.repay();
+    this.repay()
   }
 
-  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (err?: Error | null) => void): void {
-    this._writev([{ chunk }], done);
+  override _write(
+    chunk: Buffer,
+    _encoding: BufferEncoding,
+    done: (err?: Error | null) => void,
+  ): void {
+    this._writev([{ chunk }], done)
   }
 
   override _writev(chunks: { chunk: Buffer }[], done: (err?: Error | null) => void): void {
-    for (const { chunk } of chunks) if (chunk.length > 0) this.unsent.push(chunk);
-    this.waiting = done;
-    this.pump();
+    for (const { chunk } of chunks) if (chunk.length > 0) this.unsent.push(chunk)
+    this.waiting = done
+    this.pump()
   }
 
   /** Sends what there is credit for, in one message, and asks for more when all of it is gone. */
   private pump(): void {
-    const list = this.unsent;
-    let total = 0;
-    let whole = 0;
-    while (whole < list.length && total + list[whole]!.length <= this.credit) total += list[whole++]!.length;
-    const part = whole < list.length ? Math.max(0, this.credit - total) : 0;
+    const list = this.unsent
+    let total = 0
+    let whole = 0
+    while (whole < list.length && total + list[whole]!.length <= this.credit)
+      total += list[whole++]!.length
+    const part = whole < list.length ? Math.max(0, this.credit - total) : 0
     if (total + part > 0) {
-      // A copy of its own: it is transferred to the other thread, and the caller's buffer may be part of a pool.
-      const b = new Uint8Array(total + part);
-      let at = 0;
+      // A copy of its own: it is transferred to the other thread, and the caller's buffer may be
+      // part of a pool.
+      const b = new Uint8Array(total + part)
+      let at = 0
       for (const chunk of list.splice(0, whole)) {
-        b.set(chunk, at);
-        at += chunk.length;
+        b.set(chunk, at)
+        at += chunk.length
       }
       if (part > 0) {
-        b.set(list[0]!.subarray(0, part), at);
-        list[0] = list[0]!.subarray(part);
+        b.set(list[0]!.subarray(0, part), at)
+        list[0] = list[0]!.subarray(part)
       }
-      this.post({ t: 'data', s: this.id, b });
-      this.credit -= b.length;
+      this.post({ t: 'data', s: this.id, b })
+      this.credit -= b.length
     }
-    const next = this.waiting;
-    if (!next || list.length > 0) return;
-    this.waiting = undefined;
-    next();
+    const next = this.waiting
+    if (!next || list.length > 0) return
+    this.waiting = undefined
+    next()
   }
 
   override _final(done: () => void): void {
-    this.post({ t: 'end', s: this.id });
-    done();
+    this.post({ t: 'end', s: this.id })
+    done()
   }
 
   override _destroy(err: Error | null, done: (err: Error | null) => void): void {
-    const clean = this.ended && this.writableFinished;
-    const lingers = !err && !clean && this.writableFinished && !this.remoteDone;
-    if (!clean && !lingers && !this.remoteDone) this.post({ t: 'reset', s: this.id });
-    clearTimeout(this.idle);
-    const next = this.waiting;
-    this.waiting = undefined;
-    this.unsent = [];
-    this.held = undefined;
-    next?.(err ?? Object.assign(new Error('the connection was destroyed'), { code: 'ERR_STREAM_DESTROYED' }));
+    const clean = this.ended && this.writableFinished
+    const lingers = !err && !clean && this.writableFinished && !this.remoteDone
+    if (!clean && !lingers && !this.remoteDone) this.post({ t: 'reset', s: this.id })
+    clearTimeout(this.idle)
+    const next = this.waiting
+    this.waiting = undefined
+    this.unsent = []
+    this.held = undefined
+    next?.(
+      err ??
+        Object.assign(new Error('the connection was destroyed'), { code: 'ERR_STREAM_DESTROYED' }),
+    )
     if (lingers) {
-      if (this.owed > 0) this.post({ t: 'credit', s: this.id, n: this.owed });
+      if (this.owed > 0) this.post({ t: 'credit', s: this.id, n: this.owed })
       this.linger = setTimeout(() => {
-        this.post({ t: 'reset', s: this.id });
-        this.leave();
-      }, LINGER).unref();
+        this.post({ t: 'reset', s: this.id })
+        this.leave()
+      }, LINGER).unref()
     } else {
-      this.gone();
+      this.gone()
     }
-    done(err);
+    done(err)
   }
 
   /** The end of a connection that lingered. */
   private leave(): void {
-    clearTimeout(this.linger);
-    this.gone();
+    clearTimeout(this.linger)
+    this.gone()
   }
 
-  /** As net.Socket's: an event `timeout` after so many ms with nothing to read and nothing that could be written. 0: none. */
+  /**
+   * As net.Socket's: an event `timeout` after so many ms with nothing to read and nothing that
+   * could be written. 0: none.
+   */
   setTimeout(ms: number, listener?: () => void): this {
     if (listener) {
-      if (ms > 0) this.once('timeout', listener);
-      else this.off('timeout', listener);
+      if (ms > 0) this.once('timeout', listener)
+      else this.off('timeout', listener)
     }
-    clearTimeout(this.idle);
-    this.idle = ms > 0 ? setTimeout(() => this.emit('timeout'), ms).unref() : undefined;
-    return this;
+    clearTimeout(this.idle)
+    this.idle = ms > 0 ? setTimeout(() => this.emit('timeout'), ms).unref() : undefined
+    return this
   }
 
-  // What node:http and node:tls call on a net.Socket; the tailnet's TCP has its own timers, and no delay.
+  // What node:http and node:tls call on a net.Socket; the tailnet's TCP has its own timers, and no
+  // delay.
   setNoDelay(): this {
-    return this;
+    return this
   }
   setKeepAlive(): this {
-    return this;
+    return this
   }
   ref(): this {
-    return this;
+    return this
   }
   unref(): this {
-    return this;
+    return this
   }
 }

@@ -1,6 +1,9 @@
 /** Codes of {@link TsnetError}. */
 export type TsnetErrorCode =
-  /** The control server refused the node (auth key wrong, expired or used up), or made no key with the OAuth secret; the message is its own words. */
+  /**
+   * The control server refused the node (auth key wrong, expired or used up), or made no key with
+   * the OAuth secret; the message is its own words.
+   */
   | 'TSNET_AUTH'
   /** The AbortSignal given was aborted. */
   | 'TSNET_ABORTED'
@@ -10,7 +13,10 @@ export type TsnetErrorCode =
   | 'TSNET_STARTED'
   /** The module ended: a panic, out of memory. The Server is of no further use; make a new one. */
   | 'TSNET_DIED'
-  /** The state directory (or store) cannot be read or written, is damaged, or in use by another Server. */
+  /**
+   * The state directory (or store) cannot be read or written, is damaged, or in use by another
+   * Server.
+   */
   | 'TSNET_STATE'
   /** No such peer in the tailnet. */
   | 'TSNET_NO_PEER'
@@ -24,14 +30,14 @@ export type TsnetErrorCode =
   /** This Node.js has no WebAssembly JSPI. */
   | 'TSNET_NODE_VERSION'
   /** Anything else that Tailscale's backend reports. */
-  | 'TSNET_BACKEND';
+  | 'TSNET_BACKEND'
 
 /** Every error of the bindings. `code` is for programs, `message` for people. */
 export class TsnetError extends Error {
-  readonly code: TsnetErrorCode;
+  readonly code: TsnetErrorCode
   constructor(code: TsnetErrorCode, message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.name = 'TsnetError';
-    this.code = code;
+    super(message, options)
+    this.name = 'TsnetError'
+    this.code = code
   }
 }

@@ -1,13 +1,24 @@
 /**
- * Tailscale's tsnet for Node.js, compiled to WebAssembly: a process becomes a node of a tailnet, with direct UDP paths and
- * without a native add-on. Needs Node.js 26.1 (WebAssembly JSPI): an older one gets TSNET_NODE_VERSION at import.
+ * Tailscale's tsnet for Node.js, compiled to WebAssembly: a process becomes a node of a tailnet,
+ * with direct UDP paths and without a native add-on. Needs Node.js 26.1 (WebAssembly JSPI): an
+ * older one gets TSNET_NODE_VERSION at import.
  */
-import './check.ts';
+import './check.ts'
 
-export { Conn } from './conn.ts';
-export { TsnetError, type TsnetErrorCode } from './errors.ts';
-export { Listener } from './listener.ts';
-export { PacketSocket, type RemoteInfo } from './packet.ts';
-export { Server, type WaitOptions } from './server.ts';
-export type { HealthWarning, KeyExpiry, Network, NodeStatus, ServerOptions, StateStore, Stats, Status, WhoIs } from './types.ts';
-export type { Notice } from './watch.ts';
+export { Conn } from './conn.ts'
+export { TsnetError, type TsnetErrorCode } from './errors.ts'
+export { Listener } from './listener.ts'
+export { PacketSocket, type RemoteInfo } from './packet.ts'
+export { Server, type WaitOptions } from './server.ts'
+export type {
+  HealthWarning,
+  KeyExpiry,
+  Network,
+  NodeStatus,
+  ServerOptions,
+  StateStore,
+  Stats,
+  Status,
+  WhoIs,
+} from './types.ts'
+export type { Notice } from './watch.ts'

@@ -1,12 +1,21 @@
-/** From the options and the environment to what the shim is started with. Precedence is tsnet's (tailscale.com/tsnet, "Authentication"). */
-import { isBuiltin } from 'node:module';
-import { TsnetError } from './errors.ts';
-import type { StartParams } from './protocol.ts';
-import type { Network, ServerOptions } from './types.ts';
+/**
+ * From the options and the environment to what the shim is started with. Precedence is tsnet's
+ * (tailscale.com/tsnet, "Authentication").
+ */
+import { isBuiltin } from 'node:module'
+import { TsnetError } from './errors.ts'
+import type { StartParams } from './protocol.ts'
+import type { Network, ServerOptions } from './types.ts'
 
-/** What the options say, completed by the environment. As with tsnet an empty string is as good as none. */
-export function startParams(options: ServerOptions, env: NodeJS.ProcessEnv): Omit<StartParams, 'rootsPEM' | 'ownStore' | 'state' | 'stateFile'> {
-  const authKey = options.authKey || env.TS_AUTHKEY || env.TS_AUTH_KEY || '';
+/**
+ * What the options say, completed by the environment. As with tsnet an empty string is as good as
+ * none.
+ */
+export function startParams(
+  options: ServerOptions,
+  env: NodeJS.ProcessEnv,
+): Omit<StartParams, 'rootsPEM' | 'ownStore' | 'state' | 'stateFile'> {
+  const authKey = options.authKey || env.TS_AUTHKEY || env.TS_AUTH_KEY || ''
   return {
     hostname: options.hostname || 'tsnet',
     authKey,
@@ -17,10 +26,13 @@ export function startParams(options: ServerOptions, env: NodeJS.ProcessEnv): Omi
     ephemeral: options.ephemeral ?? false,
     port: options.port ?? 0,
     verbose: options.verbose ?? false,
-  };
+  }
 }
 
-/** The environment of the module: what is listed here and {@link ServerOptions.env}, nothing else of the process's. */
+/**
+ * The environment of the module: what is listed here and {@link ServerOptions.env}, nothing else of
+ * the process's.
+ */
 export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Record<string, string> {
   return {
     // Tailscale's logs stay here: an appliance uploads nothing unless its owner says so.
@@ -28,49 +40,64 @@ export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Recor
     ...(env.TSNET_FORCE_LOGIN && { TSNET_FORCE_LOGIN: env.TSNET_FORCE_LOGIN }),
     ...(env.TSNET_SIMD && { TSNET_SIMD: env.TSNET_SIMD }),
     ...options.env,
-  };
+  }
 }
 
 /** How packets are to leave the process. Throws TSNET_OPTIONS for what is no way. */
 export function network(options: ServerOptions, env: NodeJS.ProcessEnv): Network {
-  const asked = options.network || env.TSNET_NETWORK || 'auto';
-  if (asked !== 'auto' && asked !== 'ffi' && asked !== 'node') throw new TsnetError('TSNET_OPTIONS', `network "${asked}" is none of auto, ffi, node`);
+  const asked = options.network || env.TSNET_NETWORK || 'auto'
+  if (asked !== 'auto' && asked !== 'ffi' && asked !== 'node')
+    throw new TsnetError('TSNET_OPTIONS', `network "${asked}" is none of auto, ffi, node`)
   // The worker thread has flags of its own: --no-experimental-ffi of this process is for all of it.
-  if (asked === 'node' || isBuiltin('node:ffi')) return asked;
-  if (asked === 'ffi') throw new TsnetError('TSNET_OPTIONS', 'network "ffi" needs a Node.js with node:ffi; "auto" takes what there is');
-  return 'node';
+  if (asked === 'node' || isBuiltin('node:ffi')) return asked
+  if (asked === 'ffi')
+    throw new TsnetError(
+      'TSNET_OPTIONS',
+      'network "ffi" needs a Node.js with node:ffi; "auto" takes what there is',
+    )
+  return 'node'
 }
 
 /** Throws TSNET_OPTIONS for what cannot work, before anything is started. */
 export function checkOptions(options: ServerOptions): void {
   const refuse = (message: string): never => {
-    throw new TsnetError('TSNET_OPTIONS', message);
-  };
-  if (!options.dir && !options.store) refuse('dir is required (or a store): where the identity of the node is kept');
-  if (options.store && (typeof options.store.read !== 'function' || typeof options.store.write !== 'function')) refuse('store needs the functions read and write');
-  if (options.port !== undefined) checkPort(options.port, 0);
-  for (const tag of options.advertiseTags ?? []) {
-    if (!/^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(tag)) refuse(`advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes that begins with a letter`);
+    throw new TsnetError('TSNET_OPTIONS', message)
   }
-  network(options, process.env);
+  if (!options.dir && !options.store)
+    refuse('dir is required (or a store): where the identity of the node is kept')
+  if (
+    options.store &&
+    (typeof options.store.read !== 'function' || typeof options.store.write !== 'function')
+  )
+    refuse('store needs the functions read and write')
+  if (options.port !== undefined) checkPort(options.port, 0)
+  for (const tag of options.advertiseTags ?? []) {
+    if (!/^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(tag))
+      refuse(
+        `advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes that begins with a letter`,
+      )
+  }
+  network(options, process.env)
   if (options.controlURL) {
-    const url = URL.parse(options.controlURL);
-    if (!url || !/^https?:$/.test(url.protocol)) refuse(`controlURL "${options.controlURL}": use an http or https URL`);
+    const url = URL.parse(options.controlURL)
+    if (!url || !/^https?:$/.test(url.protocol))
+      refuse(`controlURL "${options.controlURL}": use an http or https URL`)
   }
 }
 
 /** Throws TSNET_OPTIONS for what is no port. `least` 0 lets 0 stand for any. */
 export function checkPort(port: number, least = 1): void {
-  if (!Number.isInteger(port) || port < least || port > 65535) throw new TsnetError('TSNET_OPTIONS', `port ${port}: use ${least} to 65535`);
+  if (!Number.isInteger(port) || port < least || port > 65535)
+    throw new TsnetError('TSNET_OPTIONS', `port ${port}: use ${least} to 65535`)
 }
 
 /** `host:port` as Go wants it. */
 export function joinHostPort(host: string, port: number): string {
-  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
 }
 
 /** The two parts of what Go writes as `100.64.0.1:443` or `[fd7a:115c:a1e0::1]:443`. */
 export function splitHostPort(s: string): [string, number] {
-  const at = s.lastIndexOf(':');
-  return [s.slice(0, at).replace(/^\[|\]$/g, ''), Number(s.slice(at + 1))];
+  const at = s.lastIndexOf(':')
+  return [s.slice(0, at).replace(/^\[|\]$/g, ''), Number(s.slice(at + 1))]
 }

@@ -1,57 +1,79 @@
-import { EventEmitter } from 'node:events';
-import type http from 'node:http';
-import type https from 'node:https';
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
-import { type ConnectionOptions, rootCertificates } from 'node:tls';
-import { fileURLToPath } from 'node:url';
-import { Worker } from 'node:worker_threads';
-import { Conn } from './conn.ts';
-import { TsnetError, type TsnetErrorCode } from './errors.ts';
-import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent } from './http.ts';
-import { Listener } from './listener.ts';
-import { checkOptions, checkPort, joinHostPort, moduleEnv, network, splitHostPort, startParams } from './options.ts';
-import { PacketSocket } from './packet.ts';
-import { SMALL, type StartParams, type StreamMessage, type StreamMeta, type ToUser, type ToWorker, type WorkerData } from './protocol.ts';
-import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts';
-import { type Notice, Notices } from './watch.ts';
+import { EventEmitter } from 'node:events'
+import type http from 'node:http'
+import type https from 'node:https'
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { type ConnectionOptions, rootCertificates } from 'node:tls'
+import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
+import { Conn } from './conn.ts'
+import { TsnetError, type TsnetErrorCode } from './errors.ts'
+import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent } from './http.ts'
+import { Listener } from './listener.ts'
+import {
+  checkOptions,
+  checkPort,
+  joinHostPort,
+  moduleEnv,
+  network,
+  splitHostPort,
+  startParams,
+} from './options.ts'
+import { PacketSocket } from './packet.ts'
+import {
+  SMALL,
+  type StartParams,
+  type StreamMessage,
+  type StreamMeta,
+  type ToUser,
+  type ToWorker,
+  type WorkerData,
+} from './protocol.ts'
+import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts'
+import { type Notice, Notices } from './watch.ts'
 
-// From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both lie beside the bundle.
-const fromSource = import.meta.url.endsWith('.ts');
-const workerURL = new URL(fromSource ? './worker.ts' : './tsnet-worker.js', import.meta.url);
-const wasmPath = fileURLToPath(new URL(fromSource ? './build/tsnet.wasm' : './tsnet.wasm', import.meta.url));
+// From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both
+// lie beside the bundle.
+const fromSource = import.meta.url.endsWith('.ts')
+const workerURL = new URL(fromSource ? './worker.ts' : './tsnet-worker.js', import.meta.url)
+const wasmPath = fileURLToPath(
+  new URL(fromSource ? './build/tsnet.wasm' : './tsnet.wasm', import.meta.url),
+)
 
 interface Events {
-  /** The backend's state (ipn.State): NoState, NeedsLogin, NeedsMachineAuth, Stopped, Starting, Running. */
-  state: [string];
+  /**
+   * The backend's state (ipn.State): NoState, NeedsLogin, NeedsMachineAuth, Stopped, Starting,
+   * Running.
+   */
+  state: [string]
   /** A person must open this URL to log the node in. */
-  loginURL: [string];
+  loginURL: [string]
   /** The key's end, at first and when it changes. */
-  keyExpiry: [KeyExpiry];
+  keyExpiry: [KeyExpiry]
   /** All that Tailscale's health tracker complains of now; empty: nothing. */
-  health: [HealthWarning[]];
+  health: [HealthWarning[]]
   /** What the control server says against this node. */
-  message: [string];
+  message: [string]
   /** Tailscale's log, a line at a time. */
-  log: [string];
+  log: [string]
   /** The module died; the server is of no further use. */
-  error: [TsnetError];
-  close: [];
+  error: [TsnetError]
+  close: []
 }
 
 interface Waiting {
-  resolve: (value: unknown) => void;
-  reject: (err: TsnetError) => void;
+  resolve: (value: unknown) => void
+  reject: (err: TsnetError) => void
 }
 
 /** How long Tailscale may take to leave the network before its thread is ended, in ms. */
-const CLOSE_MS = 5000;
+const CLOSE_MS = 5000
 
-const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed');
+const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed')
 
 /** Callers that wait for something may give it up. */
 export interface WaitOptions {
-  signal?: AbortSignal;
+  signal?: AbortSignal
 }
 
 /**
@@ -65,251 +87,309 @@ export interface WaitOptions {
  * ```
  */
 export class Server extends EventEmitter<Events> {
-  private readonly options: ServerOptions;
-  private worker: Worker | undefined;
-  private starting: Promise<void> | undefined;
-  private closing: Promise<void> | undefined;
-  private closeAsked = false;
-  private ended: TsnetError | undefined;
-  private nextId = 1;
-  private readonly waiting = new Map<number, Waiting>();
-  private readonly open = new Map<number, Listener>();
-  private readonly conns = new Map<number, Conn>();
-  private readonly dialled = new Map<number, Conn>();
-  private readonly notices = new Notices();
-  private state = 'NoState';
-  private fetching: Dispatcher | undefined;
-  private outbox: ToWorker[] = [];
-  private transfers: ArrayBuffer[] = [];
-  private exited: (() => void) | undefined;
+  private readonly options: ServerOptions
+  private worker: Worker | undefined
+  private starting: Promise<void> | undefined
+  private closing: Promise<void> | undefined
+  private closeAsked = false
+  private ended: TsnetError | undefined
+  private nextId = 1
+  private readonly waiting = new Map<number, Waiting>()
+  private readonly open = new Map<number, Listener>()
+  private readonly conns = new Map<number, Conn>()
+  private readonly dialled = new Map<number, Conn>()
+  private readonly notices = new Notices()
+  private state = 'NoState'
+  private fetching: Dispatcher | undefined
+  private outbox: ToWorker[] = []
+  private transfers: ArrayBuffer[] = []
+  private exited: (() => void) | undefined
 
   /** Nothing happens before {@link start}. */
   constructor(options: ServerOptions) {
-    super();
-    checkOptions(options);
-    this.options = options;
+    super()
+    checkOptions(options)
+    this.options = options
   }
 
-  /** Loads the module and starts the backend: it connects by itself from here on. Calling it again gives the first call's result. */
+  /**
+   * Loads the module and starts the backend: it connects by itself from here on. Calling it again
+   * gives the first call's result.
+   */
   start(): Promise<void> {
-    this.starting ??= this.doStart();
-    return this.starting;
+    this.starting ??= this.doStart()
+    return this.starting
   }
 
   private async doStart(): Promise<void> {
-    const { options } = this;
-    let rootsPEM = rootCertificates.join('\n');
+    const { options } = this
+    let rootsPEM = rootCertificates.join('\n')
     if (options.caFile) {
       try {
-        rootsPEM = await readFile(options.caFile, 'utf8');
+        rootsPEM = await readFile(options.caFile, 'utf8')
       } catch (err) {
-        throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, { cause: err });
+        throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, {
+          cause: err,
+        })
       }
     }
-    let state: string | undefined;
+    let state: string | undefined
     if (options.store) {
       try {
-        state = await options.store.read();
+        state = await options.store.read()
       } catch (err) {
-        throw new TsnetError('TSNET_STATE', `the state store cannot be read: ${(err as Error).message}`, { cause: err });
+        throw new TsnetError(
+          'TSNET_STATE',
+          `the state store cannot be read: ${(err as Error).message}`,
+          { cause: err },
+        )
       }
     }
-    if (this.closeAsked) throw closedError();
+    if (this.closeAsked) throw closedError()
     const workerData: WorkerData = {
-      wasm: wasmPath, dir: options.dir, ownStore: options.store !== undefined, network: network(options, process.env), env: moduleEnv(options, process.env),
-    };
-    const worker = new Worker(workerURL, { workerData, name: 'tsnet', env: {}, execArgv: ['--disable-warning=ExperimentalWarning'] });
-    this.worker = worker;
+      wasm: wasmPath,
+      dir: options.dir,
+      ownStore: options.store !== undefined,
+      network: network(options, process.env),
+      env: moduleEnv(options, process.env),
+    }
+    const worker = new Worker(workerURL, {
+      workerData,
+      name: 'tsnet',
+      env: {},
+      execArgv: ['--disable-warning=ExperimentalWarning'],
+    })
+    this.worker = worker
     worker.on('message', (messages: ToUser[]) => {
-      for (const m of messages) this.receive(m);
-    });
-    worker.on('error', (err) => this.end(71, String((err as Error).stack ?? err)));
-    worker.on('exit', (code) => this.end(code, 'the worker thread ended'));
+      for (const m of messages) this.receive(m)
+    })
+    worker.on('error', (err) => this.end(71, String((err as Error).stack ?? err)))
+    worker.on('exit', (code) => this.end(code, 'the worker thread ended'))
     const params: StartParams = {
       ...startParams(options, process.env),
       rootsPEM,
       stateFile: options.store ? 'the state store' : path.join(options.dir!, 'tailscaled.state'),
       ownStore: options.store !== undefined,
       state: state ?? '',
-    };
+    }
     try {
-      await this.request('start', params);
+      await this.request('start', params)
     } catch (err) {
       // Nothing of it stays: a worker that could not start would keep the process alive.
-      this.end(0, '', err as TsnetError);
-      throw err;
+      this.end(0, '', err as TsnetError)
+      throw err
     }
   }
 
-  private async request<T>(method: string, params: unknown = {}, { signal }: WaitOptions = {}, id = this.nextId++): Promise<T> {
+  private async request<T>(
+    method: string,
+    params: unknown = {},
+    { signal }: WaitOptions = {},
+    id = this.nextId++,
+  ): Promise<T> {
     const begin = async (): Promise<unknown> => {
-      if (method !== 'start' && method !== 'close') await this.start();
-      if (this.ended) throw this.ended;
-      if (signal?.aborted) throw aborted();
+      if (method !== 'start' && method !== 'close') await this.start()
+      if (this.ended) throw this.ended
+      if (signal?.aborted) throw aborted()
       return await new Promise<unknown>((resolve, reject) => {
-        this.waiting.set(id, { resolve, reject });
-        this.post(method === 'stats' ? { t: 'stats', id } : { t: 'rpc', body: JSON.stringify({ id, method, params }) });
-      });
-    };
-    const aborted = (): TsnetError => new TsnetError('TSNET_ABORTED', `${method}: aborted${this.why()}`, { cause: signal?.reason });
-    if (!signal) return (await begin()) as T;
-    if (signal.aborted) throw aborted();
-    // At once, whatever the module does: what it answers later is dropped, a connection it dials is closed.
-    const { promise, reject } = Promise.withResolvers<never>();
+        this.waiting.set(id, { resolve, reject })
+        this.post(
+          method === 'stats'
+            ? { t: 'stats', id }
+            : { t: 'rpc', body: JSON.stringify({ id, method, params }) },
+        )
+      })
+    }
+    const aborted = (): TsnetError =>
+      new TsnetError('TSNET_ABORTED', `${method}: aborted${this.why()}`, { cause: signal?.reason })
+    if (!signal) return (await begin()) as T
+    if (signal.aborted) throw aborted()
+    // At once, whatever the module does: what it answers later is dropped, a connection it dials is
+    // closed.
+    const { promise, reject } = Promise.withResolvers<never>()
     const cancel = (): void => {
-      if (this.settle(id)) this.post({ t: 'rpc', body: JSON.stringify({ id, method: 'cancel' }) });
-      reject(aborted());
-    };
-    signal.addEventListener('abort', cancel, { once: true });
+      if (this.settle(id)) this.post({ t: 'rpc', body: JSON.stringify({ id, method: 'cancel' }) })
+      reject(aborted())
+    }
+    signal.addEventListener('abort', cancel, { once: true })
     try {
-      return (await Promise.race([begin(), promise])) as T;
+      return (await Promise.race([begin(), promise])) as T
     } finally {
-      signal.removeEventListener('abort', cancel);
+      signal.removeEventListener('abort', cancel)
     }
   }
 
   /** What a wait that was given up waited for, as far as it was a person. */
   private why(): string {
-    if (this.state === 'NeedsMachineAuth') return ': the node waits until an admin of the tailnet approves it';
-    if (this.state === 'NeedsLogin') return ': the node is not logged in (see the event loginURL)';
-    return '';
+    if (this.state === 'NeedsMachineAuth')
+      return ': the node waits until an admin of the tailnet approves it'
+    if (this.state === 'NeedsLogin') return ': the node is not logged in (see the event loginURL)'
+    return ''
   }
 
   /** The one who waits for this answer, who will wait no more. */
   private settle(id: number): Waiting | undefined {
-    const w = this.waiting.get(id);
-    this.waiting.delete(id);
-    return w;
+    const w = this.waiting.get(id)
+    this.waiting.delete(id)
+    return w
   }
 
-  /** Messages of one turn of the event loop go over together: a wake-up of the other thread costs more than they do. */
+  /**
+   * Messages of one turn of the event loop go over together: a wake-up of the other thread costs
+   * more than they do.
+   */
   private post = (m: ToWorker): void => {
-    if (this.ended) return;
-    if (this.outbox.length === 0) queueMicrotask(this.flush);
-    this.outbox.push(m);
-    if (m.t === 'data' && m.b.length > SMALL) this.transfers.push(m.b.buffer);
-  };
+    if (this.ended) return
+    if (this.outbox.length === 0) queueMicrotask(this.flush)
+    this.outbox.push(m)
+    if (m.t === 'data' && m.b.length > SMALL) this.transfers.push(m.b.buffer)
+  }
 
   private flush = (): void => {
-    this.worker?.postMessage(this.outbox, this.transfers);
-    this.outbox = [];
-    this.transfers = [];
-  };
+    this.worker?.postMessage(this.outbox, this.transfers)
+    this.outbox = []
+    this.transfers = []
+  }
 
   private receive(m: ToUser): void {
-    if (m.t === 'emit') this.event(m.body);
-    else if (m.t === 'open') this.accept(m.s, m.meta);
-    else if (m.t === 'stats') this.settle(m.id)?.resolve(m.stats);
-    else if (m.t === 'log') this.emit('log', m.line);
-    else if (m.t === 'exit') this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason));
-    else this.conns.get(m.s)?.receive(m);
+    if (m.t === 'emit') this.event(m.body)
+    else if (m.t === 'open') this.accept(m.s, m.meta)
+    else if (m.t === 'stats') this.settle(m.id)?.resolve(m.stats)
+    else if (m.t === 'log') this.emit('log', m.line)
+    else if (m.t === 'exit')
+      this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason))
+    else this.conns.get(m.s)?.receive(m)
   }
 
   private event(body: string): void {
     const e = JSON.parse(body) as {
-      id?: number;
-      result?: unknown;
-      error?: { code: TsnetErrorCode; message: string };
-      event?: string;
-      value?: unknown;
-    };
-    if (e.id !== undefined) {
-      const w = this.settle(e.id);
-      // What close() interrupts over there is closed, not aborted: abort signals are answered here.
-      if (e.error) w?.reject(this.closeAsked && e.error.code === 'TSNET_ABORTED' ? closedError() : new TsnetError(e.error.code, e.error.message));
-      else w?.resolve(e.result);
-      return;
+      id?: number
+      result?: unknown
+      error?: { code: TsnetErrorCode; message: string }
+      event?: string
+      value?: unknown
     }
-    const value = e.value as never;
-    if (e.event === 'state') this.tell({ type: 'state', state: (this.state = value) }, value);
-    else if (e.event === 'loginURL') this.tell({ type: 'loginURL', url: value }, value);
-    else if (e.event === 'keyExpiry') this.tell({ type: 'keyExpiry', expiry: value }, value);
-    else if (e.event === 'health') this.tell({ type: 'health', warnings: value }, value);
-    else if (e.event === 'message') this.tell({ type: 'message', message: value }, value);
-    else if (e.event === 'save') void this.save(value);
+    if (e.id !== undefined) {
+      const w = this.settle(e.id)
+      // What close() interrupts over there is closed, not aborted: abort signals are answered here.
+      if (e.error)
+        w?.reject(
+          this.closeAsked && e.error.code === 'TSNET_ABORTED'
+            ? closedError()
+            : new TsnetError(e.error.code, e.error.message),
+        )
+      else w?.resolve(e.result)
+      return
+    }
+    const value = e.value as never
+    if (e.event === 'state') this.tell({ type: 'state', state: (this.state = value) }, value)
+    else if (e.event === 'loginURL') this.tell({ type: 'loginURL', url: value }, value)
+    else if (e.event === 'keyExpiry') this.tell({ type: 'keyExpiry', expiry: value }, value)
+    else if (e.event === 'health') this.tell({ type: 'health', warnings: value }, value)
+    else if (e.event === 'message') this.tell({ type: 'message', message: value }, value)
+    else if (e.event === 'save') void this.save(value)
   }
 
   private tell(notice: Notice, value: never): void {
-    this.notices.add(notice);
-    this.emit(notice.type, value);
+    this.notices.add(notice)
+    this.emit(notice.type, value)
   }
 
   /** The state for the caller's own store; the module waits for the answer. */
   private async save({ number, state }: { number: number; state: string }): Promise<void> {
-    let error = '';
+    let error = ''
     try {
-      await this.options.store!.write(state);
+      await this.options.store!.write(state)
     } catch (err) {
-      error = (err as Error)?.message || String(err);
+      error = (err as Error)?.message || String(err)
     }
-    this.post({ t: 'rpc', body: JSON.stringify({ id: number, method: 'saved', params: { error } }) });
+    this.post({
+      t: 'rpc',
+      body: JSON.stringify({ id: number, method: 'saved', params: { error } }),
+    })
   }
 
   private accept(s: number, meta: StreamMeta): void {
-    const conn = new Conn(s, meta.local, meta.remote, (m: StreamMessage) => this.post(m), () => this.conns.delete(s));
-    this.conns.set(s, conn);
+    const conn = new Conn(
+      s,
+      meta.local,
+      meta.remote,
+      (m: StreamMessage) => this.post(m),
+      () => this.conns.delete(s),
+    )
+    this.conns.set(s, conn)
     if (meta.dial !== undefined) {
       // Whoever dialled may have given up.
-      if (this.waiting.has(meta.dial)) this.dialled.set(meta.dial, conn);
-      else conn.destroy();
-      return;
+      if (this.waiting.has(meta.dial)) this.dialled.set(meta.dial, conn)
+      else conn.destroy()
+      return
     }
     const give = (): boolean => {
-      if (!this.open.get(meta.listener!)?.give(conn)) return false;
-      conn.release();
-      return true;
-    };
+      if (!this.open.get(meta.listener!)?.give(conn)) return false
+      conn.release()
+      return true
+    }
     // It may come before the caller of listen() has had its turn to add the event listener.
-    if (!give()) setImmediate(() => give() || conn.destroy());
+    if (!give()) setImmediate(() => give() || conn.destroy())
   }
 
   /** The module has ended, as asked or not. */
   private end(code: number, reason: string, error?: TsnetError): void {
-    if (this.ended) return;
-    const asked = this.closeAsked;
+    if (this.ended) return
+    const asked = this.closeAsked
     this.ended = asked
       ? closedError()
-      : (error ?? new TsnetError('TSNET_DIED', `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`));
-    const heard = this.waiting.size > 0;
-    for (const w of this.waiting.values()) w.reject(this.ended);
-    this.waiting.clear();
-    for (const conn of this.conns.values()) conn.receive({ t: 'reset', s: 0 });
-    for (const listener of this.open.values()) listener.ended();
-    this.notices.end();
-    void this.worker?.terminate();
-    this.worker = undefined;
-    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the process. A failed start is
-    // its caller's to know.
-    if (!asked && !error && (this.listenerCount('error') > 0 || !heard)) this.emit('error', this.ended);
-    this.emit('close');
-    this.exited?.();
+      : (error ??
+        new TsnetError(
+          'TSNET_DIED',
+          `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`,
+        ))
+    const heard = this.waiting.size > 0
+    for (const w of this.waiting.values()) w.reject(this.ended)
+    this.waiting.clear()
+    for (const conn of this.conns.values()) conn.receive({ t: 'reset', s: 0 })
+    for (const listener of this.open.values()) listener.ended()
+    this.notices.end()
+    void this.worker?.terminate()
+    this.worker = undefined
+    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the
+    // process. A failed start is its caller's to know.
+    if (!asked && !error && (this.listenerCount('error') > 0 || !heard))
+      this.emit('error', this.ended)
+    this.emit('close')
+    this.exited?.()
   }
 
   /**
-   * Waits until the node is in the tailnet. Rejects with TSNET_AUTH when the control server refuses it; the backend goes
-   * on trying, and `up` may be called again. Without an auth key, listen to `loginURL`.
+   * Waits until the node is in the tailnet. Rejects with TSNET_AUTH when the control server refuses
+   * it; the backend goes on trying, and `up` may be called again. Without an auth key, listen to
+   * `loginURL`.
    */
   async up(options: WaitOptions = {}): Promise<Status> {
-    return await this.request('up', {}, options);
+    return await this.request('up', {}, options)
   }
 
   /**
-   * Listens on a TCP port of the node's tailnet addresses; 0 takes a free one. May be called before the node is up.
-   * `host`: an address to listen on alone, one of the node's or one that is routed to it. Default: both of the node's.
+   * Listens on a TCP port of the node's tailnet addresses; 0 takes a free one. May be called before
+   * the node is up. `host`: an address to listen on alone, one of the node's or one that is routed
+   * to it. Default: both of the node's.
    */
   async listen(port: number, options: WaitOptions & { host?: string } = {}): Promise<Listener> {
-    checkPort(port, 0);
-    const { host = '' } = options;
-    return await this.listener('listen', { addr: joinHostPort(host, port) }, options, ({ addr }) => splitHostPort(addr!));
+    checkPort(port, 0)
+    const { host = '' } = options
+    return await this.listener('listen', { addr: joinHostPort(host, port) }, options, ({ addr }) =>
+      splitHostPort(addr!),
+    )
   }
 
   /**
-   * Hosts a port of a Tailscale Service (`svc:name`): connections to the Service's address come to this listener. The node must be
-   * tagged ({@link CommonOptions.advertiseTags}), and an admin (or the policy) must approve the host. Call it for each port. Waits until the node is up.
+   * Hosts a port of a Tailscale Service (`svc:name`): connections to the Service's address come to
+   * this listener. The node must be tagged ({@link CommonOptions.advertiseTags}), and an admin (or
+   * the policy) must approve the host. Call it for each port. Waits until the node is up.
    */
   async listenService(name: string, port: number, options: WaitOptions = {}): Promise<Listener> {
-    checkPort(port);
-    return await this.listener('listenService', { name, port }, options, () => ['', port]);
+    checkPort(port)
+    return await this.listener('listenService', { name, port }, options, () => ['', port])
   }
 
   private async listener(
@@ -318,160 +398,211 @@ export class Server extends EventEmitter<Events> {
     options: WaitOptions,
     address: (answer: { addr?: string; fqdn?: string }) => [string, number],
   ): Promise<Listener> {
-    const id = this.nextId++;
-    const answer = await this.request<{ addr?: string; fqdn?: string }>(method, params, options, id).catch((err) => {
+    const id = this.nextId++
+    const answer = await this.request<{ addr?: string; fqdn?: string }>(
+      method,
+      params,
+      options,
+      id,
+    ).catch((err) => {
       // Given up here while it was made over there.
-      if (!this.ended && (err as TsnetError).code === 'TSNET_ABORTED') this.request('unlisten', { listener: id }).catch(() => {});
-      throw err;
-    });
+      if (!this.ended && (err as TsnetError).code === 'TSNET_ABORTED')
+        this.request('unlisten', { listener: id }).catch(() => {})
+      throw err
+    })
     const end = async (): Promise<void> => {
-      this.open.delete(id);
-      if (!this.ended) await this.request('unlisten', { listener: id }).catch((err) => (this.ended ? undefined : Promise.reject(err)));
-    };
-    const listener = new Listener(...address(answer), end, answer.fqdn);
-    this.open.set(id, listener);
-    return listener;
+      this.open.delete(id)
+      if (!this.ended)
+        await this.request('unlisten', { listener: id }).catch((err) =>
+          this.ended ? undefined : Promise.reject(err),
+        )
+    }
+    const listener = new Listener(...address(answer), end, answer.fqdn)
+    this.open.set(id, listener)
+    return listener
   }
 
   /**
-   * Connects to a port of a tailnet node (or of what a subnet router in the tailnet leads to), by address or name. All else
-   * is TSNET_NO_PEER, other than with tsnet, which would dial it over the machine's own network.
+   * Connects to a port of a tailnet node (or of what a subnet router in the tailnet leads to), by
+   * address or name. All else is TSNET_NO_PEER, other than with tsnet, which would dial it over the
+   * machine's own network.
    */
   async dial(host: string, port: number, options: WaitOptions = {}): Promise<Conn> {
-    checkPort(port);
-    const [conn] = await this.stream('dial', { addr: joinHostPort(host, port) }, options);
-    setImmediate(() => conn.release()); // when the caller has had its turn to add event listeners
-    return conn;
+    checkPort(port)
+    const [conn] = await this.stream('dial', { addr: joinHostPort(host, port) }, options)
+    setImmediate(() => conn.release()) // when the caller has had its turn to add event listeners
+    return conn
   }
 
   /**
-   * Binds a UDP port of the node's tailnet addresses; 0 takes a free one. `host`: one of the node's addresses. Default: both. Waits
-   * until the node is up, for its addresses.
+   * Binds a UDP port of the node's tailnet addresses; 0 takes a free one. `host`: one of the node's
+   * addresses. Default: both. Waits until the node is up, for its addresses.
    */
-  async listenPacket(port: number, options: WaitOptions & { host?: string } = {}): Promise<PacketSocket> {
-    checkPort(port, 0);
-    const [conn, { locals }] = await this.stream<{ locals: string[] }>('listenPacket', { addr: options.host ?? '', port }, options);
-    const socket = new PacketSocket(conn, locals, false);
-    setImmediate(() => conn.release());
-    return socket;
+  async listenPacket(
+    port: number,
+    options: WaitOptions & { host?: string } = {},
+  ): Promise<PacketSocket> {
+    checkPort(port, 0)
+    const [conn, { locals }] = await this.stream<{ locals: string[] }>(
+      'listenPacket',
+      { addr: options.host ?? '', port },
+      options,
+    )
+    const socket = new PacketSocket(conn, locals, false)
+    setImmediate(() => conn.release())
+    return socket
   }
 
-  /** A UDP socket whose one peer is a port of a tailnet node, by address or name. As {@link dial} it never leaves the tailnet. */
+  /**
+   * A UDP socket whose one peer is a port of a tailnet node, by address or name. As {@link dial} it
+   * never leaves the tailnet.
+   */
   async dialPacket(host: string, port: number, options: WaitOptions = {}): Promise<PacketSocket> {
-    checkPort(port);
-    const [conn, { locals }] = await this.stream<{ locals: string[] }>('dialPacket', { addr: joinHostPort(host, port) }, options);
-    const socket = new PacketSocket(conn, locals, true);
-    setImmediate(() => conn.release());
-    return socket;
+    checkPort(port)
+    const [conn, { locals }] = await this.stream<{ locals: string[] }>(
+      'dialPacket',
+      { addr: joinHostPort(host, port) },
+      options,
+    )
+    const socket = new PacketSocket(conn, locals, true)
+    setImmediate(() => conn.release())
+    return socket
   }
 
   /** A request that makes a stream, and its answer. */
-  private async stream<T>(method: string, params: object, options: WaitOptions): Promise<[Conn, T]> {
-    const id = this.nextId++;
+  private async stream<T>(
+    method: string,
+    params: object,
+    options: WaitOptions,
+  ): Promise<[Conn, T]> {
+    const id = this.nextId++
     try {
-      const answer = await this.request<T>(method, params, options, id);
-      return [this.dialled.get(id)!, answer];
+      const answer = await this.request<T>(method, params, options, id)
+      return [this.dialled.get(id)!, answer]
     } catch (err) {
-      this.dialled.get(id)?.destroy();
-      throw err;
+      this.dialled.get(id)?.destroy()
+      throw err
     } finally {
-      this.dialled.delete(id);
+      this.dialled.delete(id)
     }
   }
 
-  /** For node:http: an agent whose connections go over the tailnet. `http.get('http://peer/', { agent })`. */
+  /**
+   * For node:http: an agent whose connections go over the tailnet. `http.get('http://peer/', {
+   * agent })`.
+   */
   httpAgent(options?: http.AgentOptions): http.Agent {
-    return new TailnetAgent((...args) => this.dial(...args), options);
+    return new TailnetAgent((...args) => this.dial(...args), options)
   }
 
-  /** For node:https, as {@link httpAgent}. Certificates are verified as usual; `options` may name authorities (`ca`). */
+  /**
+   * For node:https, as {@link httpAgent}. Certificates are verified as usual; `options` may name
+   * authorities (`ca`).
+   */
   httpsAgent(options?: https.AgentOptions): https.Agent {
-    return new TailnetHttpsAgent((...args) => this.dial(...args), options);
+    return new TailnetHttpsAgent((...args) => this.dial(...args), options)
   }
 
-  /** For undici: `new Agent({ connect: server.connector() })`. `options` are those of TLS, such as `ca`. */
+  /**
+   * For undici: `new Agent({ connect: server.connector() })`. `options` are those of TLS, such as
+   * `ca`.
+   */
   connector(options?: ConnectionOptions): ReturnType<typeof connector> {
-    return connector((...args) => this.dial(...args), options);
+    return connector((...args) => this.dial(...args), options)
   }
 
-  /** A dispatcher for fetch and undici whose connections go over the tailnet. Needs the package undici. `options` are those of TLS. Close it after use. */
+  /**
+   * A dispatcher for fetch and undici whose connections go over the tailnet. Needs the package
+   * undici. `options` are those of TLS. Close it after use.
+   */
   async dispatcher(options?: ConnectionOptions): Promise<Dispatcher> {
-    const { Agent } = await loadUndici();
-    return new Agent({ connect: this.connector(options) });
+    const { Agent } = await loadUndici()
+    return new Agent({ connect: this.connector(options) })
   }
 
   /** fetch over the tailnet. Needs the package undici. */
   async fetch(input: string | URL | Request, init?: RequestInit): Promise<Response> {
-    const { fetch } = await loadUndici();
-    this.fetching ??= await this.dispatcher();
-    return await fetch(input, { dispatcher: this.fetching, ...init });
+    const { fetch } = await loadUndici()
+    this.fetching ??= await this.dispatcher()
+    return await fetch(input, { dispatcher: this.fetching, ...init })
   }
 
-  /** Who is behind `ip:port` (or `ip`) of a connection's remote end. Rejects with TSNET_NO_PEER for an address outside the tailnet. */
+  /**
+   * Who is behind `ip:port` (or `ip`) of a connection's remote end. Rejects with TSNET_NO_PEER for
+   * an address outside the tailnet.
+   */
   async whoIs(addr: string, options: WaitOptions = {}): Promise<WhoIs> {
-    return await this.request('whoIs', { addr }, options);
+    return await this.request('whoIs', { addr }, options)
   }
 
-  /** Names for which the control server publishes ACME challenges; empty when HTTPS is not enabled on the tailnet. */
+  /**
+   * Names for which the control server publishes ACME challenges; empty when HTTPS is not enabled
+   * on the tailnet.
+   */
   async certDomains(options: WaitOptions = {}): Promise<string[]> {
-    return (await this.status(options)).certDomains;
+    return (await this.status(options)).certDomains
   }
 
-  /** Publishes a TXT record by the control server, which takes only ACME challenges (`_acme-challenge.<own name>`). */
+  /**
+   * Publishes a TXT record by the control server, which takes only ACME challenges
+   * (`_acme-challenge.<own name>`).
+   */
   async setDNS(name: string, value: string, options: WaitOptions = {}): Promise<void> {
-    await this.request('setDNS', { name, value }, options);
+    await this.request('setDNS', { name, value }, options)
   }
 
   /** The tailnet as this node sees it now. */
   async status(options: WaitOptions = {}): Promise<Status> {
-    return await this.request('status', {}, options);
+    return await this.request('status', {}, options)
   }
 
   /**
-   * What happens to the node: first what holds now (state, login URL, key expiry, health), then each change. Ends with the server, or
-   * when `signal` is aborted. Starts the server.
+   * What happens to the node: first what holds now (state, login URL, key expiry, health), then
+   * each change. Ends with the server, or when `signal` is aborted. Starts the server.
    */
   watch(options: WaitOptions = {}): AsyncGenerator<Notice, void, void> {
-    this.start().catch(() => {}); // whoever waits for it, or the next call, has the error
-    return this.notices.watch(options.signal);
+    this.start().catch(() => {}) // whoever waits for it, or the next call, has the error
+    return this.notices.watch(options.signal)
   }
 
   /**
-   * Gives the node's key up at the control server and forgets it. The state after it is NeedsLogin: a `loginURL` comes, and a new Server with
-   * an auth key joins as a new login.
+   * Gives the node's key up at the control server and forgets it. The state after it is NeedsLogin:
+   * a `loginURL` comes, and a new Server with an auth key joins as a new login.
    */
   async logout(options: WaitOptions = {}): Promise<void> {
-    await this.request('logout', {}, options);
+    await this.request('logout', {}, options)
   }
 
   /** What the module and its host hold: for metrics, and for tests of growth. */
   async stats(options: WaitOptions = {}): Promise<Stats> {
-    return await this.request('stats', {}, options);
+    return await this.request('stats', {}, options)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
+    await this.close()
   }
 
-  /** Leaves the network and ends the worker thread; every connection is reset. Safe to call again. */
+  /**
+   * Leaves the network and ends the worker thread; every connection is reset. Safe to call again.
+   */
   close(): Promise<void> {
-    this.closeAsked = true;
-    this.closing ??= this.doClose();
-    return this.closing;
+    this.closeAsked = true
+    this.closing ??= this.doClose()
+    return this.closing
   }
 
   private async doClose(): Promise<void> {
-    const worker = this.worker;
-    void this.fetching?.destroy().catch(() => {});
-    if (this.ended) return;
-    if (!worker) return this.end(0, '');
-    const gone = new Promise<void>((resolve) => (this.exited = resolve));
-    const threadGone = new Promise((resolve) => worker.once('exit', resolve));
+    const worker = this.worker
+    void this.fetching?.destroy().catch(() => {})
+    if (this.ended) return
+    if (!worker) return this.end(0, '')
+    const gone = new Promise<void>((resolve) => (this.exited = resolve))
+    const threadGone = new Promise((resolve) => worker.once('exit', resolve))
     // Tailscale takes up to 5 s for its farewells where the control server does not answer.
-    const late = setTimeout(() => this.end(0, ''), CLOSE_MS);
-    this.request('close').catch(() => {});
-    await gone;
-    clearTimeout(late);
-    await threadGone;
+    const late = setTimeout(() => this.end(0, ''), CLOSE_MS)
+    this.request('close').catch(() => {})
+    await gone
+    clearTimeout(late)
+    await threadGone
   }
 }

@@ -5,141 +5,169 @@
  */
 
 /**
- * How packets leave the process: `ffi` by system calls (node:ffi; Linux on x86-64 and arm64), several times as fast; `node` by node:dgram,
- * everywhere; `auto` is `ffi` where there is that.
+ * How packets leave the process: `ffi` by system calls (node:ffi; Linux on x86-64 and arm64),
+ * several times as fast; `node` by node:dgram, everywhere; `auto` is `ffi` where there is that.
  */
-export type Network = 'auto' | 'ffi' | 'node';
+export type Network = 'auto' | 'ffi' | 'node'
 
 /**
- * Where the caller keeps the identity of the node instead of a directory: a database, a secret of an orchestrator. The state is a
- * few kilobytes of text, given whole each time. It holds the node's private keys.
+ * Where the caller keeps the identity of the node instead of a directory: a database, a secret of
+ * an orchestrator. The state is a few kilobytes of text, given whole each time. It holds the node's
+ * private keys.
  */
 export interface StateStore {
   /** What was last written; undefined or empty before the first time. */
-  read(): string | undefined | Promise<string | undefined>;
-  /** Resolves when the state would survive a power cut: until then the node waits. A rejection is reported as TSNET_STATE, or by `message` later on. */
-  write(state: string): void | Promise<void>;
+  read(): string | undefined | Promise<string | undefined>
+  /**
+   * Resolves when the state would survive a power cut: until then the node waits. A rejection is
+   * reported as TSNET_STATE, or by `message` later on.
+   */
+  write(state: string): void | Promise<void>
 }
 
-/** Options of {@link Server}. Fields follow tsnet.Server (tailscale.com/tsnet/tsnet.go); an empty string is as good as none. */
+/**
+ * Options of {@link Server}. Fields follow tsnet.Server (tailscale.com/tsnet/tsnet.go); an empty
+ * string is as good as none.
+ */
 export interface CommonOptions {
-  /** Name asked of the control server. Default: `tsnet`. The assigned one is in {@link Status.self}. */
-  hostname?: string;
   /**
-   * Auth key; not used once the state holds a node that is logged in (unless TSNET_FORCE_LOGIN=1 is in the environment). An OAuth client
-   * secret (`tskey-client-…`) will do too. Default: TS_AUTHKEY, then TS_AUTH_KEY, then {@link clientSecret}, then none: interactive login.
+   * Name asked of the control server. Default: `tsnet`. The assigned one is in {@link Status.self}.
    */
-  authKey?: string;
+  hostname?: string
   /**
-   * OAuth client secret, `tskey-client-…`, to make an auth key with when the server starts; needs {@link advertiseTags}. Attributes follow it as with
-   * Tailscale: `?ephemeral=false&preauthorized=true&baseURL=…`; the node is ephemeral unless they say otherwise. Default: TS_CLIENT_SECRET.
+   * Auth key; not used once the state holds a node that is logged in (unless TSNET_FORCE_LOGIN=1 is
+   * in the environment). An OAuth client secret (`tskey-client-…`) will do too. Default:
+   * TS_AUTHKEY, then TS_AUTH_KEY, then {@link clientSecret}, then none: interactive login.
    */
-  clientSecret?: string;
-  /** Tags asked for, as `tag:name`. The control server decides whether the node gets them. Default: none. */
-  advertiseTags?: string[];
+  authKey?: string
+  /**
+   * OAuth client secret, `tskey-client-…`, to make an auth key with when the server starts; needs
+   * {@link advertiseTags}. Attributes follow it as with Tailscale:
+   * `?ephemeral=false&preauthorized=true&baseURL=…`; the node is ephemeral unless they say
+   * otherwise. Default: TS_CLIENT_SECRET.
+   */
+  clientSecret?: string
+  /**
+   * Tags asked for, as `tag:name`. The control server decides whether the node gets them. Default:
+   * none.
+   */
+  advertiseTags?: string[]
   /** Control server. Default: TS_CONTROL_URL, then Tailscale's own. */
-  controlURL?: string;
+  controlURL?: string
   /** The node is removed from the tailnet soon after it goes offline. Default: false. */
-  ephemeral?: boolean;
+  ephemeral?: boolean
   /** UDP port of WireGuard. Default 0: one chosen by the system. */
-  port?: number;
+  port?: number
   /**
-   * Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's environment is passed on, but for
-   * TSNET_FORCE_LOGIN and TSNET_SIMD (`0`: packets are encrypted by Go's code, not by the module with SIMD).
+   * Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's
+   * environment is passed on, but for TSNET_FORCE_LOGIN and TSNET_SIMD (`0`: packets are encrypted
+   * by Go's code, not by the module with SIMD).
    */
-  env?: Record<string, string>;
+  env?: Record<string, string>
   /** Default: TSNET_NETWORK, then `auto`. */
-  network?: Network;
+  network?: Network
   /** Tailscale's backend log as `log` events. Default: false. */
-  verbose?: boolean;
+  verbose?: boolean
   /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
-  caFile?: string;
+  caFile?: string
 }
 
 /** One of both is required; with both, `store` keeps the identity. */
 export type ServerOptions = CommonOptions &
   (
     | {
-        /** State directory, created with mode 0700 where it does not exist: the node's identity lives there. One Server at a time. */
-        dir: string;
-        store?: StateStore;
+        /**
+         * State directory, created with mode 0700 where it does not exist: the node's identity
+         * lives there. One Server at a time.
+         */
+        dir: string
+        store?: StateStore
       }
     | { store: StateStore; dir?: string }
-  );
+  )
 
 /** One node as status shows it. */
 export interface NodeStatus {
   /** Stable node ID. */
-  id: string;
-  hostName: string;
+  id: string
+  hostName: string
   /** Fully qualified, without the trailing dot. */
-  dnsName: string;
-  tailscaleIPs: string[];
-  online: boolean;
+  dnsName: string
+  tailscaleIPs: string[]
+  online: boolean
   /** `ip:port` of the direct path in use now; empty when relayed or idle. */
-  curAddr: string;
+  curAddr: string
   /** DERP region code used when there is no direct path. */
-  relay: string;
-  tags: string[];
+  relay: string
+  tags: string[]
   /** RFC 3339, or undefined when the key does not expire. */
-  keyExpiry?: string;
+  keyExpiry?: string
   /** True when the key has expired: the node must log in anew. */
-  expired?: boolean;
+  expired?: boolean
 }
 
 /** State of the tailnet node (ipnstate.Status cut down to what callers use). */
 export interface Status {
   /** ipn state: NoState, NeedsLogin, NeedsMachineAuth, Stopped, Starting, Running. */
-  backendState: string;
+  backendState: string
   /** URL a person opens to log the node in; empty when none is needed. */
-  authURL: string;
-  tailscaleIPs: string[];
-  self?: NodeStatus;
-  peers: NodeStatus[];
+  authURL: string
+  tailscaleIPs: string[]
+  self?: NodeStatus
+  peers: NodeStatus[]
   /** Health warnings as Tailscale words them. */
-  health: string[];
-  /** Names for which the control server would publish ACME challenges. Empty: HTTPS is not enabled on the tailnet. */
-  certDomains: string[];
-  magicDNSSuffix: string;
-  /** Tailscale Services (`svc:name`) that the node is approved to host, with their addresses. Whether it does is up to it. */
-  services: Record<string, string[]>;
+  health: string[]
+  /**
+   * Names for which the control server would publish ACME challenges. Empty: HTTPS is not enabled
+   * on the tailnet.
+   */
+  certDomains: string[]
+  magicDNSSuffix: string
+  /**
+   * Tailscale Services (`svc:name`) that the node is approved to host, with their addresses.
+   * Whether it does is up to it.
+   */
+  services: Record<string, string[]>
 }
 
 /** Who is behind a tailnet address (apitype.WhoIsResponse). */
 export interface WhoIs {
-  node: { id: string; name: string; hostName: string; addresses: string[]; tags: string[] };
+  node: { id: string; name: string; hostName: string; addresses: string[]; tags: string[] }
   /** Absent for tagged nodes. */
-  user?: { id: number; loginName: string; displayName: string; profilePicURL: string };
+  user?: { id: number; loginName: string; displayName: string; profilePicURL: string }
   /** Grants' app capabilities: name to list of values. */
-  capMap: Record<string, unknown[]>;
+  capMap: Record<string, unknown[]>
 }
 
 /** When the node's key ends. */
 export interface KeyExpiry {
   /** RFC 3339; absent: never. */
-  at?: string;
-  expired: boolean;
+  at?: string
+  expired: boolean
 }
 
 /** A complaint of Tailscale's health tracker. */
 export interface HealthWarning {
   /** For programs, such as `not-in-map-poll`. */
-  code: string;
-  severity: 'low' | 'medium' | 'high';
-  title: string;
-  text: string;
+  code: string
+  severity: 'low' | 'medium' | 'high'
+  title: string
+  text: string
 }
 
 /** What the module and its host hold at the moment. */
 export interface Stats {
   /** Open connections of the tailnet. */
-  streams: number;
+  streams: number
   /** Sockets to the network outside: UDP, control, DERP, DNS. */
-  sockets: number;
+  sockets: number
   /** How packets leave the process: see {@link Network}. */
-  network: 'ffi' | 'node';
-  /** How packets are encrypted: by the module with SIMD, or, on a processor that lacks it, by Go's code. */
-  cipher: 'simd' | 'go';
+  network: 'ffi' | 'node'
+  /**
+   * How packets are encrypted: by the module with SIMD, or, on a processor that lacks it, by Go's
+   * code.
+   */
+  cipher: 'simd' | 'go'
   /** Bytes of the module's memory. It grows and never shrinks. */
-  memory: number;
+  memory: number
 }

@@ -1,86 +1,98 @@
-/** The worker thread that runs the module, so that TLS and HTTP have the caller's thread for themselves. */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
-import os from 'node:os';
-import path from 'node:path';
-import { WASI } from 'node:wasi';
-import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { Host, ModuleExit } from './host/imports.ts';
-import { instantiate } from './host/module.ts';
-import { lockDirectory } from './host/lock.ts';
-import { StateFile } from './host/state.ts';
-import { watchNetwork } from './host/system.ts';
-import type { TsnetErrorCode } from './errors.ts';
-import type { ToUser, ToWorker, WorkerData } from './protocol.ts';
+/**
+ * The worker thread that runs the module, so that TLS and HTTP have the caller's thread for
+ * themselves.
+ */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import { WASI } from 'node:wasi'
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { Host, ModuleExit } from './host/imports.ts'
+import { instantiate } from './host/module.ts'
+import { lockDirectory } from './host/lock.ts'
+import { StateFile } from './host/state.ts'
+import { watchNetwork } from './host/system.ts'
+import type { TsnetErrorCode } from './errors.ts'
+import type { ToUser, ToWorker, WorkerData } from './protocol.ts'
 
-const data = workerData as WorkerData;
-const port = parentPort!;
+const data = workerData as WorkerData
+const port = parentPort!
 /** The last message: the other thread ends this one when it comes. */
 function exit(code: number, reason: string, error?: TsnetErrorCode): void {
-  unlock();
-  if (data.dir === undefined) rmSync(dir, { recursive: true, force: true });
-  port.postMessage([{ t: 'exit', code, reason, ...(error && { error }) }] satisfies ToUser[]);
+  unlock()
+  if (data.dir === undefined) rmSync(dir, { recursive: true, force: true })
+  port.postMessage([{ t: 'exit', code, reason, ...(error && { error }) }] satisfies ToUser[])
 }
 
 // With a store of the caller's, a directory is for Tailscale's odds and ends alone.
-const dir = data.dir ?? mkdtempSync(path.join(os.tmpdir(), 'tsnet-'));
-let unlock = (): void => {};
+const dir = data.dir ?? mkdtempSync(path.join(os.tmpdir(), 'tsnet-'))
+let unlock = (): void => {}
 
 function stateFile(): StateFile | undefined {
   try {
-    const file = new StateFile(dir);
-    if (!data.ownStore) unlock = lockDirectory(dir);
-    return file;
+    const file = new StateFile(dir)
+    if (!data.ownStore) unlock = lockDirectory(dir)
+    return file
   } catch (err) {
-    exit(73, `the state directory is not usable: ${(err as Error).message}`, 'TSNET_STATE'); // EX_CANTCREAT
+    exit(73, `the state directory is not usable: ${(err as Error).message}`, 'TSNET_STATE') // EX_CANTCREAT
   }
-  return undefined;
+  return undefined
 }
 
 async function run(state: StateFile): Promise<void> {
-  const host = new Host(state, (messages, transfers) => port.postMessage(messages, transfers));
+  const host = new Host(state, (messages, transfers) => port.postMessage(messages, transfers))
   const take = (messages: ToWorker[]): void => {
     for (const m of messages) {
-      if (m.t === 'rpc') host.request(m.body);
-      else if (m.t === 'stats') port.postMessage([{ t: 'stats', id: m.id, stats: host.stats() }] satisfies ToUser[]);
-      else host.stream(m);
+      if (m.t === 'rpc') host.request(m.body)
+      else if (m.t === 'stats')
+        port.postMessage([{ t: 'stats', id: m.id, stats: host.stats() }] satisfies ToUser[])
+      else host.stream(m)
     }
-  };
-  port.on('message', take);
-  const receive = (): void => {
-    for (let m = receiveMessageOnPort(port); m; m = receiveMessageOnPort(port)) take(m.message as ToWorker[]);
-  };
-  // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
-  const wasi = new WASI({ version: 'preview1', args: ['tsnet'], env: { ...data.env, PWD: '/state' }, preopens: { '/state': dir } });
-  try {
-    await host.choose(data.network, receive);
-  } catch (err) {
-    exit(64, (err as Error).message, 'TSNET_OPTIONS'); // EX_USAGE
-    return;
   }
-  const instance = await instantiate(await readFile(data.wasm), host.imports(wasi));
-  host.memory.attach(instance.exports.memory as WebAssembly.Memory);
-  wasi.finalizeBindings(instance);
-  const stopWatching = watchNetwork(() => host.request(JSON.stringify({ method: 'networkChanged' })));
-  let code = 0;
-  let reason = '';
+  port.on('message', take)
+  const receive = (): void => {
+    for (let m = receiveMessageOnPort(port); m; m = receiveMessageOnPort(port))
+      take(m.message as ToWorker[])
+  }
+  // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
+  const wasi = new WASI({
+    version: 'preview1',
+    args: ['tsnet'],
+    env: { ...data.env, PWD: '/state' },
+    preopens: { '/state': dir },
+  })
   try {
-    await WebAssembly.promising(instance.exports._start as () => void)();
+    await host.choose(data.network, receive)
+  } catch (err) {
+    exit(64, (err as Error).message, 'TSNET_OPTIONS') // EX_USAGE
+    return
+  }
+  const instance = await instantiate(await readFile(data.wasm), host.imports(wasi))
+  host.memory.attach(instance.exports.memory as WebAssembly.Memory)
+  wasi.finalizeBindings(instance)
+  const stopWatching = watchNetwork(() =>
+    host.request(JSON.stringify({ method: 'networkChanged' })),
+  )
+  let code = 0
+  let reason = ''
+  try {
+    await WebAssembly.promising(instance.exports._start as () => void)()
   } catch (err) {
     if (err instanceof ModuleExit) {
-      code = err.code;
-      if (code !== 0) reason = host.lastWords();
+      code = err.code
+      if (code !== 0) reason = host.lastWords()
     } else {
-      code = 70; // EX_SOFTWARE of sysexits.h: a trap, out of memory or a fault of the host's
-      reason = String((err as Error).stack ?? err);
+      code = 70 // EX_SOFTWARE of sysexits.h: a trap, out of memory or a fault of the host's
+      reason = String((err as Error).stack ?? err)
     }
   }
-  stopWatching();
-  host.flush();
-  host.closeAll();
-  exit(code, reason);
+  stopWatching()
+  host.flush()
+  host.closeAll()
+  exit(code, reason)
 }
 
-const state = stateFile();
-if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))); // EX_OSERR: it could not be started
-port.close();
+const state = stateFile()
+if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))) // EX_OSERR: it could not be started
+port.close()

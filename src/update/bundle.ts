@@ -4,8 +4,11 @@ import { GatehouseError } from '../config/errors.ts'
 /** The files of one version, as SHA256SUMS lists them: kernel image, hash tree, root. */
 export interface Bundle {
   version: string
-  files: Array<{ name: string, sha256: string }>
-  /** Of all devices, those that are to take it by themselves now: the line `# percentage N` of SHA256SUMS, 100 without. */
+  files: Array<{ name: string; sha256: string }>
+  /**
+   * Of all devices, those that are to take it by themselves now: the line `# percentage N` of
+   * SHA256SUMS, 100 without.
+   */
   percentage: number
 }
 
@@ -17,26 +20,43 @@ export const arch = process.arch === 'arm64' ? 'arm64' : 'amd64'
  *
  * @param sums content of SHA256SUMS, in the form of sha256sum(1)
  * @param signature content of SHA256SUMS.sig: a raw Ed25519 signature (RFC 8032)
- * @param publicKey PEM, from the image that runs: an update is believed if whoever made this image made it too
+ * @param publicKey PEM, from the image that runs: an update is believed if whoever made this image
+ *   made it too
  * @throws GatehouseError GH_UPDATE_SIGNATURE, GH_UPDATE_FORMAT
  */
-export function readBundle (sums: Buffer, signature: Buffer, publicKey: string): Bundle {
+export function readBundle(sums: Buffer, signature: Buffer, publicKey: string): Bundle {
   if (!verify(null, sums, createPublicKey(publicKey), signature)) {
-    throw new GatehouseError('GH_UPDATE_SIGNATURE', 'the update is not signed with the key that this device trusts', 'Nothing was changed. Take the update from whoever made your image, or build it with the same keys/ folder')
+    throw new GatehouseError(
+      'GH_UPDATE_SIGNATURE',
+      'the update is not signed with the key that this device trusts',
+      'Nothing was changed. Take the update from whoever made your image, or build it with the same keys/ folder',
+    )
   }
-  const lines = sums.toString('utf8').split('\n').flatMap((line) => {
-    const match = /^([0-9a-f]{64}) [ *]([A-Za-z0-9._~^-]+)$/.exec(line)
-    return match === null ? [] : [{ sha256: match[1]!, name: match[2]! }]
-  })
+  const lines = sums
+    .toString('utf8')
+    .split('\n')
+    .flatMap((line) => {
+      const match = /^([0-9a-f]{64}) [ *]([A-Za-z0-9._~^-]+)$/.exec(line)
+      return match === null ? [] : [{ sha256: match[1]!, name: match[2]! }]
+    })
   // gatehouse_<version>_<partition UUID>_<arch>.root: see overlays/usr/lib/sysupdate.d.
   const mine = lines.flatMap((file) => {
-    const match = new RegExp(`^gatehouse_([0-9A-Za-z.~^]+)_(?:[0-9a-f-]{36}_)?${arch}\\.(efi|root|verity)$`).exec(file.name)
+    const match = new RegExp(
+      `^gatehouse_([0-9A-Za-z.~^]+)_(?:[0-9a-f-]{36}_)?${arch}\\.(efi|root|verity)$`,
+    ).exec(file.name)
     return match === null ? [] : [{ ...file, version: match[1]! }]
   })
-  const version = mine.map((file) => file.version).toSorted(compareVersions).at(-1)
+  const version = mine
+    .map((file) => file.version)
+    .toSorted(compareVersions)
+    .at(-1)
   const files = mine.filter((file) => file.version === version)
   if (version === undefined || files.length !== 3) {
-    throw new GatehouseError('GH_UPDATE_FORMAT', `the update folder has no complete version for ${arch}`, 'Put all of out/update-<arch> there, SHA256SUMS and SHA256SUMS.sig included')
+    throw new GatehouseError(
+      'GH_UPDATE_FORMAT',
+      `the update folder has no complete version for ${arch}`,
+      'Put all of out/update-<arch> there, SHA256SUMS and SHA256SUMS.sig included',
+    )
   }
   // sha256sum(1) takes it for a comment.
   const percentage = Number(/^# percentage (\d{1,3})$/m.exec(sums.toString('utf8'))?.[1] ?? 100)
@@ -44,16 +64,19 @@ export function readBundle (sums: Buffer, signature: Buffer, publicKey: string):
 }
 
 /** Order of versions, numbers by value: 0.10 is above 0.9. */
-export function compareVersions (a: string, b: string): number {
+export function compareVersions(a: string, b: string): number {
   return a.localeCompare(b, 'en', { numeric: true })
 }
 
 /** The running image's version, from os-release(5); undefined where it is no image. */
-export function imageVersion (osRelease: string): string | undefined {
+export function imageVersion(osRelease: string): string | undefined {
   return /^IMAGE_VERSION="?([^"\n]+)"?$/m.exec(osRelease)?.[1]
 }
 
-/** Room for a file of an update, bytes: the slots of overlays/usr/lib/repart.d, and a kernel image of which the card's FAT partition holds two. */
-export function largest (name: string): number {
+/**
+ * Room for a file of an update, bytes: the slots of overlays/usr/lib/repart.d, and a kernel image
+ * of which the card's FAT partition holds two.
+ */
+export function largest(name: string): number {
   return (name.endsWith('.root') ? 512 : name.endsWith('.verity') ? 16 : 100) * 2 ** 20
 }

@@ -11,27 +11,38 @@ import { updatePaths } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 import { webSource } from './source.ts'
 
-/** Whether somebody asks for an update by `gatehouse update`: `force` with --force, `asked` without; undefined: it comes by itself. */
-export async function whoAsks (paths: UpdatePaths): Promise<'force' | 'asked' | undefined> {
+/**
+ * Whether somebody asks for an update by `gatehouse update`: `force` with --force, `asked` without;
+ * undefined: it comes by itself.
+ */
+export async function whoAsks(paths: UpdatePaths): Promise<'force' | 'asked' | undefined> {
   const asked = await readFile(paths.asked, 'utf8').catch(() => undefined)
   return asked === undefined ? undefined : asked === 'force' ? 'force' : 'asked'
 }
 
 /** Why [updates] keeps an update away, wherever it comes from; undefined when it does not. */
-export function heldBack ({ hold, automatic }: Pick<Config['updates'], 'hold' | 'automatic'>, asks: 'force' | 'asked' | undefined): string | undefined {
+export function heldBack(
+  { hold, automatic }: Pick<Config['updates'], 'hold' | 'automatic'>,
+  asks: 'force' | 'asked' | undefined,
+): string | undefined {
   if (hold && asks !== 'force') return 'updates are held back by updates.hold in gatehouse.toml'
-  if (!automatic && asks === undefined) return 'updates.automatic in gatehouse.toml is false: gatehouse update installs what is new'
+  if (!automatic && asks === undefined)
+    return 'updates.automatic in gatehouse.toml is false: gatehouse update installs what is new'
   return undefined
 }
 
 /**
- * `gatehouse update-fetch`, as gatehouse-update: 0 when all is well, whether there was something new or not. By the timer it heeds
- * updates.automatic and the percentage of devices that a version is offered to; asked for by `gatehouse update` it does not.
+ * `gatehouse update-fetch`, as gatehouse-update: 0 when all is well, whether there was something
+ * new or not. By the timer it heeds updates.automatic and the percentage of devices that a version
+ * is offered to; asked for by `gatehouse update` it does not.
  */
-export async function runFetch (paths: Paths): Promise<number> {
+export async function runFetch(paths: Paths): Promise<number> {
   const where = updatePaths()
   const asks = await whoAsks(where)
-  const say = (text: string): number => { process.stdout.write(`${text}\n`); return 0 }
+  const say = (text: string): number => {
+    process.stdout.write(`${text}\n`)
+    return 0
+  }
   const { updates } = await loadConfig(paths.config)
   if (updates.url === undefined) return say('no updates: gatehouse.toml names no updates.url')
   const held = heldBack(updates, asks)
@@ -46,7 +57,10 @@ export async function runFetch (paths: Paths): Promise<number> {
       return false
     }
     const bundle = await collect(webSource(updates.url), where, { force: asks === 'force', takes })
-    const text = bundle === undefined ? waiting ?? 'nothing newer is offered' : `${bundle.version} is downloaded`
+    const text =
+      bundle === undefined
+        ? (waiting ?? 'nothing newer is offered')
+        : `${bundle.version} is downloaded`
     await writeOutcome(where, { source: 'updates.url', text, failed: false })
     return say(text)
   } catch (err) {

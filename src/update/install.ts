@@ -1,7 +1,17 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { chmod, chown, copyFile, mkdir, readFile, readdir, rename, rm, stat } from 'node:fs/promises'
+import {
+  chmod,
+  chown,
+  copyFile,
+  mkdir,
+  readFile,
+  readdir,
+  rename,
+  rm,
+  stat,
+} from 'node:fs/promises'
 import { uptime } from 'node:os'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
@@ -20,22 +30,43 @@ import type { UpdatePaths } from './record.ts'
 const run = promisify(execFile)
 
 /**
- * Writes the update in `folder` to the slot that does not run, and its kernel image, with three tries, beside the one that does.
- * All is checked first: signature, sums, that it is newer. systemd-sysupdate(8) writes partitions and kernel image, in this order.
+ * Writes the update in `folder` to the slot that does not run, and its kernel image, with three
+ * tries, beside the one that does. All is checked first: signature, sums, that it is newer.
+ * systemd-sysupdate(8) writes partitions and kernel image, in this order.
  *
  * @param folder as image/build leaves it: SHA256SUMS, SHA256SUMS.sig, three files
  * @param force also a version that was given up before, or while the gateway does not serve
  * @returns its version
  */
-export async function install (folder: string, paths: UpdatePaths, boot: string, { force, serving }: { force: boolean, serving: () => Promise<boolean> }): Promise<string> {
-  const read = async (name: string): Promise<Buffer> => await readFile(join(folder, name)).catch((err: unknown) => {
-    throw new GatehouseError('GH_UPDATE_FORMAT', `${join(folder, name)} cannot be read: ${reason(err)}`, 'Name a folder with SHA256SUMS, SHA256SUMS.sig and the three files, as out/update-<arch> has them')
-  })
+export async function install(
+  folder: string,
+  paths: UpdatePaths,
+  boot: string,
+  { force, serving }: { force: boolean; serving: () => Promise<boolean> },
+): Promise<string> {
+  const read = async (name: string): Promise<Buffer> =>
+    await readFile(join(folder, name)).catch((err: unknown) => {
+      throw new GatehouseError(
+        'GH_UPDATE_FORMAT',
+        `${join(folder, name)} cannot be read: ${reason(err)}`,
+        'Name a folder with SHA256SUMS, SHA256SUMS.sig and the three files, as out/update-<arch> has them',
+      )
+    })
   const sums = await read('SHA256SUMS')
   const bundle = readBundle(sums, await read('SHA256SUMS.sig'), await readFile(paths.key, 'utf8'))
   const running = await runningVersion(paths)
-  if (compareVersions(bundle.version, running) <= 0) throw new GatehouseError('GH_UPDATE_OLD', `${bundle.version} is not newer than ${running}, which runs`, 'Nothing was changed. An older version is never installed: it may have holes that are known')
-  if (!force && !await serving()) throw new GatehouseError('GH_UPDATE_NOT_SERVING', 'the gateway does not serve now, so it could not be told whether the new version is worse', 'Look at gatehouse status; or use --force')
+  if (compareVersions(bundle.version, running) <= 0)
+    throw new GatehouseError(
+      'GH_UPDATE_OLD',
+      `${bundle.version} is not newer than ${running}, which runs`,
+      'Nothing was changed. An older version is never installed: it may have holes that are known',
+    )
+  if (!force && !(await serving()))
+    throw new GatehouseError(
+      'GH_UPDATE_NOT_SERVING',
+      'the gateway does not serve now, so it could not be told whether the new version is worse',
+      'Look at gatehouse status; or use --force',
+    )
 
   // In a folder of root's, so that what has been checked is what gets written.
   const source = join(paths.slots, 'source')
@@ -52,44 +83,94 @@ export async function install (folder: string, paths: UpdatePaths, boot: string,
       await chmod(target, 0o400)
       const hash = createHash('sha256')
       await pipeline(createReadStream(target), hash)
-      if (hash.digest('hex') !== sha256) throw new GatehouseError('GH_UPDATE_DAMAGED', `${join(folder, name)} is not what SHA256SUMS says: truncated or damaged`, 'Nothing was changed. Copy the update anew')
+      if (hash.digest('hex') !== sha256)
+        throw new GatehouseError(
+          'GH_UPDATE_DAMAGED',
+          `${join(folder, name)} is not what SHA256SUMS says: truncated or damaged`,
+          'Nothing was changed. Copy the update anew',
+        )
     }
     await withCard(boot, async () => {
-      // A kernel image of this version that was tried and given up: without it the version counts as not installed.
+      // A kernel image of this version that was tried and given up: without it the version counts
+      // as not installed.
       const entries = join(boot, 'EFI/Linux')
       for (const name of await readdir(entries)) {
-        if (name === `gatehouse_${bundle.version}.efi` || name.startsWith(`gatehouse_${bundle.version}+`)) await rm(join(entries, name))
+        if (
+          name === `gatehouse_${bundle.version}.efi` ||
+          name.startsWith(`gatehouse_${bundle.version}+`)
+        )
+          await rm(join(entries, name))
       }
-      await run('/usr/lib/systemd/systemd-sysupdate', ['--verify=no', 'update', bundle.version], { maxBuffer: 1 << 24 }).catch((err: { stderr?: string }) => {
-        throw new GatehouseError('GH_UPDATE_WRITE', `the update could not be written: ${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? String(err)))}`, 'The system that runs is untouched. If this goes on, the card is failing')
+      await run('/usr/lib/systemd/systemd-sysupdate', ['--verify=no', 'update', bundle.version], {
+        maxBuffer: 1 << 24,
+      }).catch((err: { stderr?: string }) => {
+        throw new GatehouseError(
+          'GH_UPDATE_WRITE',
+          `the update could not be written: ${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? String(err)))}`,
+          'The system that runs is untouched. If this goes on, the card is failing',
+        )
       })
-      if (!(await readdir(entries)).some((name) => name.startsWith(`gatehouse_${bundle.version}+`))) throw new GatehouseError('GH_UPDATE_WRITE', `systemd-sysupdate did not install ${bundle.version}`, 'Look at journalctl -u gatehouse-update-install')
+      if (!(await readdir(entries)).some((name) => name.startsWith(`gatehouse_${bundle.version}+`)))
+        throw new GatehouseError(
+          'GH_UPDATE_WRITE',
+          `systemd-sysupdate did not install ${bundle.version}`,
+          'Look at journalctl -u gatehouse-update-install',
+        )
     })
-    await writeUpdateRecord(paths, { from: running, to: bundle.version, installedAt: new Date().toISOString() })
+    await writeUpdateRecord(paths, {
+      from: running,
+      to: bundle.version,
+      installedAt: new Date().toISOString(),
+    })
   } finally {
     await rm(source, { recursive: true, force: true })
   }
   return bundle.version
 }
 
-/** Whether a peer's request would be served now; where the system has not been up for ten minutes, within the next five. */
-async function serves (paths: Paths): Promise<boolean> {
+/**
+ * Whether a peer's request would be served now; where the system has not been up for ten minutes,
+ * within the next five.
+ */
+async function serves(paths: Paths): Promise<boolean> {
   for (let tries = 0; ; tries++) {
-    if (await call(paths.admin, 'GET', '/readyz').then((answer) => answer.status === 200, () => false)) return true
+    if (
+      await call(paths.admin, 'GET', '/readyz').then(
+        (answer) => answer.status === 200,
+        () => false,
+      )
+    )
+      return true
     if (uptime() > 600 || tries >= 60) return false
     await sleep(5_000)
   }
 }
 
-/** `gatehouse update-install [FOLDER]`: installs what was downloaded, or what is in a folder, and starts it. */
-export async function runInstall (paths: Paths, { folder, force }: { folder?: string | undefined, force?: boolean } = {}): Promise<number> {
+/**
+ * `gatehouse update-install [FOLDER]`: installs what was downloaded, or what is in a folder, and
+ * starts it.
+ */
+export async function runInstall(
+  paths: Paths,
+  { folder, force }: { folder?: string | undefined; force?: boolean } = {},
+): Promise<number> {
   const where = updatePaths()
-  force ??= await whoAsks(where) === 'force'
+  force ??= (await whoAsks(where)) === 'force'
   const from = folder ?? where.downloads
-  if (folder === undefined && !await stat(join(from, 'SHA256SUMS.sig')).then(() => true, () => false)) return 0
+  if (
+    folder === undefined &&
+    !(await stat(join(from, 'SHA256SUMS.sig')).then(
+      () => true,
+      () => false,
+    ))
+  )
+    return 0
   const source = folder ?? (await readOutcome(where))?.source ?? 'updates.url'
   try {
-    const version = await install(from, where, paths.boot, { force, serving: async () => await serves(paths) })
+    const version = await install(from, where, paths.boot, {
+      force,
+      serving: async () => await serves(paths),
+    })
     const text = `${version} is installed; starting it. It stays once it has served through the tailnet, else this version comes back by itself`
     process.stdout.write(`${text}\n`)
     await writeOutcome(where, { source, text, failed: false })
@@ -99,7 +180,9 @@ export async function runInstall (paths: Paths, { folder, force }: { folder?: st
     await writeOutcome(where, { source, text, failed: true })
     return 1
   } finally {
-    if (folder === undefined) for (const name of await readdir(from).catch(() => [])) if (!name.endsWith('.part')) await rm(join(from, name), { force: true })
+    if (folder === undefined)
+      for (const name of await readdir(from).catch(() => []))
+        if (!name.endsWith('.part')) await rm(join(from, name), { force: true })
   }
   // Last: the restart does not wait for anything here.
   await run('systemctl', ['--no-block', 'reboot'])

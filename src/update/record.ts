@@ -15,12 +15,17 @@ export interface UpdateRecord {
   good?: boolean
 }
 
-/** Where updates are kept: GATEHOUSE_UPDATE_DIR (downloads, default /var/lib/gatehouse-update), GATEHOUSE_SLOTS_DIR (root's, default /var/lib/gatehouse-slots). */
+/**
+ * Where updates are kept: GATEHOUSE_UPDATE_DIR (downloads, default /var/lib/gatehouse-update),
+ * GATEHOUSE_SLOTS_DIR (root's, default /var/lib/gatehouse-slots).
+ */
 export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
   downloads: env.GATEHOUSE_UPDATE_DIR ?? '/var/lib/gatehouse-update',
   slots: env.GATEHOUSE_SLOTS_DIR ?? '/var/lib/gatehouse-slots',
   key: env.GATEHOUSE_UPDATE_KEY ?? '/usr/lib/gatehouse/update.pub',
-  /** There while `gatehouse update` runs: an update somebody asks for. `force` in it with --force. */
+  /**
+   * There while `gatehouse update` runs: an update somebody asks for. `force` in it with --force.
+   */
   asked: env.GATEHOUSE_UPDATE_ASKED ?? '/run/gatehouse-update.asked',
   /** What the last attempt came to (src/update/outcome.ts). */
   outcome: env.GATEHOUSE_UPDATE_OUTCOME ?? '/run/gatehouse-update/outcome',
@@ -28,7 +33,7 @@ export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
 })
 export type UpdatePaths = ReturnType<typeof updatePaths>
 
-export async function readUpdateRecord ({ slots }: UpdatePaths): Promise<UpdateRecord | undefined> {
+export async function readUpdateRecord({ slots }: UpdatePaths): Promise<UpdateRecord | undefined> {
   try {
     return JSON.parse(await readFile(join(slots, 'record.json'), 'utf8')) as UpdateRecord
   } catch {
@@ -36,29 +41,45 @@ export async function readUpdateRecord ({ slots }: UpdatePaths): Promise<UpdateR
   }
 }
 
-export async function writeUpdateRecord ({ slots }: UpdatePaths, record: UpdateRecord): Promise<void> {
+export async function writeUpdateRecord(
+  { slots }: UpdatePaths,
+  record: UpdateRecord,
+): Promise<void> {
   await writeFileAtomic(join(slots, 'record.json'), `${JSON.stringify(record)}\n`, 0o644)
 }
 
 /** The running version. @throws when this is no image */
-export async function runningVersion ({ osRelease }: UpdatePaths): Promise<string> {
+export async function runningVersion({ osRelease }: UpdatePaths): Promise<string> {
   const version = imageVersion(await readFile(osRelease, 'utf8'))
-  if (version === undefined) throw new Error(`${osRelease} names no IMAGE_VERSION: updates are for the image`)
+  if (version === undefined)
+    throw new Error(`${osRelease} names no IMAGE_VERSION: updates are for the image`)
   return version
 }
 
-/** One line on the last update, for `gatehouse status` and the card; undefined where there was none. */
-export async function updateLine (paths: UpdatePaths = updatePaths()): Promise<{ text: string, failed: boolean } | undefined> {
+/**
+ * One line on the last update, for `gatehouse status` and the card; undefined where there was none.
+ */
+export async function updateLine(
+  paths: UpdatePaths = updatePaths(),
+): Promise<{ text: string; failed: boolean } | undefined> {
   const record = await readUpdateRecord(paths)
   if (record === undefined) return undefined
   const running = await runningVersion(paths).catch(() => undefined)
   const day = record.installedAt.slice(0, 10)
-  if (running === record.to) return { failed: false, text: record.good === true ? `${record.to}, since ${day}; before ${record.from}` : `${record.to} is on trial: it stays once it has served` }
+  if (running === record.to)
+    return {
+      failed: false,
+      text:
+        record.good === true
+          ? `${record.to}, since ${day}; before ${record.from}`
+          : `${record.to} is on trial: it stays once it has served`,
+    }
   if (record.good === true || running !== record.from) return undefined
   return {
     failed: record.failure !== undefined || Date.parse(record.installedAt) < Date.now() - 3_600_000,
-    text: record.failure !== undefined
-      ? `${record.to} of ${day} was given up, and ${record.from} is back: ${record.failure}`
-      : `${record.to} of ${day} has not reported yet; ${record.from} runs`,
+    text:
+      record.failure !== undefined
+        ? `${record.to} of ${day} was given up, and ${record.from} is back: ${record.failure}`
+        : `${record.to} of ${day} has not reported yet; ${record.from} runs`,
   }
 }

@@ -31,29 +31,59 @@ after(async () => {
 
 const json = { accept: 'application/json', 'content-type': 'application/json' }
 
-interface Answer { status: number, body: any }
-
-async function ask (client: LabClient, method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
-  const answer = await client.fetch(`https://${name}${path}`, { method, headers: { ...json, ...headers }, ...(body === undefined ? {} : { body: JSON.stringify(body) }) })
-  const text = answer.body.toString()
-  return { status: answer.status, body: /json/.test(answer.headers['Content-Type']?.[0] ?? '') ? JSON.parse(text) : text }
+interface Answer {
+  status: number
+  body: any
 }
 
-/** Waits until a request is answered with a status: the control server's word needs a moment to get about. */
-async function becomes (client: LabClient, method: string, path: string, status: number): Promise<Answer> {
+async function ask(
+  client: LabClient,
+  method: string,
+  path: string,
+  body?: unknown,
+  headers: Record<string, string> = {},
+): Promise<Answer> {
+  const answer = await client.fetch(`https://${name}${path}`, {
+    method,
+    headers: { ...json, ...headers },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  })
+  const text = answer.body.toString()
+  return {
+    status: answer.status,
+    body: /json/.test(answer.headers['Content-Type']?.[0] ?? '') ? JSON.parse(text) : text,
+  }
+}
+
+/**
+ * Waits until a request is answered with a status: the control server's word needs a moment to get
+ * about.
+ */
+async function becomes(
+  client: LabClient,
+  method: string,
+  path: string,
+  status: number,
+): Promise<Answer> {
   return await eventually(`${method} ${path} is answered ${status}`, 30, async () => {
     const answer = await ask(client, method, path)
     return answer.status === status && answer
   })
 }
 
-async function comms (client: LabClient): Promise<WebSocket> {
+async function comms(client: LabClient): Promise<WebSocket> {
   const raw = await client.dial(name, 443)
   const ca = await readFile(lab.ready.acmeRoots)
-  return new WebSocket(`wss://${name}/comms`, [], { createConnection: () => connect({ socket: raw, servername: name, ca }) })
+  return new WebSocket(`wss://${name}/comms`, [], {
+    createConnection: () => connect({ socket: raw, servername: name, ca }),
+  })
 }
 
-const may = (who: string, ...may: string[]): Parameters<Lab['setGrants']>[0][number] => ({ src: [who], dst: ['*'], app: { [capability]: [{ may }] } })
+const may = (who: string, ...may: string[]): Parameters<Lab['setGrants']>[0][number] => ({
+  src: [who],
+  dst: ['*'],
+  app: { [capability]: [{ may }] },
+})
 const flow = [
   { id: 'tab1', type: 'tab', label: 'One' },
   { id: 'in1', type: 'http in', z: 'tab1', url: '/hello', method: 'get', wires: [['out1']] },
@@ -63,7 +93,9 @@ const flow = [
 test('no grant: the owner may do everything, and Node-RED knows who it is', async () => {
   const { status, body } = await ask(laptop, 'GET', '/settings')
   assert.equal(status, 200)
-  const { node } = { node: (await laptop.whoIs((await laptop.status()).ips[0]!)).UserProfile.LoginName }
+  const { node } = {
+    node: (await laptop.whoIs((await laptop.status()).ips[0]!)).UserProfile.LoginName,
+  }
   assert.deepEqual(body.user, { username: node, permissions: '*' })
   const deployed = await ask(laptop, 'POST', '/flows', flow, { 'node-red-deployment-type': 'full' })
   assert.equal(deployed.status, 204, JSON.stringify(deployed.body))
@@ -77,7 +109,14 @@ test('no grant: somebody else may do nothing, and is told how that can change', 
   const { body } = await becomes(phone, 'GET', '/', 403)
   assert.match(body.error.message, /bob@example\.com may not see the flows/)
   assert.match(body.error.lines, /"src": \["bob@example\.com"\]/)
-  for (const [method, target] of [['GET', '/settings'], ['GET', '/flows'], ['POST', '/flows'], ['GET', '/app/hello'], ['GET', '/red/red.min.js']] as const) assert.equal((await ask(phone, method, target)).status, 403, target)
+  for (const [method, target] of [
+    ['GET', '/settings'],
+    ['GET', '/flows'],
+    ['POST', '/flows'],
+    ['GET', '/app/hello'],
+    ['GET', '/red/red.min.js'],
+  ] as const)
+    assert.equal((await ask(phone, method, target)).status, 403, target)
   const ws = await comms(phone)
   assert.match(((await once(ws, 'error')) as [Error])[0].message, /403/)
 })
@@ -86,7 +125,12 @@ test('the lines on the page, pasted into the policy, are what lets them in', asy
   const { body } = await ask(phone, 'GET', '/')
   const { grants } = JSON.parse(`{${body.error.lines}}`)
   // The lab's names for what Tailscale takes: addresses of nodes are theirs.
-  await lab.setGrants(grants.map((grant: { src: string[], dst: string[], app: Record<string, unknown[]> }) => ({ ...grant, dst: grant.dst.map((to) => to.startsWith('100.') ? name : to) })))
+  await lab.setGrants(
+    grants.map((grant: { src: string[]; dst: string[]; app: Record<string, unknown[]> }) => ({
+      ...grant,
+      dst: grant.dst.map((to) => (to.startsWith('100.') ? name : to)),
+    })),
+  )
   await becomes(phone, 'GET', '/settings', 200)
 })
 
@@ -102,13 +146,24 @@ test('a viewer sees who they are and all flows, and changes nothing: neither pas
   assert.equal((await ask(phone, 'GET', '/app/hello')).status, 403)
   // Node-RED by itself, as if the gateway had let it pass.
   const direct = await new Promise<number>((resolve, reject) => {
-    http.request({ socketPath: appliance.env['GATEHOUSE_NODE_RED_SOCKET']!, method: 'POST', path: '/flows', headers: { ...json, 'x-gatehouse-user': 'forged.forged' } }, (response) => resolve(response.resume().statusCode!)).once('error', reject).end('[]')
+    http
+      .request(
+        {
+          socketPath: appliance.env['GATEHOUSE_NODE_RED_SOCKET']!,
+          method: 'POST',
+          path: '/flows',
+          headers: { ...json, 'x-gatehouse-user': 'forged.forged' },
+        },
+        (response) => resolve(response.resume().statusCode!),
+      )
+      .once('error', reject)
+      .end('[]')
   })
   assert.equal(direct, 401)
   assert.equal(((await appliance.flows()) as unknown[]).length, flow.length)
 })
 
-test('the editor\'s WebSocket works for a viewer without any login, and is closed when the right is taken away', async () => {
+test("the editor's WebSocket works for a viewer without any login, and is closed when the right is taken away", async () => {
   const ws = await comms(phone)
   await once(ws, 'open')
   const told = once(ws, 'message') as Promise<[Buffer]>
@@ -125,7 +180,8 @@ test('a tagged device posts to a flow, and never sees the editor', async () => {
   await lab.setOwner('phone', { tags: ['tag:sensor'] })
   await lab.setGrants([may('tag:sensor', 'use')])
   await becomes(phone, 'GET', '/app/hello', 200)
-  for (const target of ['/', '/settings', '/flows', '/app/%2e%2e/flows', '/%61pp/../flows']) assert.notEqual((await ask(phone, 'GET', target)).status, 200, target)
+  for (const target of ['/', '/settings', '/flows', '/app/%2e%2e/flows', '/%61pp/../flows'])
+    assert.notEqual((await ask(phone, 'GET', target)).status, 200, target)
 })
 
 test('an appliance that is tagged belongs to nobody: its former owner sees the lines to paste, and the status says so', async () => {
@@ -143,10 +199,21 @@ test('an appliance that is tagged belongs to nobody: its former owner sees the l
   await becomes(laptop, 'GET', '/settings', 200)
 })
 
-test('doctor finds the whole chain well, Node-RED\'s belief in the gateway too', async () => {
+test("doctor finds the whole chain well, Node-RED's belief in the gateway too", async () => {
   const { stdout } = await appliance.gatehouse(['doctor', '--json'])
   const checks = new Map((JSON.parse(stdout) as Check[]).map((check) => [check.name, check]))
-  for (const link of ['configuration', 'control server', 'tailnet', 'node key', 'path', 'certificate', 'Node-RED', 'login', 'access']) assert.equal(checks.get(link)?.result, 'ok', `${link}: ${checks.get(link)?.found}`)
+  for (const link of [
+    'configuration',
+    'control server',
+    'tailnet',
+    'node key',
+    'path',
+    'certificate',
+    'Node-RED',
+    'login',
+    'access',
+  ])
+    assert.equal(checks.get(link)?.result, 'ok', `${link}: ${checks.get(link)?.found}`)
 })
 
 test('reload by signal and by command: in force for a real peer, whose WebSocket stays open; stopping says so to it', async () => {
@@ -160,8 +227,15 @@ test('reload by signal and by command: in force for a real peer, whose WebSocket
   const ws = await comms(laptop)
   await once(ws, 'open')
   await appliance.configure(`[access]\nedit = ["${login}"]\n`)
-  assert.equal((await appliance.gatehouse(['reload'])).stdout, 'In force: access.view, access.edit.\n')
-  await eventually('the viewer is an editor', 20, async () => (await ask(laptop, 'GET', '/settings')).body.user.permissions === '*')
+  assert.equal(
+    (await appliance.gatehouse(['reload'])).stdout,
+    'In force: access.view, access.edit.\n',
+  )
+  await eventually(
+    'the viewer is an editor',
+    20,
+    async () => (await ask(laptop, 'GET', '/settings')).body.user.permissions === '*',
+  )
   await appliance.configure('[access]\nedit = "everybody"\n')
   const refused = await appliance.gatehouse(['reload'])
   assert.equal(refused.code, 1)
@@ -177,6 +251,8 @@ test('nothing left the lab', async () => {
   assert.deepEqual(await lab.leaks(), [])
   assert.equal(await lab.leaked(), 0)
   // The configuration that was refused, and nothing else.
-  assert.deepEqual(appliance.log.match(/.*"level":(?:50|60).*/g)?.map((line) => JSON.parse(line).code), ['GH_CONFIG_TYPE'])
+  assert.deepEqual(
+    appliance.log.match(/.*"level":(?:50|60).*/g)?.map((line) => JSON.parse(line).code),
+    ['GH_CONFIG_TYPE'],
+  )
 })
-

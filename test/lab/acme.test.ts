@@ -1,4 +1,7 @@
-/** A certificate from the lab's authority, ordered with a native client's SetDNS, and served and verified across the tailnet. */
+/**
+ * A certificate from the lab's authority, ordered with a native client's SetDNS, and served and
+ * verified across the tailnet.
+ */
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
@@ -22,10 +25,23 @@ before(async () => {
 })
 after(async () => await lab?.stop())
 
-async function order(domain: string, out: string, env: Record<string, string> = {}): Promise<Result> {
+async function order(
+  domain: string,
+  out: string,
+  env: Record<string, string> = {},
+): Promise<Result> {
   const { acmeDirectory, acmeDirectoryCA } = lab.ready
-  const argv = [process.execPath, path.join(import.meta.dirname, 'acme-order.ts'), acmeDirectory, domain, path.join(gateway.dir, 'client.sock'), out]
-  const variables = Object.entries({ NODE_EXTRA_CA_CERTS: acmeDirectoryCA, ...env }).map(([k, v]) => `${k}=${v}`)
+  const argv = [
+    process.execPath,
+    path.join(import.meta.dirname, 'acme-order.ts'),
+    acmeDirectory,
+    domain,
+    path.join(gateway.dir, 'client.sock'),
+    out,
+  ]
+  const variables = Object.entries({ NODE_EXTRA_CA_CERTS: acmeDirectoryCA, ...env }).map(
+    ([k, v]) => `${k}=${v}`,
+  )
   return await lab.run(gateway.ns, ['env', ...variables, ...argv])
 }
 
@@ -52,7 +68,8 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
   assert.ok(days > 88 && days < 91, `valid for ${days} days`)
 
   const server = https.createServer({ key: pem, cert: pem }, (req, res) => {
-    if (req.url === '/away') return void res.writeHead(302, { location: `https://${name}/there` }).end()
+    if (req.url === '/away')
+      return void res.writeHead(302, { location: `https://${name}/there` }).end()
     res.setHeader('x-host', req.headers.host ?? '')
     req.pipe(res)
   })
@@ -71,7 +88,11 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
   await laptop.pingDirect((await gateway.status()).ips[0]!)
 
   await t.test('fetch', async () => {
-    const answer = await laptop.fetch(`https://${name}/`, { method: 'POST', body: 'knock', headers: { 'content-type': 'text/plain' } })
+    const answer = await laptop.fetch(`https://${name}/`, {
+      method: 'POST',
+      body: 'knock',
+      headers: { 'content-type': 'text/plain' },
+    })
     assert.equal(answer.status, 200)
     assert.equal(answer.body.toString(), 'knock')
     assert.deepEqual(answer.headers['X-Host'], [name])
@@ -83,13 +104,22 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
   })
 
   await t.test('fetch trusts the given authorities alone', async () => {
-    await assert.rejects(laptop.fetch(`https://${name}/`, { roots: lab.ready.acmeDirectoryCA }), /unknown authority/)
+    await assert.rejects(
+      laptop.fetch(`https://${name}/`, { roots: lab.ready.acmeDirectoryCA }),
+      /unknown authority/,
+    )
     const ip = (await gateway.status()).ips[0]!
-    await assert.rejects(laptop.fetch(`https://${ip}/`), /cannot validate certificate|doesn't contain any IP SANs/)
+    await assert.rejects(
+      laptop.fetch(`https://${ip}/`),
+      /cannot validate certificate|doesn't contain any IP SANs/,
+    )
   })
 
   await t.test('fetch goes to peers alone', async () => {
-    await assert.rejects(laptop.fetch('https://acme.lab.test/dir', { roots: lab.ready.acmeDirectoryCA }), /is no peer/)
+    await assert.rejects(
+      laptop.fetch('https://acme.lab.test/dir', { roots: lab.ready.acmeDirectoryCA }),
+      /is no peer/,
+    )
     assert.equal(await lab.leaked(), 0)
   })
 
@@ -97,7 +127,9 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
     const raw = await laptop.dial(name, 443)
     const ca = await readFile(lab.ready.acmeRoots)
     const { connect } = await import('node:tls')
-    const ws = new WebSocket(`wss://${name}/`, { createConnection: () => connect({ socket: raw, servername: name, ca }) })
+    const ws = new WebSocket(`wss://${name}/`, {
+      createConnection: () => connect({ socket: raw, servername: name, ca }),
+    })
     const [greeting] = await once(ws, 'message')
     assert.equal(greeting.toString(), 'origin undefined')
     ws.send('hello')

@@ -1,6 +1,7 @@
 /**
- * The appliance's processes without its image, in a namespace of the lab: `gatehouse serve` from source, with the real bindings, a certificate
- * from the lab's authority, and Node-RED as the image has it with the overlay's adminAuth. Quicker than a virtual machine; what systemd, firewall and
+ * The appliance's processes without its image, in a namespace of the lab: `gatehouse serve` from
+ * source, with the real bindings, a certificate from the lab's authority, and Node-RED as the image
+ * has it with the overlay's adminAuth. Quicker than a virtual machine; what systemd, firewall and
  * image do is test/vm's business.
  */
 import { type ChildProcess } from 'node:child_process'
@@ -16,7 +17,11 @@ import type { Lab, Result } from './lab.ts'
 const repository = path.resolve(import.meta.dirname, '../..')
 
 /** Waits until `probe` gives something true. */
-export async function eventually<T> (what: string, seconds: number, probe: () => Promise<T | undefined | false>): Promise<T> {
+export async function eventually<T>(
+  what: string,
+  seconds: number,
+  probe: () => Promise<T | undefined | false>,
+): Promise<T> {
   let last: unknown
   for (const deadline = Date.now() + seconds * 1000; ; await sleep(100)) {
     try {
@@ -48,7 +53,7 @@ export class Appliance {
   /** What the gateway logged. */
   log = ''
 
-  private constructor (lab: Lab, ns: string, dir: string, env: Record<string, string>) {
+  private constructor(lab: Lab, ns: string, dir: string, env: Record<string, string>) {
     this.#lab = lab
     this.ns = ns
     this.dir = dir
@@ -56,10 +61,11 @@ export class Appliance {
   }
 
   /** Starts both and waits until HTTPS is served and Node-RED answers. */
-  static async start (lab: Lab, options: ApplianceOptions = {}): Promise<Appliance> {
+  static async start(lab: Lab, options: ApplianceOptions = {}): Promise<Appliance> {
     const dir = path.join(lab.dir, 'appliance')
     const ns = await lab.host('appliance', options.ip ?? '10.77.0.60')
-    for (const sub of ['config', 'credentials', 'state', 'run', 'tls', 'certs', 'node-red', 'red']) await mkdir(path.join(dir, sub), { recursive: true, mode: 0o700 })
+    for (const sub of ['config', 'credentials', 'state', 'run', 'tls', 'certs', 'node-red', 'red'])
+      await mkdir(path.join(dir, sub), { recursive: true, mode: 0o700 })
     const env = {
       GATEHOUSE_CONFIG_DIR: path.join(dir, 'config'),
       GATEHOUSE_PROBLEM_FILE: path.join(dir, 'problem'),
@@ -84,25 +90,51 @@ export class Appliance {
       return tailnet.name !== undefined && (await appliance.names()).length > 0
     })
     if (joined && (await readdir(path.join(dir, 'tls'))).every((file) => !file.endsWith('.pem'))) {
-      const { code, stdout, stderr } = await appliance.gatehouse(['certs'], { STATE_DIRECTORY: path.join(dir, 'certs') })
+      const { code, stdout, stderr } = await appliance.gatehouse(['certs'], {
+        STATE_DIRECTORY: path.join(dir, 'certs'),
+      })
       if (code !== 0) throw new Error(`gatehouse certs: ${stdout}${stderr}`)
     }
-    await eventually('HTTPS is served and Node-RED answers', 60, async () => (await call(env.GATEHOUSE_ADMIN_SOCKET, 'GET', '/readyz')).status === 200)
+    await eventually(
+      'HTTPS is served and Node-RED answers',
+      60,
+      async () => (await call(env.GATEHOUSE_ADMIN_SOCKET, 'GET', '/readyz')).status === 200,
+    )
     return appliance
   }
 
   /** Writes the provisioned gatehouse.toml; the gateway takes it when it is started or told. */
-  async configure (more: string): Promise<void> {
-    await writeFile(path.join(this.dir, 'config', 'gatehouse.toml'), `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`)
+  async configure(more: string): Promise<void> {
+    await writeFile(
+      path.join(this.dir, 'config', 'gatehouse.toml'),
+      `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`,
+    )
   }
 
-  async startGateway (): Promise<void> {
-    this.#gateway = this.#lab.exec(this.ns, [process.execPath, '--disable-warning=ExperimentalWarning', path.join(repository, 'src/main.ts'), 'serve'], { env: { ...process.env, ...this.env } })
-    for (const stream of [this.#gateway.stdout!, this.#gateway.stderr!]) stream.setEncoding('utf8').on('data', (text: string) => { this.log += text })
-    await eventually('the gateway answers', 60, async () => (await call(this.env['GATEHOUSE_ADMIN_SOCKET']!, 'GET', '/healthz')).status === 200)
+  async startGateway(): Promise<void> {
+    this.#gateway = this.#lab.exec(
+      this.ns,
+      [
+        process.execPath,
+        '--disable-warning=ExperimentalWarning',
+        path.join(repository, 'src/main.ts'),
+        'serve',
+      ],
+      { env: { ...process.env, ...this.env } },
+    )
+    for (const stream of [this.#gateway.stdout!, this.#gateway.stderr!])
+      stream.setEncoding('utf8').on('data', (text: string) => {
+        this.log += text
+      })
+    await eventually(
+      'the gateway answers',
+      60,
+      async () =>
+        (await call(this.env['GATEHOUSE_ADMIN_SOCKET']!, 'GET', '/healthz')).status === 200,
+    )
   }
 
-  async stopGateway (signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
+  async stopGateway(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
     const child = this.#gateway!
     if (child.exitCode === null && child.signalCode === null) {
       const gone = once(child, 'exit')
@@ -113,26 +145,45 @@ export class Appliance {
   }
 
   /** For signals. */
-  get pid (): number { return this.#gateway!.pid! }
+  get pid(): number {
+    return this.#gateway!.pid!
+  }
 
-  async startNodeRed (): Promise<void> {
-    const cache = path.join(repository, `out/cache/node-red-${process.arch}/node_modules/node-red/red.js`)
-    await access(cache).catch(() => { throw new Error(`${cache} is not there: run make image-${process.arch === 'arm64' ? 'arm64' : 'amd64'}, which fetches Node-RED`) })
+  async startNodeRed(): Promise<void> {
+    const cache = path.join(
+      repository,
+      `out/cache/node-red-${process.arch}/node_modules/node-red/red.js`,
+    )
+    await access(cache).catch(() => {
+      throw new Error(
+        `${cache} is not there: run make image-${process.arch === 'arm64' ? 'arm64' : 'amd64'}, which fetches Node-RED`,
+      )
+    })
     const socket = this.env['GATEHOUSE_NODE_RED_SOCKET']!
     const settings = path.join(this.dir, 'node-red', 'settings.cjs')
-    await writeFile(settings, `
+    await writeFile(
+      settings,
+      `
       const auth = require(${JSON.stringify(path.join(repository, 'overlays/usr/lib/gatehouse/node-red-auth.cjs'))})
       require('node:fs').rmSync(${JSON.stringify(socket)}, { force: true })
       module.exports = {
         uiPort: ${JSON.stringify(socket)}, httpAdminRoot: '/', httpNodeRoot: '/app/', credentialSecret: 'lab', flowFile: 'flows.json', telemetry: { enabled: false, updateNotification: false },
         adminAuth: auth(require('node:fs').readFileSync(${JSON.stringify(path.join(this.dir, 'credentials', 'channel'))})),
         editorTheme: { tours: false, palette: { catalogues: [] } },
-      }`)
-    this.#nodeRed = this.#lab.exec(this.ns, [process.execPath, cache, '-s', settings, '-u', path.join(this.dir, 'node-red')], { stdio: ['ignore', 'ignore', 'ignore'] })
-    await eventually('Node-RED listens', 120, async () => { await access(socket); return true })
+      }`,
+    )
+    this.#nodeRed = this.#lab.exec(
+      this.ns,
+      [process.execPath, cache, '-s', settings, '-u', path.join(this.dir, 'node-red')],
+      { stdio: ['ignore', 'ignore', 'ignore'] },
+    )
+    await eventually('Node-RED listens', 120, async () => {
+      await access(socket)
+      return true
+    })
   }
 
-  async stopNodeRed (): Promise<void> {
+  async stopNodeRed(): Promise<void> {
     const child = this.#nodeRed!
     const gone = once(child, 'exit')
     child.kill()
@@ -140,25 +191,38 @@ export class Appliance {
   }
 
   /** Runs a command of the program beside the gateway, with its paths. */
-  async gatehouse (args: string[], env: Record<string, string> = {}): Promise<Result> {
-    const variables = Object.entries({ ...this.env, ...env }).map(([name, value]) => `${name}=${value}`)
-    return await this.#lab.run(this.ns, ['env', ...variables, process.execPath, path.join(repository, 'src/main.ts'), ...args])
+  async gatehouse(args: string[], env: Record<string, string> = {}): Promise<Result> {
+    const variables = Object.entries({ ...this.env, ...env }).map(
+      ([name, value]) => `${name}=${value}`,
+    )
+    return await this.#lab.run(this.ns, [
+      'env',
+      ...variables,
+      process.execPath,
+      path.join(repository, 'src/main.ts'),
+      ...args,
+    ])
   }
 
-  async status (): Promise<GatewayStatus> {
-    return (await call(this.env['GATEHOUSE_ADMIN_SOCKET']!, 'GET', '/v1/status')).body as GatewayStatus
+  async status(): Promise<GatewayStatus> {
+    return (await call(this.env['GATEHOUSE_ADMIN_SOCKET']!, 'GET', '/v1/status'))
+      .body as GatewayStatus
   }
 
-  async names (): Promise<string[]> {
-    return ((await call(this.env['GATEHOUSE_CERTS_SOCKET']!, 'GET', '/v1/names')).body as { names: string[] }).names
+  async names(): Promise<string[]> {
+    return (
+      (await call(this.env['GATEHOUSE_CERTS_SOCKET']!, 'GET', '/v1/names')).body as {
+        names: string[]
+      }
+    ).names
   }
 
   /** Node-RED's flows as they are on its disk. */
-  async flows (): Promise<unknown> {
+  async flows(): Promise<unknown> {
     return JSON.parse(await readFile(path.join(this.dir, 'node-red', 'flows.json'), 'utf8'))
   }
 
-  async stop (): Promise<void> {
+  async stop(): Promise<void> {
     await this.stopGateway()
     await this.stopNodeRed()
   }

@@ -1,4 +1,7 @@
-/** The Node-RED editor in a real browser, through the tailnet and the gateway: what a person does with it. */
+/**
+ * The Node-RED editor in a real browser, through the tailnet and the gateway: what a person does
+ * with it.
+ */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
@@ -28,14 +31,20 @@ after(async () => {
   await lab?.stop()
 })
 
-/** Opens the editor as a client and waits until it is all there. Requests to anywhere but the gateway are noted. */
-async function open (client: LabClient): Promise<{ page: Page, elsewhere: string[], url: string }> {
+/**
+ * Opens the editor as a client and waits until it is all there. Requests to anywhere but the
+ * gateway are noted.
+ */
+async function open(client: LabClient): Promise<{ page: Page; elsewhere: string[]; url: string }> {
   const { browser, url } = await browse(lab, client, `https://${name}`)
   browsers.push(browser)
   const page = await browser.newPage({ viewport: { width: 1400, height: 900 } })
   page.setDefaultTimeout(90_000)
   const elsewhere: string[] = []
-  page.on('request', (request) => { if (!request.url().startsWith(url) && !/^(?:data|blob):/.test(request.url())) elsewhere.push(request.url()) })
+  page.on('request', (request) => {
+    if (!request.url().startsWith(url) && !/^(?:data|blob):/.test(request.url()))
+      elsewhere.push(request.url())
+  })
   await page.goto(url)
   await page.locator('.red-ui-palette-node[data-palette-type="inject"]').waitFor()
   await page.locator('#red-ui-loading-progress').waitFor({ state: 'hidden' })
@@ -43,8 +52,10 @@ async function open (client: LabClient): Promise<{ page: Page, elsewhere: string
 }
 
 /** Drags a node from the palette to a place on the sheet. */
-async function drag (page: Page, type: string, x: number, y: number): Promise<void> {
-  const from = (await page.locator(`.red-ui-palette-node[data-palette-type="${type}"]`).boundingBox())!
+async function drag(page: Page, type: string, x: number, y: number): Promise<void> {
+  const from = (await page
+    .locator(`.red-ui-palette-node[data-palette-type="${type}"]`)
+    .boundingBox())!
   const sheet = (await page.locator('#red-ui-workspace-chart').boundingBox())!
   await page.mouse.move(from.x + from.width / 2, from.y + from.height / 2)
   await page.mouse.down()
@@ -53,82 +64,146 @@ async function drag (page: Page, type: string, x: number, y: number): Promise<vo
 }
 
 /** Middle of an element, for the mouse. */
-async function middle (page: Page, selector: string): Promise<[number, number]> {
+async function middle(page: Page, selector: string): Promise<[number, number]> {
   const box = (await page.locator(selector).first().boundingBox())!
   return [box.x + box.width / 2, box.y + box.height / 2]
 }
 
-test('the owner opens the editor, drags nodes in, wires and deploys them, and sees them run', { timeout: 240_000 }, async () => {
-  const laptop = await lab.client('laptop')
-  const { page, elsewhere } = await open(laptop)
-  await drag(page, 'inject', 200, 150)
-  await drag(page, 'debug', 500, 150)
-  await page.locator('.red-ui-flow-node-group').nth(1).waitFor()
-  await page.mouse.move(...await middle(page, '.red-ui-flow-port-output'))
-  await page.mouse.down()
-  await page.mouse.move(...await middle(page, '.red-ui-flow-port-input'), { steps: 12 })
-  await page.mouse.up()
-  await page.locator('.red-ui-flow-link-line').first().waitFor({ state: 'attached' })
-  await page.locator('#red-ui-header-button-deploy').click()
-  await page.locator('#red-ui-header-button-deploy.disabled').waitFor()
-  const flows = await eventually('the flow is on disk', 30, async () => {
-    const list = await appliance.flows() as Array<{ type: string, wires?: string[][] }>
-    return list.some(({ type }) => type === 'inject') && list
-  })
-  assert.deepEqual(flows.map(({ type }) => type).filter((type) => type !== 'tab').toSorted(), ['debug', 'inject'])
-  assert.equal(flows.find(({ type }) => type === 'inject')!.wires![0]!.length, 1)
+test(
+  'the owner opens the editor, drags nodes in, wires and deploys them, and sees them run',
+  { timeout: 240_000 },
+  async () => {
+    const laptop = await lab.client('laptop')
+    const { page, elsewhere } = await open(laptop)
+    await drag(page, 'inject', 200, 150)
+    await drag(page, 'debug', 500, 150)
+    await page.locator('.red-ui-flow-node-group').nth(1).waitFor()
+    await page.mouse.move(...(await middle(page, '.red-ui-flow-port-output')))
+    await page.mouse.down()
+    await page.mouse.move(...(await middle(page, '.red-ui-flow-port-input')), { steps: 12 })
+    await page.mouse.up()
+    await page.locator('.red-ui-flow-link-line').first().waitFor({ state: 'attached' })
+    await page.locator('#red-ui-header-button-deploy').click()
+    await page.locator('#red-ui-header-button-deploy.disabled').waitFor()
+    const flows = await eventually('the flow is on disk', 30, async () => {
+      const list = (await appliance.flows()) as Array<{ type: string; wires?: string[][] }>
+      return list.some(({ type }) => type === 'inject') && list
+    })
+    assert.deepEqual(
+      flows
+        .map(({ type }) => type)
+        .filter((type) => type !== 'tab')
+        .toSorted(),
+      ['debug', 'inject'],
+    )
+    assert.equal(flows.find(({ type }) => type === 'inject')!.wires![0]!.length, 1)
 
-  await page.locator('.red-ui-flow-node-button').first().click()
-  await page.evaluate("RED.sidebar.show('debug')")
-  const message = page.locator('.red-ui-debug-msg .red-ui-debug-msg-element').first()
-  await message.waitFor()
-  assert.match((await message.textContent())!, /\d{13}/, 'the time that inject sent, over the editor\'s WebSocket')
-  assert.deepEqual(elsewhere, [], 'nothing is loaded from elsewhere')
-  await page.locator('#red-ui-header-button-user').click()
-  assert.match((await page.locator('#usermenu-item-username, #red-ui-header-button-user-submenu').first().textContent())!, /@/)
-})
+    await page.locator('.red-ui-flow-node-button').first().click()
+    await page.evaluate("RED.sidebar.show('debug')")
+    const message = page.locator('.red-ui-debug-msg .red-ui-debug-msg-element').first()
+    await message.waitFor()
+    assert.match(
+      (await message.textContent())!,
+      /\d{13}/,
+      "the time that inject sent, over the editor's WebSocket",
+    )
+    assert.deepEqual(elsewhere, [], 'nothing is loaded from elsewhere')
+    await page.locator('#red-ui-header-button-user').click()
+    assert.match(
+      (await page
+        .locator('#usermenu-item-username, #red-ui-header-button-user-submenu')
+        .first()
+        .textContent())!,
+      /@/,
+    )
+  },
+)
 
-test('the editor comes over HTTP/2 through the tailnet: its page and all that is in it, on one connection', { timeout: 120_000 }, async () => {
-  const laptop = await lab.client('laptop-h2')
-  await eventually('the gateway knows the client', 30, async () => (await laptop.fetch(`https://${name}/settings`)).status === 200)
-  const socket = connectTLS({ socket: await laptop.dial(name, 443), servername: name, ca: await readFile(lab.ready.acmeRoots), ALPNProtocols: ['h2', 'http/1.1'] })
-  await once(socket, 'secureConnect')
-  assert.equal(socket.alpnProtocol, 'h2')
-  const session = connect(`https://${name}`, { createConnection: () => socket })
-  const get = async (path: string): Promise<{ status: number, body: string }> => {
-    const stream = session.request({ ':path': path })
-    const headers = once(stream, 'response') as Promise<[{ ':status': number }]>
-    const body = await text(stream)
-    return { status: (await headers)[0][':status'], body }
-  }
-  const page = await get('/')
-  const parts = [...page.body.matchAll(/(?:src|href)="(?!https?:)([^"#]+)"/g)].map(([, path]) => `/${path!.replace(/^\//, '')}`)
-  assert.ok(parts.length >= 8, parts.join())
-  const got = await Promise.all(parts.map(async (path) => ({ path, ...await get(path) })))
-  assert.deepEqual(got.filter(({ status, body }) => status !== 200 || body.length === 0).map(({ path, status }) => [path, status]), [])
-  assert.ok(got.reduce((sum, { body }) => sum + body.length, 0) > 1_000_000, 'the editor is some megabytes')
-  session.close()
-  await once(session, 'close')
-})
+test(
+  'the editor comes over HTTP/2 through the tailnet: its page and all that is in it, on one connection',
+  { timeout: 120_000 },
+  async () => {
+    const laptop = await lab.client('laptop-h2')
+    await eventually(
+      'the gateway knows the client',
+      30,
+      async () => (await laptop.fetch(`https://${name}/settings`)).status === 200,
+    )
+    const socket = connectTLS({
+      socket: await laptop.dial(name, 443),
+      servername: name,
+      ca: await readFile(lab.ready.acmeRoots),
+      ALPNProtocols: ['h2', 'http/1.1'],
+    })
+    await once(socket, 'secureConnect')
+    assert.equal(socket.alpnProtocol, 'h2')
+    const session = connect(`https://${name}`, { createConnection: () => socket })
+    const get = async (path: string): Promise<{ status: number; body: string }> => {
+      const stream = session.request({ ':path': path })
+      const headers = once(stream, 'response') as Promise<[{ ':status': number }]>
+      const body = await text(stream)
+      return { status: (await headers)[0][':status'], body }
+    }
+    const page = await get('/')
+    const parts = [...page.body.matchAll(/(?:src|href)="(?!https?:)([^"#]+)"/g)].map(
+      ([, path]) => `/${path!.replace(/^\//, '')}`,
+    )
+    assert.ok(parts.length >= 8, parts.join())
+    const got = await Promise.all(parts.map(async (path) => ({ path, ...(await get(path)) })))
+    assert.deepEqual(
+      got
+        .filter(({ status, body }) => status !== 200 || body.length === 0)
+        .map(({ path, status }) => [path, status]),
+      [],
+    )
+    assert.ok(
+      got.reduce((sum, { body }) => sum + body.length, 0) > 1_000_000,
+      'the editor is some megabytes',
+    )
+    session.close()
+    await once(session, 'close')
+  },
+)
 
-test('a second person, who may only view, sees the same flow read-only, and who they are', { timeout: 240_000 }, async () => {
-  const phone = await lab.client('phone')
-  await lab.setOwner('phone', { user: 'bob@example.com' })
-  await lab.setGrants([{ src: ['bob@example.com'], dst: ['*'], app: { [capability]: [{ may: ['view'] }] } }])
-  await eventually('bob may view', 30, async () => (await phone.fetch(`https://${name}/settings`, { headers: { accept: 'application/json' } })).status === 200)
-  const before = JSON.stringify(await appliance.flows())
-  const { page, url } = await open(phone)
-  await page.locator('.red-ui-flow-node-group').nth(1).waitFor()
-  await page.locator('#red-ui-header-button-user').click()
-  assert.match((await page.locator('#red-ui-header-button-user-submenu').textContent())!, /bob@example\.com/)
-  await page.keyboard.press('Escape')
-  await drag(page, 'inject', 300, 400)
-  assert.equal(await page.locator('#red-ui-header-button-deploy:not(.disabled)').count(), 0, 'there is nothing to deploy with')
-  // By hand, as somebody would who does not take the editor's word for it.
-  const status = await page.evaluate(`fetch(${JSON.stringify(`${url}flows`)}, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '[]' }).then((answer) => answer.status)`)
-  assert.equal(status, 403)
-  assert.equal(JSON.stringify(await appliance.flows()), before)
-})
+test(
+  'a second person, who may only view, sees the same flow read-only, and who they are',
+  { timeout: 240_000 },
+  async () => {
+    const phone = await lab.client('phone')
+    await lab.setOwner('phone', { user: 'bob@example.com' })
+    await lab.setGrants([
+      { src: ['bob@example.com'], dst: ['*'], app: { [capability]: [{ may: ['view'] }] } },
+    ])
+    await eventually(
+      'bob may view',
+      30,
+      async () =>
+        (await phone.fetch(`https://${name}/settings`, { headers: { accept: 'application/json' } }))
+          .status === 200,
+    )
+    const before = JSON.stringify(await appliance.flows())
+    const { page, url } = await open(phone)
+    await page.locator('.red-ui-flow-node-group').nth(1).waitFor()
+    await page.locator('#red-ui-header-button-user').click()
+    assert.match(
+      (await page.locator('#red-ui-header-button-user-submenu').textContent())!,
+      /bob@example\.com/,
+    )
+    await page.keyboard.press('Escape')
+    await drag(page, 'inject', 300, 400)
+    assert.equal(
+      await page.locator('#red-ui-header-button-deploy:not(.disabled)').count(),
+      0,
+      'there is nothing to deploy with',
+    )
+    // By hand, as somebody would who does not take the editor's word for it.
+    const status = await page.evaluate(
+      `fetch(${JSON.stringify(`${url}flows`)}, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '[]' }).then((answer) => answer.status)`,
+    )
+    assert.equal(status, 403)
+    assert.equal(JSON.stringify(await appliance.flows()), before)
+  },
+)
 
 test('nothing left the lab', async () => {
   assert.deepEqual(await lab.leaks(), [])

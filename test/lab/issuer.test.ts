@@ -1,4 +1,7 @@
-/** The certificate agent's issuer (src/certs/acme.ts) against the lab's authority: a second certificate with the same account, and what goes wrong. */
+/**
+ * The certificate agent's issuer (src/certs/acme.ts) against the lab's authority: a second
+ * certificate with the same account, and what goes wrong.
+ */
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
@@ -18,9 +21,16 @@ before(async () => {
 after(async () => await lab?.stop())
 
 /** Runs issue.ts in the node's namespace: prints the PEM, or the error's code and line. */
-async function issue (domain: string, directory = lab.ready.acmeDirectory): Promise<Result> {
-  return await lab.run(node.ns, [process.execPath, path.join(import.meta.dirname, 'issue.ts'), directory, lab.ready.acmeDirectoryCA, domain,
-    path.join(node.dir, 'client.sock'), path.join(lab.dir, 'agent')])
+async function issue(domain: string, directory = lab.ready.acmeDirectory): Promise<Result> {
+  return await lab.run(node.ns, [
+    process.execPath,
+    path.join(import.meta.dirname, 'issue.ts'),
+    directory,
+    lab.ready.acmeDirectoryCA,
+    domain,
+    path.join(node.dir, 'client.sock'),
+    path.join(lab.dir, 'agent'),
+  ])
 }
 
 test('a first certificate makes an account; the next uses it and has a key of its own', async () => {
@@ -32,7 +42,10 @@ test('a first certificate makes an account; the next uses it and has a key of it
   assert.equal(await readFile(path.join(lab.dir, 'agent/account.pem'), 'utf8'), account)
   const [a, b] = [first, second].map(({ stdout }) => new X509Certificate(stdout))
   assert.equal(a!.subjectAltName, `DNS:${name}`)
-  assert.notEqual(a!.publicKey.export({ type: 'spki', format: 'pem' }), b!.publicKey.export({ type: 'spki', format: 'pem' }))
+  assert.notEqual(
+    a!.publicKey.export({ type: 'spki', format: 'pem' }),
+    b!.publicKey.export({ type: 'spki', format: 'pem' }),
+  )
 })
 
 test('a name of another node: refused where the record is published, and the error says so', async () => {

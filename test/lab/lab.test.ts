@@ -1,4 +1,6 @@
-/** The lab itself: joining, names, paths, what nodes may publish, and that nothing gets out of it. */
+/**
+ * The lab itself: joining, names, paths, what nodes may publish, and that nothing gets out of it.
+ */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -20,8 +22,11 @@ before(async () => {
 after(async () => await lab?.stop())
 
 /** Waits until `probe` gives something true, for 10 s at most. */
-async function eventually<T>(what: string, probe: () => Promise<T | undefined | false>): Promise<T> {
-  for (const deadline = Date.now() + 10_000; ; ) {
+async function eventually<T>(
+  what: string,
+  probe: () => Promise<T | undefined | false>,
+): Promise<T> {
+  for (const deadline = Date.now() + 10_000; ;) {
     const value = await probe()
     if (value) return value
     if (Date.now() > deadline) throw new Error(`not within 10 s: ${what}`)
@@ -35,8 +40,17 @@ test('the second node of a name gets another one, and its certificate domain too
   assert.equal(b.name, `laptop-1.${lab.ready.suffix}`)
   assert.deepEqual(a.certDomains, [a.name])
   assert.deepEqual(b.certDomains, [b.name])
-  assert.deepEqual(b.peers.map((p) => p.name), [a.name])
-  assert.deepEqual((await lab.nodes()).map((n) => [n.name, n.hostname]), [[a.name, 'laptop'], [b.name, 'laptop']])
+  assert.deepEqual(
+    b.peers.map((p) => p.name),
+    [a.name],
+  )
+  assert.deepEqual(
+    (await lab.nodes()).map((n) => [n.name, n.hostname]),
+    [
+      [a.name, 'laptop'],
+      [b.name, 'laptop'],
+    ],
+  )
 })
 
 test('peers reach each other directly', async () => {
@@ -64,7 +78,12 @@ test("a node may publish its own name's challenge and nothing else", async () =>
   const own = `_acme-challenge.laptop-1.${lab.ready.suffix}`
   await two.setDNS(own, value)
   assert.deepEqual((await lab.txt())[own], [value])
-  for (const name of [`_acme-challenge.laptop.${lab.ready.suffix}`, `laptop-1.${lab.ready.suffix}`, `_acme-challenge.${lab.ready.suffix}`, '_acme-challenge.example.com']) {
+  for (const name of [
+    `_acme-challenge.laptop.${lab.ready.suffix}`,
+    `laptop-1.${lab.ready.suffix}`,
+    `_acme-challenge.${lab.ready.suffix}`,
+    '_acme-challenge.example.com',
+  ]) {
     await assert.rejects(two.setDNS(name, value), /403|not an ACME challenge/, name)
     assert.equal((await lab.txt())[name], undefined)
   }
@@ -111,7 +130,10 @@ test('an expired node key stops a node, and the auth key brings it back under it
   const before = await two.status()
   await assert.rejects(lab.expire('nobody'), /no node is called "nobody"/)
   await lab.expire('laptop-1')
-  await eventually('the node needs a login', async () => (await two.status()).state === 'NeedsLogin')
+  await eventually(
+    'the node needs a login',
+    async () => (await two.status()).state === 'NeedsLogin',
+  )
   await two.stop()
   await two.start({ up: true })
   const back = await two.status()
@@ -120,7 +142,10 @@ test('an expired node key stops a node, and the auth key brings it back under it
 })
 
 test('names resolve to what the lab has, and nothing else does', async () => {
-  assert.match((await lab.run(one.ns, ['getent', 'hosts', 'acme.lab.test'])).stdout, /^10\.77\.0\.4\s/)
+  assert.match(
+    (await lab.run(one.ns, ['getent', 'hosts', 'acme.lab.test'])).stdout,
+    /^10\.77\.0\.4\s/,
+  )
   assert.equal((await lab.run(one.ns, ['getent', 'hosts', 'example.com'])).code, 2)
   const asked = await lab.queries()
   assert.ok(asked.some((q) => q.name === 'example.com' && q.rcode === 'NXDOMAIN'))
@@ -159,13 +184,18 @@ test('a machine that asks by DHCP is told router, DNS and NTP', async () => {
   for (let at = 240; offer[at] !== 255 && at < offer.length; at += 2 + offer[at + 1]!) {
     options.set(offer[at]!, [...offer.subarray(at + 2, at + 2 + offer[at + 1]!)].join('.'))
   }
-  assert.deepEqual([3, 6, 42].map((code) => options.get(code)), ['10.77.0.1', '10.77.0.1', '10.77.0.1'])
+  assert.deepEqual(
+    [3, 6, 42].map((code) => options.get(code)),
+    ['10.77.0.1', '10.77.0.1', '10.77.0.1'],
+  )
 })
 
 test('nothing called home until now, and a stray packet is noticed', async () => {
   assert.deepEqual(await lab.leaks(), [])
   assert.equal(await lab.leaked(), 0)
-  const foreign = (await lab.queries()).filter((q) => !q.name.endsWith('.lab.test') && q.name !== 'example.com')
+  const foreign = (await lab.queries()).filter(
+    (q) => !q.name.endsWith('.lab.test') && q.name !== 'example.com',
+  )
   assert.deepEqual(foreign, [])
   // From a host, and from the servers' own namespace.
   for (const ns of [one.ns, lab.ns]) await lab.run(ns, ['bash', '-c', 'echo >/dev/udp/192.0.2.1/9'])
@@ -188,7 +218,9 @@ test('a lab whose parent is killed leaves nothing behind', async () => {
     const pid = lab.exec(client.ns, ['sleep', '600']).pid
     console.log(JSON.stringify({ id: lab.id, pid, dir: lab.dir }))
     setInterval(() => {}, 1000)`
-  const parent = spawn(process.execPath, ['--input-type=module-typescript', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const parent = spawn(process.execPath, ['--input-type=module-typescript', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   const [line] = await once(parent.stdout, 'data')
   const { id, pid, dir } = JSON.parse(line.toString()) as { id: string; pid: number; dir: string }
   assert.equal((await readdir('/run/netns')).filter((n) => n.startsWith(`${id}-`)).length, 2)
@@ -196,11 +228,20 @@ test('a lab whose parent is killed leaves nothing behind', async () => {
   parent.kill('SIGKILL')
   await eventually('its namespaces, processes and directory are gone', async () => {
     const left = (await readdir('/run/netns')).filter((n) => n.startsWith(`${id}-`))
-    const alive = await readdir(`/proc/${pid}`).then(() => true, () => false)
-    const kept = await readdir(dir).then(() => true, () => false)
+    const alive = await readdir(`/proc/${pid}`).then(
+      () => true,
+      () => false,
+    )
+    const kept = await readdir(dir).then(
+      () => true,
+      () => false,
+    )
     return left.length === 0 && !alive && !kept
   })
-  assert.deepEqual((await readdir('/etc/netns')).filter((n) => n.startsWith(`${id}-`)), [])
+  assert.deepEqual(
+    (await readdir('/etc/netns')).filter((n) => n.startsWith(`${id}-`)),
+    [],
+  )
 })
 
 test('bad input is refused with its cure', async () => {

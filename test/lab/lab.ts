@@ -5,11 +5,13 @@
  *     const client = await lab.client('laptop')
  *     const page = await client.fetch('https://gatehouse.tail0a1b2.ts.net/')
  *
- * One Ethernet segment, 10.77.0.0/24: the bridge br0 in the namespace `<id>-lab`, where `out/bin/lab serve` is control server, DERP,
- * STUN, DNS, NTP and ACME authority, and dnsmasq gives addresses to virtual machines. Hosts are namespaces of their own. Nothing
- * gets out of it: what tries is dropped and counted ({@link Lab.leaked}).
+ * One Ethernet segment, 10.77.0.0/24: the bridge br0 in the namespace `<id>-lab`, where
+ * `out/bin/lab serve` is control server, DERP, STUN, DNS, NTP and ACME authority, and dnsmasq gives
+ * addresses to virtual machines. Hosts are namespaces of their own. Nothing gets out of it: what
+ * tries is dropped and counted ({@link Lab.leaked}).
  *
- * Needs root and the programs ip (iproute2), nft (nftables), dnsmasq (dnsmasq-base) and setpriv (util-linux).
+ * Needs root and the programs ip (iproute2), nft (nftables), dnsmasq (dnsmasq-base) and setpriv
+ * (util-linux).
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import { mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises'
@@ -46,7 +48,10 @@ export interface Ready {
 export interface LabOptions {
   /** First part of the namespaces' names: 1–8 lower-case letters and digits. Default "lab". */
   name?: string
-  /** Directory of sockets, logs and state. Default: a new one in the temporary directory, removed by {@link Lab.stop} unless LAB_KEEP is set. */
+  /**
+   * Directory of sockets, logs and state. Default: a new one in the temporary directory, removed by
+   * {@link Lab.stop} unless LAB_KEEP is set.
+   */
   dir?: string
   /** MagicDNS suffix. Default "tail0a1b2.ts.net". */
   suffix?: string
@@ -106,7 +111,14 @@ export interface FetchAnswer {
   headers: Record<string, string[]>
   body: Buffer
   /** Absent for http. An unverified certificate is an error, never an answer. */
-  tls?: { issuer: string; subject: string; dnsNames: string[]; notAfter: string; version: string; verified: true }
+  tls?: {
+    issuer: string
+    subject: string
+    dnsNames: string[]
+    notAfter: string
+    version: string
+    verified: true
+  }
   path: Path
   /** Milliseconds from dialling to the last byte. */
   ms: number
@@ -115,7 +127,9 @@ export interface FetchAnswer {
 export interface ClientOptions {
   /** Address on the segment. Default: the next one from 10.77.0.20 on. */
   ip?: string
-  /** Default: the lab's. Null: none, so that the client needs a login ({@link Lab.completeLogin}). */
+  /**
+   * Default: the lab's. Null: none, so that the client needs a login ({@link Lab.completeLogin}).
+   */
   authKey?: string | null
   /** Wait until it is on the tailnet. Default true, false when authKey is null. */
   up?: boolean
@@ -133,7 +147,10 @@ export interface Result {
 
 let count = 0
 
-/** The IPv6 address on the segment of the host that has the IPv4 address `ip` (of the prefix for documentation, RFC 3849). */
+/**
+ * The IPv6 address on the segment of the host that has the IPv4 address `ip` (of the prefix for
+ * documentation, RFC 3849).
+ */
 export function ipv6(ip: string): string {
   return `2001:db8:77::${ip.split('.')[3]}`
 }
@@ -162,19 +179,28 @@ export class Lab {
     this.#bin = bin
   }
 
-  /** Makes the segment and starts its servers. Rejects with what is missing or failed, having cleaned up. */
+  /**
+   * Makes the segment and starts its servers. Rejects with what is missing or failed, having
+   * cleaned up.
+   */
   static async start(options: LabOptions = {}): Promise<Lab> {
-    if (process.getuid?.() !== 0) throw new Error('the lab makes network namespaces: run it as root')
+    if (process.getuid?.() !== 0)
+      throw new Error('the lab makes network namespaces: run it as root')
     const name = options.name ?? 'lab'
-    if (!/^[a-z0-9]{1,8}$/.test(name)) throw new Error(`lab name "${name}": use 1 to 8 lower-case letters and digits`)
+    if (!/^[a-z0-9]{1,8}$/.test(name))
+      throw new Error(`lab name "${name}": use 1 to 8 lower-case letters and digits`)
     const bin = options.bin ?? path.join(repository, 'out/bin/lab')
     await open(bin).then(
       (f) => f.close(),
       () => {
-        throw new Error(`${bin} is not built: run (cd test/lab && CGO_ENABLED=0 go build -o ../../out/bin/lab .)`)
+        throw new Error(
+          `${bin} is not built: run (cd test/lab && CGO_ENABLED=0 go build -o ../../out/bin/lab .)`,
+        )
       },
     )
-    const dir = options.dir ? path.resolve(options.dir) : await mkdtemp(path.join(os.tmpdir(), 'lab-'))
+    const dir = options.dir
+      ? path.resolve(options.dir)
+      : await mkdtemp(path.join(os.tmpdir(), 'lab-'))
     await mkdir(dir, { recursive: true })
     const lab = new Lab(`${name}-${process.pid}-${++count}`, dir, !options.dir, bin)
     try {
@@ -196,14 +222,18 @@ export class Lab {
   }
 
   /**
-   * Removes the namespaces, and the directory if it is the lab's own, when this process has ended in whatever way: it waits for the end of a pipe that only this process
-   * holds. It has a session of its own, or Ctrl-C would end it before it has done its work.
+   * Removes the namespaces, and the directory if it is the lab's own, when this process has ended
+   * in whatever way: it waits for the end of a pipe that only this process holds. It has a session
+   * of its own, or Ctrl-C would end it before it has done its work.
    */
   #startReaper(): void {
     const script =
       'cat >/dev/null; for n in /run/netns/"$1"-*; do [ -e "$n" ] && ip netns del "${n##*/}"; done; rm -rf /etc/netns/"$1"-* "$2"'
     const remove = this.#ownDir && !process.env['LAB_KEEP'] ? this.dir : ''
-    const reaper = spawn('sh', ['-c', script, 'lab-reaper', this.id, remove], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+    const reaper = spawn('sh', ['-c', script, 'lab-reaper', this.id, remove], {
+      detached: true,
+      stdio: ['pipe', 'ignore', 'ignore'],
+    })
     reaper.unref()
     ;(reaper.stdin as net.Socket).unref()
     this.#reaper = reaper
@@ -211,13 +241,31 @@ export class Lab {
 
   async #makeSegment(): Promise<void> {
     await this.#makeNamespace(this.ns)
-    // A fixed address: left to itself a bridge takes the lowest of its ports', so that it changes as hosts join, and those that
-    // are there send to the old one until their ARP entries expire.
-    await this.#ip(this.ns, 'link', 'add', 'br0', 'address', '02:00:0a:4d:00:01', 'type', 'bridge', 'forward_delay', '0', 'stp_state', '0', 'mcast_snooping', '0')
-    for (const n of [1, 2, 3, 4]) await this.#ip(this.ns, 'addr', 'add', `10.77.0.${n}/24`, 'dev', 'br0')
-    for (const n of [1, 2, 3]) await this.#ip(this.ns, 'addr', 'add', `${ipv6(`10.77.0.${n}`)}/64`, 'dev', 'br0', 'nodad')
+    // A fixed address: left to itself a bridge takes the lowest of its ports', so that it changes
+    // as hosts join, and those that are there send to the old one until their ARP entries expire.
+    await this.#ip(
+      this.ns,
+      'link',
+      'add',
+      'br0',
+      'address',
+      '02:00:0a:4d:00:01',
+      'type',
+      'bridge',
+      'forward_delay',
+      '0',
+      'stp_state',
+      '0',
+      'mcast_snooping',
+      '0',
+    )
+    for (const n of [1, 2, 3, 4])
+      await this.#ip(this.ns, 'addr', 'add', `10.77.0.${n}/24`, 'dev', 'br0')
+    for (const n of [1, 2, 3])
+      await this.#ip(this.ns, 'addr', 'add', `${ipv6(`10.77.0.${n}`)}/64`, 'dev', 'br0', 'nodad')
     await this.#ip(this.ns, 'link', 'set', 'br0', 'up')
-    // A route to nowhere: without one, what the servers send outside would fail before it is counted.
+    // A route to nowhere: without one, what the servers send outside would fail before it is
+    // counted.
     await this.#ip(this.ns, 'route', 'add', 'default', 'via', '10.77.0.254', 'dev', 'br0')
     await must(await this.#run(['ip', 'netns', 'exec', this.ns, 'nft', '-f', '-'], ruleset), 'nft')
   }
@@ -225,7 +273,10 @@ export class Lab {
   async #makeNamespace(ns: string): Promise<void> {
     // `ip netns exec` binds these files over those in /etc.
     await mkdir(`/etc/netns/${ns}`, { recursive: true })
-    await writeFile(`/etc/netns/${ns}/resolv.conf`, 'nameserver 10.77.0.1\noptions timeout:2 attempts:2\n')
+    await writeFile(
+      `/etc/netns/${ns}/resolv.conf`,
+      'nameserver 10.77.0.1\noptions timeout:2 attempts:2\n',
+    )
     await must(await this.#run(['ip', 'netns', 'add', ns]), 'ip netns add')
     await this.#ip(ns, 'link', 'set', 'lo', 'up')
   }
@@ -237,14 +288,31 @@ export class Lab {
   }
 
   async #startDHCP(dns = true): Promise<void> {
-    const child = this.#dhcp = this.exec(this.ns, [
-      'dnsmasq', '--keep-in-foreground', '--conf-file=/dev/null', '--port=0', '--interface=br0', '--bind-interfaces',
-      '--user=root', '--group=root', '--pid-file=', '--no-ping', '--dhcp-authoritative', '--log-dhcp',
-      `--log-facility=${this.dir}/dhcp.log`, `--dhcp-leasefile=${this.dir}/dhcp.leases`,
-      '--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,1h', '--dhcp-option=option:router,10.77.0.1',
-      // Empty: not even the default, which is dnsmasq's own address.
-      `--dhcp-option=option:dns-server${dns ? ',10.77.0.1' : ''}`, '--dhcp-option=option:ntp-server,10.77.0.1',
-    ], { stdio: ['pipe', 'ignore', 'pipe'] })
+    const child = (this.#dhcp = this.exec(
+      this.ns,
+      [
+        'dnsmasq',
+        '--keep-in-foreground',
+        '--conf-file=/dev/null',
+        '--port=0',
+        '--interface=br0',
+        '--bind-interfaces',
+        '--user=root',
+        '--group=root',
+        '--pid-file=',
+        '--no-ping',
+        '--dhcp-authoritative',
+        '--log-dhcp',
+        `--log-facility=${this.dir}/dhcp.log`,
+        `--dhcp-leasefile=${this.dir}/dhcp.leases`,
+        '--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,1h',
+        '--dhcp-option=option:router,10.77.0.1',
+        // Empty: not even the default, which is dnsmasq's own address.
+        `--dhcp-option=option:dns-server${dns ? ',10.77.0.1' : ''}`,
+        '--dhcp-option=option:ntp-server,10.77.0.1',
+      ],
+      { stdio: ['pipe', 'ignore', 'pipe'] },
+    ))
     const failed = exited(child)
     // It says nothing when it is up; when something is wrong it ends at once.
     const early = await Promise.race([failed, sleep(100)])
@@ -257,7 +325,7 @@ export class Lab {
     const argv = [this.#bin, 'serve', '--dir', this.dir, ...(suffix ? ['--suffix', suffix] : [])]
     const child = this.exec(this.ns, argv, { stdio: ['pipe', 'ignore', 'pipe'] })
     const ended = exited(child)
-    for (const deadline = Date.now() + 15_000; ; ) {
+    for (const deadline = Date.now() + 15_000; ;) {
       const text = await readFile(file, 'utf8').catch(() => undefined)
       if (text) {
         this.#ready = JSON.parse(text) as Ready
@@ -265,21 +333,35 @@ export class Lab {
       }
       const early = await Promise.race([ended, sleep(20)])
       if (early) throw new Error(`lab serve ended: ${early.stderr.trim() || `code ${early.code}`}`)
-      if (Date.now() > deadline) throw new Error(`lab serve is not ready after 15 s: see the logs in ${this.dir}`)
+      if (Date.now() > deadline)
+        throw new Error(`lab serve is not ready after 15 s: see the logs in ${this.dir}`)
     }
   }
 
   /**
-   * Adds a host to the segment: a namespace with eth0, default route and resolver. Returns the namespace's name. `ipv6`: it has
-   * {@link ipv6} of its number too.
+   * Adds a host to the segment: a namespace with eth0, default route and resolver. Returns the
+   * namespace's name. `ipv6`: it has {@link ipv6} of its number too.
    */
   async host(name: string, ip: string, { ipv6: both = false } = {}): Promise<string> {
-    if (!/^[a-z0-9-]{1,24}$/.test(name) || name === 'lab') throw new Error(`host name "${name}": use lower-case letters, digits and dashes`)
+    if (!/^[a-z0-9-]{1,24}$/.test(name) || name === 'lab')
+      throw new Error(`host name "${name}": use lower-case letters, digits and dashes`)
     if (!/^10\.77\.0\.\d+$/.test(ip)) throw new Error(`address ${ip} is not in 10.77.0.0/24`)
     const ns = `${this.id}-${name}`
     const port = `v${++this.#links}`
     await this.#makeNamespace(ns)
-    await this.#ip(this.ns, 'link', 'add', port, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', ns)
+    await this.#ip(
+      this.ns,
+      'link',
+      'add',
+      port,
+      'type',
+      'veth',
+      'peer',
+      'name',
+      'eth0',
+      'netns',
+      ns,
+    )
     await this.#ip(this.ns, 'link', 'set', port, 'master', 'br0', 'up')
     await this.#ip(ns, 'addr', 'add', `${ip}/24`, 'dev', 'eth0')
     await this.#ip(ns, 'link', 'set', 'eth0', 'up')
@@ -291,23 +373,32 @@ export class Lab {
     return ns
   }
 
-  /** Makes a tap device on the bridge, in {@link ns}, for QEMU: `-netdev tap,id=n0,ifname=NAME,script=no,downscript=no`. Returns its name. */
+  /**
+   * Makes a tap device on the bridge, in {@link ns}, for QEMU: `-netdev
+   * tap,id=n0,ifname=NAME,script=no,downscript=no`. Returns its name.
+   */
   async tap(name: string): Promise<string> {
-    if (!/^[a-z0-9-]{1,15}$/.test(name)) throw new Error(`tap name "${name}": use 1 to 15 lower-case letters, digits and dashes`)
+    if (!/^[a-z0-9-]{1,15}$/.test(name))
+      throw new Error(`tap name "${name}": use 1 to 15 lower-case letters, digits and dashes`)
     await this.#ip(this.ns, 'tuntap', 'add', name, 'mode', 'tap')
     await this.#ip(this.ns, 'link', 'set', name, 'master', 'br0', 'up')
     return name
   }
 
   /**
-   * Starts a program in a namespace ({@link ns}, or what {@link host} returned). It dies with this process (PDEATHSIG), and with
-   * {@link stop}. Its pid is the program's own: neither `setpriv` nor `ip netns exec` forks.
+   * Starts a program in a namespace ({@link ns}, or what {@link host} returned). It dies with this
+   * process (PDEATHSIG), and with {@link stop}. Its pid is the program's own: neither `setpriv` nor
+   * `ip netns exec` forks.
    */
   exec(ns: string, argv: string[], options: SpawnOptions = {}): ChildProcess {
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'ip', 'netns', 'exec', ns, ...argv], {
-      stdio: ['pipe', 'pipe', 'pipe'],
-      ...options,
-    })
+    const child = spawn(
+      'setpriv',
+      ['--pdeathsig', 'KILL', '--', 'ip', 'netns', 'exec', ns, ...argv],
+      {
+        stdio: ['pipe', 'pipe', 'pipe'],
+        ...options,
+      },
+    )
     this.#children.add(child)
     child.once('exit', () => this.#children.delete(child))
     child.once('error', () => this.#children.delete(child))
@@ -342,15 +433,46 @@ export class Lab {
 
   /** Packets that tried to leave the segment, since the start. */
   async leaked(): Promise<number> {
-    const { stdout } = await must(await this.#run(['ip', 'netns', 'exec', this.ns, 'nft', '-j', 'list', 'counter', 'inet', 'lab', 'leaked']), 'nft')
-    const packets = JSON.parse(stdout).nftables.find((o: { counter?: { packets: number } }) => o.counter)?.counter.packets
+    const { stdout } = await must(
+      await this.#run([
+        'ip',
+        'netns',
+        'exec',
+        this.ns,
+        'nft',
+        '-j',
+        'list',
+        'counter',
+        'inet',
+        'lab',
+        'leaked',
+      ]),
+      'nft',
+    )
+    const packets = JSON.parse(stdout).nftables.find(
+      (o: { counter?: { packets: number } }) => o.counter,
+    )?.counter.packets
     if (typeof packets !== 'number') throw new Error(`nft shows no counter: ${stdout}`)
     return packets
   }
 
   /** Who tried to send where, for the message of a test that found {@link leaked} above zero. */
   async leaks(): Promise<{ from: string; to: string }[]> {
-    const { stdout } = await must(await this.#run(['ip', 'netns', 'exec', this.ns, 'nft', '-j', 'list', 'table', 'inet', 'lab']), 'nft')
+    const { stdout } = await must(
+      await this.#run([
+        'ip',
+        'netns',
+        'exec',
+        this.ns,
+        'nft',
+        '-j',
+        'list',
+        'table',
+        'inet',
+        'lab',
+      ]),
+      'nft',
+    )
     const list: { from: string; to: string }[] = []
     for (const object of JSON.parse(stdout).nftables) {
       for (const element of object.set?.elem ?? []) {
@@ -371,14 +493,27 @@ export class Lab {
     return (await this.#admin('GET', '/txt')) as Record<string, string[]>
   }
 
-  /** Every question the DNS server was asked: a name that nobody ought to want shows who would have called home. */
+  /**
+   * Every question the DNS server was asked: a name that nobody ought to want shows who would have
+   * called home.
+   */
   async queries(): Promise<{ name: string; type: string; rcode: string; times: number }[]> {
-    return (await this.#admin('GET', '/queries')) as { name: string; type: string; rcode: string; times: number }[]
+    return (await this.#admin('GET', '/queries')) as {
+      name: string
+      type: string
+      rcode: string
+      times: number
+    }[]
   }
 
-  /** Replaces the addresses of a name in the lab's DNS, IPv4 and IPv6; with none the name is gone. */
+  /**
+   * Replaces the addresses of a name in the lab's DNS, IPv4 and IPv6; with none the name is gone.
+   */
   async setHost(name: string, ...addresses: string[]): Promise<void> {
-    await this.#admin('POST', `/host?${new URLSearchParams([['name', name], ...addresses.map((ip) => ['ip', ip])])}`)
+    await this.#admin(
+      'POST',
+      `/host?${new URLSearchParams([['name', name], ...addresses.map((ip) => ['ip', ip])])}`,
+    )
   }
 
   /** Login URLs nobody has visited yet. */
@@ -403,12 +538,18 @@ export class Lab {
 
   /** Expires the key of a node, by its name; or, with `seconds`, lets it be good for so long. */
   async expire(node: string, seconds?: number): Promise<void> {
-    await this.#admin('POST', `/expire?node=${encodeURIComponent(node)}${seconds === undefined ? '' : `&seconds=${seconds}`}`)
+    await this.#admin(
+      'POST',
+      `/expire?node=${encodeURIComponent(node)}${seconds === undefined ? '' : `&seconds=${seconds}`}`,
+    )
   }
 
   /** An auth key that works once, or has expired; nodes that join with it get its tags. */
   async key(kind: 'once' | 'expired', tags: string[] = []): Promise<string> {
-    return (await this.#admin('POST', `/keys?${new URLSearchParams([['kind', kind], ...tags.map((t) => ['tag', t])])}`)) as string
+    return (await this.#admin(
+      'POST',
+      `/keys?${new URLSearchParams([['kind', kind], ...tags.map((t) => ['tag', t])])}`,
+    )) as string
   }
 
   /** Whether nodes that join from now on must be approved ({@link approve}). */
@@ -427,14 +568,19 @@ export class Lab {
   }
 
   /**
-   * Replaces the grants of the tailnet's policy. `src` and `dst` are node names, tags, login names or "*"; `app` is capabilities by name,
-   * each with its values. Nodes are told at once.
+   * Replaces the grants of the tailnet's policy. `src` and `dst` are node names, tags, login names
+   * or "*"; `app` is capabilities by name, each with its values. Nodes are told at once.
    */
-  async setGrants(grants: { src: string[]; dst: string[]; app: Record<string, unknown[]> }[]): Promise<void> {
+  async setGrants(
+    grants: { src: string[]; dst: string[]; app: Record<string, unknown[]> }[],
+  ): Promise<void> {
     await this.#admin('PUT', '/grants', JSON.stringify(grants))
   }
 
-  /** Gives a node to a person, by login name, or to nobody, with tags. Before, all nodes are one person's. */
+  /**
+   * Gives a node to a person, by login name, or to nobody, with tags. Before, all nodes are one
+   * person's.
+   */
   async setOwner(node: string, owner: { user: string } | { tags: string[] }): Promise<void> {
     const query = new URLSearchParams({ node })
     if ('user' in owner) query.set('user', owner.user)
@@ -454,7 +600,10 @@ export class Lab {
       })
   }
 
-  /** Puts a port of 127.0.0.1, outside the lab, in front of a unix socket. Port 0 picks one. Returns the port. */
+  /**
+   * Puts a port of 127.0.0.1, outside the lab, in front of a unix socket. Port 0 picks one. Returns
+   * the port.
+   */
   async forward(socket: string, port = 0): Promise<number> {
     const server = net.createServer((incoming) => {
       const outgoing = net.connect(socket)
@@ -467,7 +616,9 @@ export class Lab {
       incoming.pipe(outgoing).pipe(incoming)
       if (this.#stopping) end()
     })
-    await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve))
+    await new Promise<void>((resolve, reject) =>
+      server.once('error', reject).listen(port, '127.0.0.1', resolve),
+    )
     this.#servers.add(server)
     return (server.address() as net.AddressInfo).port
   }
@@ -506,13 +657,21 @@ export class Lab {
   }
 
   async #admin(method: string, url: string, content?: string): Promise<unknown> {
-    const { status, body } = await request(path.join(this.dir, 'lab.sock'), method, url, content === undefined ? {} : { body: content })
+    const { status, body } = await request(
+      path.join(this.dir, 'lab.sock'),
+      method,
+      url,
+      content === undefined ? {} : { body: content },
+    )
     if (status >= 400) throw new Error(body.toString().trim())
     return body.length ? JSON.parse(body.toString()) : undefined
   }
 }
 
-/** A native tailnet client, driven over its unix socket. Errors of the tailnet reject with the client's words. */
+/**
+ * A native tailnet client, driven over its unix socket. Errors of the tailnet reject with the
+ * client's words.
+ */
 export class LabClient {
   readonly hostname: string
   readonly ns: string
@@ -536,7 +695,18 @@ export class LabClient {
   /** Starts it (again, after {@link stop}: it keeps its identity). */
   async start(options: ClientOptions = {}): Promise<void> {
     const key = options.authKey === undefined ? this.#lab.ready.authKey : options.authKey
-    const argv = [this.#lab.bin, 'client', '--dir', this.dir, '--control', this.#lab.ready.controlURL, '--hostname', this.hostname, '--socket', this.#socket]
+    const argv = [
+      this.#lab.bin,
+      'client',
+      '--dir',
+      this.dir,
+      '--control',
+      this.#lab.ready.controlURL,
+      '--hostname',
+      this.hostname,
+      '--socket',
+      this.#socket,
+    ]
     if (key !== null) {
       const file = path.join(this.dir, 'authkey')
       await writeFile(file, key, { mode: 0o600 })
@@ -544,24 +714,34 @@ export class LabClient {
     }
     if (options.port) argv.push('--port', String(options.port))
     await rm(this.#socket, { force: true })
-    const child = this.#lab.exec(this.ns, argv, { stdio: ['pipe', 'ignore', 'pipe'], env: { ...process.env, ...options.env } })
+    const child = this.#lab.exec(this.ns, argv, {
+      stdio: ['pipe', 'ignore', 'pipe'],
+      env: { ...process.env, ...options.env },
+    })
     this.#child = child
     const ended = exited(child)
     for (;;) {
       const there = await new Promise<boolean>((resolve) => {
-        const probe = net.connect(this.#socket, () => resolve(true)).on('error', () => resolve(false))
+        const probe = net
+          .connect(this.#socket, () => resolve(true))
+          .on('error', () => resolve(false))
         probe.unref().once('connect', () => probe.destroy())
       })
       if (there) break
       const early = await Promise.race([ended, sleep(20)])
-      if (early) throw new Error(`client ${this.hostname} ended: ${early.stderr.trim() || `code ${early.code}`}`)
+      if (early)
+        throw new Error(
+          `client ${this.hostname} ended: ${early.stderr.trim() || `code ${early.code}`}`,
+        )
     }
     if (options.up ?? key !== null) await this.up()
   }
 
   /** Waits until the client is on the tailnet. Timeout in milliseconds, default 30 000. */
   async up(timeout = 30_000): Promise<ClientStatus> {
-    return (await this.#json('POST', `/up?timeout=${timeout}ms`, { timeout: timeout + 5_000 })) as ClientStatus
+    return (await this.#json('POST', `/up?timeout=${timeout}ms`, {
+      timeout: timeout + 5_000,
+    })) as ClientStatus
   }
 
   async status(): Promise<ClientStatus> {
@@ -569,13 +749,19 @@ export class LabClient {
   }
 
   /** Pings a tailnet address once. Only disco tells the path. */
-  async ping(ip: string, type: 'disco' | 'TSMP' | 'ICMP' = 'disco'): Promise<Path & { node: string; ms: number }> {
-    return (await this.#json('GET', `/ping?ip=${encodeURIComponent(ip)}&type=${type}`)) as Path & { node: string; ms: number }
+  async ping(
+    ip: string,
+    type: 'disco' | 'TSMP' | 'ICMP' = 'disco',
+  ): Promise<Path & { node: string; ms: number }> {
+    return (await this.#json('GET', `/ping?ip=${encodeURIComponent(ip)}&type=${type}`)) as Path & {
+      node: string
+      ms: number
+    }
   }
 
   /**
-   * Pings until the path is direct: the first pings go by DERP, and one sent before both sides know one another's keys is lost. Timeout in
-   * milliseconds, default 30 000.
+   * Pings until the path is direct: the first pings go by DERP, and one sent before both sides know
+   * one another's keys is lost. Timeout in milliseconds, default 30 000.
    */
   async pingDirect(ip: string, timeout = 30_000): Promise<Path & { node: string; ms: number }> {
     for (const deadline = Date.now() + timeout; ; await sleep(100)) {
@@ -587,14 +773,19 @@ export class LabClient {
       } catch (err) {
         last = (err as Error).message
       }
-      if (Date.now() > deadline) throw new Error(`${ip} has no direct path after ${timeout} ms: ${last}`)
+      if (Date.now() > deadline)
+        throw new Error(`${ip} has no direct path after ${timeout} ms: ${last}`)
     }
   }
 
   /** One HTTP request through the tailnet; redirects are answered, not followed. */
   async fetch(url: string, options: FetchOptions = {}): Promise<FetchAnswer> {
     const query = new URLSearchParams({ url, roots: options.roots ?? this.#lab.ready.acmeRoots })
-    const answer = (await this.#json(options.method ?? 'GET', `/fetch?${query}`, options)) as FetchAnswer & { body: unknown }
+    const answer = (await this.#json(
+      options.method ?? 'GET',
+      `/fetch?${query}`,
+      options,
+    )) as FetchAnswer & { body: unknown }
     return { ...answer, body: Buffer.from(answer.body as unknown as string, 'base64') }
   }
 
@@ -602,7 +793,11 @@ export class LabClient {
   async dial(host: string, port: number): Promise<Duplex> {
     return await new Promise((resolve, reject) => {
       const addr = encodeURIComponent(host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`)
-      const req = http.request({ socketPath: this.#socket, path: `/dial?addr=${addr}`, headers: { Connection: 'Upgrade', Upgrade: 'tcp' } })
+      const req = http.request({
+        socketPath: this.#socket,
+        path: `/dial?addr=${addr}`,
+        headers: { Connection: 'Upgrade', Upgrade: 'tcp' },
+      })
       req.on('upgrade', (_res, socket, head) => {
         if (head.length) socket.unshift(head)
         resolve(socket)
@@ -615,7 +810,9 @@ export class LabClient {
     })
   }
 
-  /** Sets a TXT record as this node. The control server accepts `_acme-challenge.<own name>` alone. */
+  /**
+   * Sets a TXT record as this node. The control server accepts `_acme-challenge.<own name>` alone.
+   */
   async setDNS(name: string, value: string): Promise<void> {
     await this.#json('POST', '/setdns', { body: JSON.stringify({ name, value }) })
   }
@@ -625,25 +822,41 @@ export class LabClient {
     await this.#json('POST', `/udp-echo?port=${port}`)
   }
 
-  /** Sends one datagram after another to `addr` in the tailnet until one is answered, and gives the answer. */
+  /**
+   * Sends one datagram after another to `addr` in the tailnet until one is answered, and gives the
+   * answer.
+   */
   async askPacket(addr: string, body: Uint8Array): Promise<Buffer> {
-    const answer = (await this.#json('POST', `/udp-ask?addr=${encodeURIComponent(addr)}`, { body })) as string
+    const answer = (await this.#json('POST', `/udp-ask?addr=${encodeURIComponent(addr)}`, {
+      body,
+    })) as string
     return Buffer.from(answer, 'base64')
   }
 
-  /** Forwards a TCP port of its tailnet addresses to a unix socket, so that a server of the test's own is a native peer. */
+  /**
+   * Forwards a TCP port of its tailnet addresses to a unix socket, so that a server of the test's
+   * own is a native peer.
+   */
   async serve(port: number, socket: string): Promise<void> {
     await this.#json('POST', '/serve', { body: JSON.stringify({ port, socket }) })
   }
 
-  /** Who has a tailnet address ("100.64.0.1:1234" or without the port): Tailscale's WhoIsResponse. */
-  async whoIs(addr: string): Promise<{ Node: { Name: string }; UserProfile: { LoginName: string } }> {
-    return (await this.#json('GET', `/whois?addr=${encodeURIComponent(addr)}`)) as { Node: { Name: string }; UserProfile: { LoginName: string } }
+  /**
+   * Who has a tailnet address ("100.64.0.1:1234" or without the port): Tailscale's WhoIsResponse.
+   */
+  async whoIs(
+    addr: string,
+  ): Promise<{ Node: { Name: string }; UserProfile: { LoginName: string } }> {
+    return (await this.#json('GET', `/whois?addr=${encodeURIComponent(addr)}`)) as {
+      Node: { Name: string }
+      UserProfile: { LoginName: string }
+    }
   }
 
   /**
-   * Opens a port of 127.0.0.1, outside the lab, that forwards plain HTTP and WebSockets to an https origin in the tailnet.
-   * The client verifies the origin against `roots` (default: the lab's ACME authority). Port 0 picks one. Returns the URL.
+   * Opens a port of 127.0.0.1, outside the lab, that forwards plain HTTP and WebSockets to an https
+   * origin in the tailnet. The client verifies the origin against `roots` (default: the lab's ACME
+   * authority). Port 0 picks one. Returns the URL.
    */
   async browse(origin: string, options: { port?: number; roots?: string } = {}): Promise<string> {
     return `http://127.0.0.1:${await this.#lab.forward(await this.proxy(origin, options.roots), options.port)}/`
@@ -656,11 +869,22 @@ export class LabClient {
     return socket
   }
 
-  /** Loads a node of bench/tsnet.ts: see load.go for the kinds. `ms` is how long, of down, up and rtt. */
-  async load(ip: string, kind: 'down' | 'up' | 'rtt' | 'many', options: { streams?: number; ms?: number } = {}): Promise<{ bytes: number; ms: number; trips: number[] | null }> {
+  /**
+   * Loads a node of bench/tsnet.ts: see load.go for the kinds. `ms` is how long, of down, up and
+   * rtt.
+   */
+  async load(
+    ip: string,
+    kind: 'down' | 'up' | 'rtt' | 'many',
+    options: { streams?: number; ms?: number } = {},
+  ): Promise<{ bytes: number; ms: number; trips: number[] | null }> {
     const { streams = 1, ms = 3_000 } = options
     const query = new URLSearchParams({ ip, kind, streams: String(streams), ms: String(ms) })
-    return (await this.#json('GET', `/load?${query}`, { timeout: 300_000 })) as { bytes: number; ms: number; trips: number[] | null }
+    return (await this.#json('GET', `/load?${query}`, { timeout: 300_000 })) as {
+      bytes: number
+      ms: number
+      trips: number[] | null
+    }
   }
 
   /** Ends it; {@link start} starts it again with the same identity. */
@@ -676,9 +900,10 @@ export class LabClient {
 }
 
 /**
- * Drops, counts and remembers what would leave the segment. Broadcast and multicast stay on a segment by nature. Dropped before
- * routing, so that it makes no difference whether there is a route. Traffic among hosts is bridged and comes by here, "forward" too,
- * only on a machine that has br_netfilter loaded (as Docker does).
+ * Drops, counts and remembers what would leave the segment. Broadcast and multicast stay on a
+ * segment by nature. Dropped before routing, so that it makes no difference whether there is a
+ * route. Traffic among hosts is bridged and comes by here, "forward" too, only on a machine that
+ * has br_netfilter loaded (as Docker does).
  */
 const ruleset = `
 table inet lab {
@@ -722,24 +947,47 @@ function exited(child: ChildProcess): Promise<Result> {
     child.once('error', (error: NodeJS.ErrnoException) => {
       reject(error.code === 'ENOENT' ? new Error(`${child.spawnfile} is not installed`) : error)
     })
-    child.once('close', (code) => resolve({ code, stdout: Buffer.concat(out).toString(), stderr: Buffer.concat(err).toString() }))
+    child.once('close', (code) =>
+      resolve({
+        code,
+        stdout: Buffer.concat(out).toString(),
+        stderr: Buffer.concat(err).toString(),
+      }),
+    )
   })
   ended.catch(() => {}) // whoever waits gets it; nobody need wait
   return ended
 }
 
 function must(result: Result, what: string): Result {
-  if (result.code !== 0) throw new Error(`${what}: ${result.stderr.trim() || `code ${result.code}`}`)
+  if (result.code !== 0)
+    throw new Error(`${what}: ${result.stderr.trim() || `code ${result.code}`}`)
   return result
 }
 
-async function request(socketPath: string, method: string, url: string, options: FetchOptions = {}): Promise<{ status: number; body: Buffer }> {
+async function request(
+  socketPath: string,
+  method: string,
+  url: string,
+  options: FetchOptions = {},
+): Promise<{ status: number; body: Buffer }> {
   return await new Promise((resolve, reject) => {
     const timeout = options.timeout ?? 30_000
-    const req = http.request({ socketPath, method, path: url, headers: options.headers ?? {}, agent: false })
-    const timer = setTimeout(() => req.destroy(new Error(`${method} ${url.split('?')[0]}: no answer in ${timeout} ms`)), timeout)
+    const req = http.request({
+      socketPath,
+      method,
+      path: url,
+      headers: options.headers ?? {},
+      agent: false,
+    })
+    const timer = setTimeout(
+      () => req.destroy(new Error(`${method} ${url.split('?')[0]}: no answer in ${timeout} ms`)),
+      timeout,
+    )
     req.on('close', () => clearTimeout(timer))
-    req.on('response', (res) => read(res).then((body) => resolve({ status: res.statusCode ?? 0, body }), reject))
+    req.on('response', (res) =>
+      read(res).then((body) => resolve({ status: res.statusCode ?? 0, body }), reject),
+    )
     req.on('error', reject)
     req.end(options.body)
   })

@@ -1,30 +1,54 @@
-/** The image's own ruleset in a network namespace of a test's making, for what only the kernel can tell. */
-import { execFile } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
+/**
+ * The image's own ruleset in a network namespace of a test's making, for what only the kernel can
+ * tell.
+ */
+import { execFile } from 'node:child_process'
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
 
-const overlays = path.resolve(import.meta.dirname, '../../overlays');
+const overlays = path.resolve(import.meta.dirname, '../../overlays')
 
 /** Runs a command; rejects with what it said when it fails. */
 export function run(argv: string[], input?: string): Promise<string> {
   return new Promise((done, fail) => {
-    const child = execFile(argv[0]!, argv.slice(1), (error, stdout, stderr) => (error ? fail(new Error(`${argv.join(' ')}: ${stderr}`)) : done(stdout)));
-    child.stdin?.end(input);
-  });
+    const child = execFile(argv[0]!, argv.slice(1), (error, stdout, stderr) =>
+      error ? fail(new Error(`${argv.join(' ')}: ${stderr}`)) : done(stdout),
+    )
+    child.stdin?.end(input)
+  })
 }
 
 /** A command in a namespace. */
-export const inside = (ns: string, ...argv: string[]): string[] => ['ip', 'netns', 'exec', ns, ...argv];
+export const inside = (ns: string, ...argv: string[]): string[] => [
+  'ip',
+  'netns',
+  'exec',
+  ns,
+  ...argv,
+]
 
 /** Users of the image by number: this machine does not have them. */
 export async function users(): Promise<Map<string, string>> {
-  const own = [...(await readFile(path.join(overlays, 'usr/lib/sysusers.d/gatehouse.conf'), 'utf8')).matchAll(/^u\s+(\S+)\s+(\d+)/gm)].map(([, name, id]): [string, string] => [name!, id!]);
-  return new Map([...own, ['systemd-network', '998'], ['systemd-resolve', '997'], ['systemd-timesync', '996']]);
+  const own = [
+    ...(await readFile(path.join(overlays, 'usr/lib/sysusers.d/gatehouse.conf'), 'utf8')).matchAll(
+      /^u\s+(\S+)\s+(\d+)/gm,
+    ),
+  ].map(([, name, id]): [string, string] => [name!, id!])
+  return new Map([
+    ...own,
+    ['systemd-network', '998'],
+    ['systemd-resolve', '997'],
+    ['systemd-timesync', '996'],
+  ])
 }
 
 /** The ruleset, with users by number. */
 export async function ruleset(): Promise<string> {
-  const numbers = await users();
-  const byNumber = (names: string): string => names.replaceAll(/[a-z][a-z-]*/g, (name) => numbers.get(name) ?? name);
-  return (await readFile(path.join(overlays, 'etc/nftables.conf'), 'utf8')).replaceAll(/skuid (\{[^}]*\}|[a-z-]+)/g, (_, names: string) => `skuid ${byNumber(names)}`);
+  const numbers = await users()
+  const byNumber = (names: string): string =>
+    names.replaceAll(/[a-z][a-z-]*/g, (name) => numbers.get(name) ?? name)
+  return (await readFile(path.join(overlays, 'etc/nftables.conf'), 'utf8')).replaceAll(
+    /skuid (\{[^}]*\}|[a-z-]+)/g,
+    (_, names: string) => `skuid ${byNumber(names)}`,
+  )
 }

@@ -1,194 +1,396 @@
-// What an attacker who runs code as a service's user tries. Runs in the booted appliance, by its own Node.js, inside that service's
-// sandbox: node - ARGUMENT... <break-in.js. Prints a line of JSON an attempt: { attempt, got, held }.
-// node:ffi is the attacker's tool as well: any system call, without a compiler on the machine.
-'use strict';
-const { spawn, execFileSync } = require('node:child_process');
-const dgram = require('node:dgram');
-const dns = require('node:dns').promises;
-const ffi = require('node:ffi');
-const fs = require('node:fs');
-const net = require('node:net');
+// What an attacker who runs code as a service's user tries. Runs in the booted appliance, by its
+// own Node.js, inside that service's sandbox: node - ARGUMENT... <break-in.js. Prints a line of
+// JSON an attempt: { attempt, got, held }. node:ffi is the attacker's tool as well: any system
+// call, without a compiler on the machine.
+'use strict'
+const { spawn, execFileSync } = require('node:child_process')
+const dgram = require('node:dgram')
+const dns = require('node:dns').promises
+const ffi = require('node:ffi')
+const fs = require('node:fs')
+const net = require('node:net')
 
-const { what, options } = JSON.parse(process.argv[2]);
-const note = (attempt, got, held) => console.log(JSON.stringify({ attempt, got: String(got), held }));
+const { what, options } = JSON.parse(process.argv[2])
+const note = (attempt, got, held) =>
+  console.log(JSON.stringify({ attempt, got: String(got), held }))
 /** An attempt that throws got nothing; one that returns text got that. */
 function attempt(name, f) {
   try {
-    note(name, f(), false);
+    note(name, f(), false)
   } catch (error) {
-    note(name, (error.stderr && reason(String(error.stderr))) || error.code || error.message, true);
+    note(name, (error.stderr && reason(String(error.stderr))) || error.code || error.message, true)
   }
 }
 
 /** The line of a program's complaint that says why. */
 function reason(text) {
-  const lines = text.trim().split('\n');
-  return lines.find((line) => /denied|not permitted|FATAL/.test(line)) ?? lines.at(-1);
+  const lines = text.trim().split('\n')
+  return lines.find((line) => /denied|not permitted|FATAL/.test(line)) ?? lines.at(-1)
 }
 
 const libc = ffi.dlopen('libc.so.6', {
   syscall: { arguments: Array(7).fill('i64'), return: 'i64' },
   __errno_location: { arguments: [], return: 'pointer' },
-}).functions;
-const errors = { 1: 'EPERM', 2: 'ENOENT', 3: 'ESRCH', 9: 'EBADF', 13: 'EACCES', 14: 'EFAULT', 22: 'EINVAL', 38: 'ENOSYS', 93: 'EPROTONOSUPPORT', 97: 'EAFNOSUPPORT' };
-/** Refused as such: an EFAULT or EINVAL would mean that the call was let in and only the arguments were bad. */
-const refusals = ['EPERM', 'EACCES', 'ENOSYS', 'EAFNOSUPPORT'];
+}).functions
+const errors = {
+  1: 'EPERM',
+  2: 'ENOENT',
+  3: 'ESRCH',
+  9: 'EBADF',
+  13: 'EACCES',
+  14: 'EFAULT',
+  22: 'EINVAL',
+  38: 'ENOSYS',
+  93: 'EPROTONOSUPPORT',
+  97: 'EAFNOSUPPORT',
+}
+/**
+ * Refused as such: an EFAULT or EINVAL would mean that the call was let in and only the arguments
+ * were bad.
+ */
+const refusals = ['EPERM', 'EACCES', 'ENOSYS', 'EAFNOSUPPORT']
 function call(name, number, ...args) {
-  const result = libc.syscall(BigInt(number), ...[...args, 0, 0, 0, 0, 0, 0].slice(0, 6).map(BigInt));
-  const errno = result < 0n ? ffi.getInt32(libc.__errno_location(), 0) : 0;
-  const got = result >= 0n ? `done (${result})` : (errors[errno] ?? `errno ${errno}`);
-  note(name, got, result < 0n && refusals.includes(got));
+  const result = libc.syscall(
+    BigInt(number),
+    ...[...args, 0, 0, 0, 0, 0, 0].slice(0, 6).map(BigInt),
+  )
+  const errno = result < 0n ? ffi.getInt32(libc.__errno_location(), 0) : 0
+  const got = result >= 0n ? `done (${result})` : (errors[errno] ?? `errno ${errno}`)
+  note(name, got, result < 0n && refusals.includes(got))
 }
 
 const kinds = {
   /** Files nobody but their owner is to read, and what else is to be seen of others. */
   read() {
-    for (const file of options.secrets) attempt(`read ${file}`, () => `${fs.readFileSync(file).length} bytes`);
-    attempt(`read the memory of process ${options.victim}`, () => fs.readFileSync(`/proc/${options.victim}/environ`).length);
-    const others = fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name) && fs.statSync(`/proc/${name}`).uid !== process.getuid());
-    note('see other users\' processes', others.length === 0 ? 'none visible' : others.join(' '), others.length === 0);
-    for (const socket of options.sockets) attempt(`open ${socket}`, () => { fs.accessSync(socket, fs.constants.W_OK); return 'may write'; });
-    attempt('list the disks', () => fs.readFileSync('/dev/vda').length);
+    for (const file of options.secrets)
+      attempt(`read ${file}`, () => `${fs.readFileSync(file).length} bytes`)
+    attempt(
+      `read the memory of process ${options.victim}`,
+      () => fs.readFileSync(`/proc/${options.victim}/environ`).length,
+    )
+    const others = fs
+      .readdirSync('/proc')
+      .filter((name) => /^\d+$/.test(name) && fs.statSync(`/proc/${name}`).uid !== process.getuid())
+    note(
+      "see other users' processes",
+      others.length === 0 ? 'none visible' : others.join(' '),
+      others.length === 0,
+    )
+    for (const socket of options.sockets)
+      attempt(`open ${socket}`, () => {
+        fs.accessSync(socket, fs.constants.W_OK)
+        return 'may write'
+      })
+    attempt('list the disks', () => fs.readFileSync('/dev/vda').length)
   },
 
   /** System calls by number (x86-64). */
   syscalls() {
-    const victim = options.victim;
-    call('raw socket, IPv4', 41, 2, 3, 255);
-    call('raw socket, ICMPv6', 41, 10, 3, 58);
-    call('packet socket', 41, 17, 3, 0x300);
-    call(`ptrace process ${victim}`, 101, 16, victim);
-    call('new user namespace', 272, 0x10000000);
-    call('new network namespace', 272, 0x40000000);
-    call('load a kernel module', 175, 0, 0, 0);
-    call('load a kernel module from a file', 313, 0, 0, 0);
-    call('mount', 165, 0, 0, 0, 0, 0);
-    call('load a BPF program', 321, 5, 0, 0);
-    call('io_uring', 425, 1, 0);
-    call('new kernel (kexec)', 246, 0, 0, 0, 0);
-    call('trace the kernel (perf)', 298, 0, 0, -1, -1, 0);
-    call('become root (setuid)', 105, 0);
-    call('change root', 161, 0);
-    call('set the clock', 227, 0, 0);
-    call('swap to a file', 167, 0, 0);
-    attempt(`kill process ${victim}`, () => { process.kill(victim, 9); return 'killed'; });
+    const victim = options.victim
+    call('raw socket, IPv4', 41, 2, 3, 255)
+    call('raw socket, ICMPv6', 41, 10, 3, 58)
+    call('packet socket', 41, 17, 3, 0x300)
+    call(`ptrace process ${victim}`, 101, 16, victim)
+    call('new user namespace', 272, 0x10000000)
+    call('new network namespace', 272, 0x40000000)
+    call('load a kernel module', 175, 0, 0, 0)
+    call('load a kernel module from a file', 313, 0, 0, 0)
+    call('mount', 165, 0, 0, 0, 0, 0)
+    call('load a BPF program', 321, 5, 0, 0)
+    call('io_uring', 425, 1, 0)
+    call('new kernel (kexec)', 246, 0, 0, 0, 0)
+    call('trace the kernel (perf)', 298, 0, 0, -1, -1, 0)
+    call('become root (setuid)', 105, 0)
+    call('change root', 161, 0)
+    call('set the clock', 227, 0, 0)
+    call('swap to a file', 167, 0, 0)
+    attempt(`kill process ${victim}`, () => {
+      process.kill(victim, 9)
+      return 'killed'
+    })
   },
 
   /** Programs that the image has. */
   programs() {
-    const run = (file, ...args) => () => execFileSync(file, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 30_000 }).toString().slice(0, 60) || 'done';
-    attempt('show the firewall\'s rules', run('/usr/sbin/nft', 'list', 'ruleset'));
-    attempt('flush the firewall\'s rules', run('/usr/sbin/nft', 'flush', 'ruleset'));
-    attempt('own firewall rule', run('/usr/sbin/nft', 'add', 'table', 'inet', 'mine'));
-    attempt('systemctl stop nftables', run('/usr/bin/systemctl', '--no-ask-password', 'stop', 'nftables'));
-    attempt('systemctl edit its own unit', run('/usr/bin/systemctl', '--no-ask-password', 'set-property', '--runtime', options.unit, 'IPAddressDeny='));
-    attempt('systemd-run a unit as root', run('/usr/bin/systemd-run', '--no-ask-password', '--wait', '/usr/bin/id'));
-    attempt('modprobe dccp', run('/usr/sbin/modprobe', 'dccp'));
-    attempt('unshare --user', run('/usr/bin/unshare', '--user', '--map-root-user', 'id'));
-    for (const missing of ['su', 'sudo', 'pkexec', 'gcc', 'cc', 'python3', 'perl', 'apt-get', 'dpkg', 'ssh', 'curl', 'wget', 'strace', 'gdb']) {
-      const there = ['/usr/bin', '/usr/sbin', '/usr/local/bin'].some((directory) => fs.existsSync(`${directory}/${missing}`));
-      if (there) note(`${missing} is there`, 'a tool more', false);
+    const run =
+      (file, ...args) =>
+      () =>
+        execFileSync(file, args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: 30_000 })
+          .toString()
+          .slice(0, 60) || 'done'
+    attempt("show the firewall's rules", run('/usr/sbin/nft', 'list', 'ruleset'))
+    attempt("flush the firewall's rules", run('/usr/sbin/nft', 'flush', 'ruleset'))
+    attempt('own firewall rule', run('/usr/sbin/nft', 'add', 'table', 'inet', 'mine'))
+    attempt(
+      'systemctl stop nftables',
+      run('/usr/bin/systemctl', '--no-ask-password', 'stop', 'nftables'),
+    )
+    attempt(
+      'systemctl edit its own unit',
+      run(
+        '/usr/bin/systemctl',
+        '--no-ask-password',
+        'set-property',
+        '--runtime',
+        options.unit,
+        'IPAddressDeny=',
+      ),
+    )
+    attempt(
+      'systemd-run a unit as root',
+      run('/usr/bin/systemd-run', '--no-ask-password', '--wait', '/usr/bin/id'),
+    )
+    attempt('modprobe dccp', run('/usr/sbin/modprobe', 'dccp'))
+    attempt('unshare --user', run('/usr/bin/unshare', '--user', '--map-root-user', 'id'))
+    for (const missing of [
+      'su',
+      'sudo',
+      'pkexec',
+      'gcc',
+      'cc',
+      'python3',
+      'perl',
+      'apt-get',
+      'dpkg',
+      'ssh',
+      'curl',
+      'wget',
+      'strace',
+      'gdb',
+    ]) {
+      const there = ['/usr/bin', '/usr/sbin', '/usr/local/bin'].some((directory) =>
+        fs.existsSync(`${directory}/${missing}`),
+      )
+      if (there) note(`${missing} is there`, 'a tool more', false)
     }
-    const suid = execFileSync('/usr/bin/find', ['/usr', '-xdev', '-perm', '/6000', '-type', 'f']).toString().trim();
-    note('set-uid programs', suid || 'none', suid === '');
+    const suid = execFileSync('/usr/bin/find', ['/usr', '-xdev', '-perm', '/6000', '-type', 'f'])
+      .toString()
+      .trim()
+    note('set-uid programs', suid || 'none', suid === '')
   },
 
   /** Everywhere but in its own directories. */
   write() {
-    const places = ['/', '/etc', '/usr/bin', '/usr/lib/systemd/system', '/etc/systemd/system', '/run', '/run/systemd/system', '/efi', '/boot', '/root', '/home', '/var', '/var/lib', '/var/log', '/dev', '/sys/kernel', '/proc/sys/kernel', ...options.places];
-    for (const place of places) attempt(`write in ${place}`, () => { fs.writeFileSync(`${place}/gatehouse-break-in`, ''); return 'written'; });
-    attempt('change a kernel setting', () => { fs.writeFileSync('/proc/sys/kernel/core_pattern', 'core'); return 'written'; });
-    attempt('leave its control group', () => { fs.writeFileSync('/sys/fs/cgroup/cgroup.procs', String(process.pid)); return 'left'; });
+    const places = [
+      '/',
+      '/etc',
+      '/usr/bin',
+      '/usr/lib/systemd/system',
+      '/etc/systemd/system',
+      '/run',
+      '/run/systemd/system',
+      '/efi',
+      '/boot',
+      '/root',
+      '/home',
+      '/var',
+      '/var/lib',
+      '/var/log',
+      '/dev',
+      '/sys/kernel',
+      '/proc/sys/kernel',
+      ...options.places,
+    ]
+    for (const place of places)
+      attempt(`write in ${place}`, () => {
+        fs.writeFileSync(`${place}/gatehouse-break-in`, '')
+        return 'written'
+      })
+    attempt('change a kernel setting', () => {
+      fs.writeFileSync('/proc/sys/kernel/core_pattern', 'core')
+      return 'written'
+    })
+    attempt('leave its control group', () => {
+      fs.writeFileSync('/sys/fs/cgroup/cgroup.procs', String(process.pid))
+      return 'left'
+    })
     attempt('run a program of its own from its directory', () => {
-      const file = `${options.home}/mine`;
-      fs.copyFileSync('/usr/bin/true', file);
-      fs.chmodSync(file, 0o755);
-      try { execFileSync(file); return 'ran'; } finally { fs.rmSync(file); }
-    });
-    const limit = /Max core file size\s+(\d+)/.exec(fs.readFileSync('/proc/self/limits', 'utf8'))?.[1];
-    note('leave a core dump', `limit ${limit}`, limit === '0');
+      const file = `${options.home}/mine`
+      fs.copyFileSync('/usr/bin/true', file)
+      fs.chmodSync(file, 0o755)
+      try {
+        execFileSync(file)
+        return 'ran'
+      } finally {
+        fs.rmSync(file)
+      }
+    })
+    const limit = /Max core file size\s+(\d+)/.exec(
+      fs.readFileSync('/proc/self/limits', 'utf8'),
+    )?.[1]
+    note('leave a core dump', `limit ${limit}`, limit === '0')
   },
 
-  /** Connections by TCP and UDP, and names. What is in `allowed` must work, or silence would prove nothing. */
+  /**
+   * Connections by TCP and UDP, and names. What is in `allowed` must work, or silence would prove
+   * nothing.
+   */
   async network() {
-    const tcp = (host, port) => new Promise((resolve) => {
-      const socket = net.connect({ host, port });
-      const done = (got) => { clearTimeout(late); socket.destroy(); resolve(got); };
-      const late = setTimeout(done, options.patience, 'silence');
-      socket.on('connect', () => done('CONNECTED')).on('error', (error) => done(error.code));
-    });
-    const udp = (host, port) => new Promise((resolve) => {
-      const socket = dgram.createSocket(net.isIPv6(host.replace(/%.*/, '')) ? 'udp6' : 'udp4');
-      const done = (got) => { clearTimeout(late); socket.close(); resolve(got); };
-      const late = setTimeout(done, options.patience, 'silence');
-      socket.on('message', () => done('ANSWERED')).on('error', (error) => done(error.code));
-      // A DNS question (RFC 1035): the lab's server would answer.
-      socket.send(Buffer.from('123401000001000000000000056578666c6c046c61623104746573740000010001', 'hex'), port, host, (error) => { if (error) done(error.code); });
-    });
+    const tcp = (host, port) =>
+      new Promise((resolve) => {
+        const socket = net.connect({ host, port })
+        const done = (got) => {
+          clearTimeout(late)
+          socket.destroy()
+          resolve(got)
+        }
+        const late = setTimeout(done, options.patience, 'silence')
+        socket.on('connect', () => done('CONNECTED')).on('error', (error) => done(error.code))
+      })
+    const udp = (host, port) =>
+      new Promise((resolve) => {
+        const socket = dgram.createSocket(net.isIPv6(host.replace(/%.*/, '')) ? 'udp6' : 'udp4')
+        const done = (got) => {
+          clearTimeout(late)
+          socket.close()
+          resolve(got)
+        }
+        const late = setTimeout(done, options.patience, 'silence')
+        socket.on('message', () => done('ANSWERED')).on('error', (error) => done(error.code))
+        // A DNS question (RFC 1035): the lab's server would answer.
+        socket.send(
+          Buffer.from('123401000001000000000000056578666c6c046c61623104746573740000010001', 'hex'),
+          port,
+          host,
+          (error) => {
+            if (error) done(error.code)
+          },
+        )
+      })
     const tries = [
-      ...options.tcp.map(async ([name, host, port]) => { const got = await tcp(host, port); note(`TCP ${name}`, got, got !== 'CONNECTED'); }),
-      ...options.udp.map(async ([name, host, port]) => { const got = await udp(host, port); note(`UDP ${name}`, got, got !== 'ANSWERED'); }),
-      ...options.allowed.map(async ([name, host, port]) => { const got = await tcp(host, port); note(`(allowed) TCP ${name}`, got, got === 'CONNECTED'); }),
-      ...options.names.map(async (name) => {
-        const got = await dns.lookup(name).then(({ address }) => `resolved to ${address}`, (error) => error.code);
-        note(`resolve ${name}`, got, !got.startsWith('resolved'));
-        const asked = await dns.resolveTxt(name).then(() => 'answered', (error) => error.code);
-        note(`ask DNS for ${name}`, asked, asked !== 'answered');
+      ...options.tcp.map(async ([name, host, port]) => {
+        const got = await tcp(host, port)
+        note(`TCP ${name}`, got, got !== 'CONNECTED')
       }),
-    ];
-    await Promise.all(tries);
-    const open = [];
-    const ports = Array.from({ length: 65535 }, (_, i) => i + 1).filter((port) => port <= 1100 || [1880, 3000, 5355, 8080, 8443, 9090, 9229, 41641].includes(port));
-    await Promise.all(['127.0.0.1', '::1', '127.0.0.53'].flatMap((host) => ports.map(async (port) => { if (await tcp(host, port) === 'CONNECTED') open.push(`${host}:${port}`); })));
-    note('TCP 1-1100 and others of 127.0.0.1, ::1, 127.0.0.53', open.join(' ') || 'none open', open.length === 0);
+      ...options.udp.map(async ([name, host, port]) => {
+        const got = await udp(host, port)
+        note(`UDP ${name}`, got, got !== 'ANSWERED')
+      }),
+      ...options.allowed.map(async ([name, host, port]) => {
+        const got = await tcp(host, port)
+        note(`(allowed) TCP ${name}`, got, got === 'CONNECTED')
+      }),
+      ...options.names.map(async (name) => {
+        const got = await dns.lookup(name).then(
+          ({ address }) => `resolved to ${address}`,
+          (error) => error.code,
+        )
+        note(`resolve ${name}`, got, !got.startsWith('resolved'))
+        const asked = await dns.resolveTxt(name).then(
+          () => 'answered',
+          (error) => error.code,
+        )
+        note(`ask DNS for ${name}`, asked, asked !== 'answered')
+      }),
+    ]
+    await Promise.all(tries)
+    const open = []
+    const ports = Array.from({ length: 65535 }, (_, i) => i + 1).filter(
+      (port) => port <= 1100 || [1880, 3000, 5355, 8080, 8443, 9090, 9229, 41641].includes(port),
+    )
+    await Promise.all(
+      ['127.0.0.1', '::1', '127.0.0.53'].flatMap((host) =>
+        ports.map(async (port) => {
+          if ((await tcp(host, port)) === 'CONNECTED') open.push(`${host}:${port}`)
+        }),
+      ),
+    )
+    note(
+      'TCP 1-1100 and others of 127.0.0.1, ::1, 127.0.0.53',
+      open.join(' ') || 'none open',
+      open.length === 0,
+    )
   },
 
-  /** Whatever is below /dev, to read from or write to. Terminals without a machine behind them answer EIO. */
+  /**
+   * Whatever is below /dev, to read from or write to. Terminals without a machine behind them
+   * answer EIO.
+   */
   devices() {
-    const open = [];
-    let tried = 0;
+    const open = []
+    let tried = 0
     for (const entry of fs.readdirSync('/dev', { recursive: true, withFileTypes: true })) {
-      if (!entry.isCharacterDevice() && !entry.isBlockDevice()) continue;
-      const file = `${entry.parentPath}/${entry.name}`;
-      tried++;
+      if (!entry.isCharacterDevice() && !entry.isBlockDevice()) continue
+      const file = `${entry.parentPath}/${entry.name}`
+      tried++
       for (const flags of [fs.constants.O_RDONLY, fs.constants.O_WRONLY]) {
-        try { fs.closeSync(fs.openSync(file, flags | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY)); open.push(file); break; } catch {}
+        try {
+          fs.closeSync(fs.openSync(file, flags | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY))
+          open.push(file)
+          break
+        } catch {}
       }
     }
-    const pseudo = /^\/dev\/(null|zero|full|random|urandom|tty|ptmx|pts\/.*)$/;
-    const extra = open.filter((file) => !pseudo.test(file) && !new RegExp(options.given).test(file));
-    note(`open devices (${tried}) that were not given to it`, extra.join(' ') || 'none', extra.length === 0);
-    for (const file of options.wanted) note(`(allowed) open ${file}`, open.includes(file) ? 'open' : 'refused', open.includes(file));
+    const pseudo = /^\/dev\/(null|zero|full|random|urandom|tty|ptmx|pts\/.*)$/
+    const extra = open.filter((file) => !pseudo.test(file) && !new RegExp(options.given).test(file))
+    note(
+      `open devices (${tried}) that were not given to it`,
+      extra.join(' ') || 'none',
+      extra.length === 0,
+    )
+    for (const file of options.wanted)
+      note(`(allowed) open ${file}`, open.includes(file) ? 'open' : 'refused', open.includes(file))
   },
 
   /** To be reached itself. */
   async listen() {
-    const listening = await new Promise((resolve) => { const server = net.createServer().on('error', (error) => resolve(error.code)).listen(9999, () => { server.close(); resolve('LISTENING'); }); });
-    note('listen on TCP 9999', listening, listening !== 'LISTENING');
-    const bound = await new Promise((resolve) => { const socket = dgram.createSocket({ type: 'udp4', reuseAddr: true }).on('error', (error) => resolve(error.code)); socket.bind(options.udp, () => { socket.close(); resolve('BOUND'); }); });
-    note(`take UDP port ${options.udp}`, bound, bound !== 'BOUND');
+    const listening = await new Promise((resolve) => {
+      const server = net
+        .createServer()
+        .on('error', (error) => resolve(error.code))
+        .listen(9999, () => {
+          server.close()
+          resolve('LISTENING')
+        })
+    })
+    note('listen on TCP 9999', listening, listening !== 'LISTENING')
+    const bound = await new Promise((resolve) => {
+      const socket = dgram
+        .createSocket({ type: 'udp4', reuseAddr: true })
+        .on('error', (error) => resolve(error.code))
+      socket.bind(options.udp, () => {
+        socket.close()
+        resolve('BOUND')
+      })
+    })
+    note(`take UDP port ${options.udp}`, bound, bound !== 'BOUND')
   },
 
   /** A fork bomb that ends by itself. */
   async fork() {
-    let running = 0;
-    let refused = '';
+    let running = 0
+    let refused = ''
     const children = Array.from({ length: 400 }, () => {
       try {
-        const child = spawn('/usr/bin/sleep', ['15'], { stdio: 'ignore' });
-        child.on('spawn', () => running++).on('error', (error) => { refused = error.code; });
-        return child;
-      } catch (error) { refused = error.code; return undefined; }
-    });
-    await new Promise((done) => setTimeout(done, 8_000));
-    for (const child of children) child?.kill('SIGKILL');
-    note('fork bomb (400)', `${running} processes, then ${refused}`, running < 200 && refused !== '');
+        const child = spawn('/usr/bin/sleep', ['15'], { stdio: 'ignore' })
+        child
+          .on('spawn', () => running++)
+          .on('error', (error) => {
+            refused = error.code
+          })
+        return child
+      } catch (error) {
+        refused = error.code
+        return undefined
+      }
+    })
+    await new Promise((done) => setTimeout(done, 8_000))
+    for (const child of children) child?.kill('SIGKILL')
+    note(
+      'fork bomb (400)',
+      `${running} processes, then ${refused}`,
+      running < 200 && refused !== '',
+    )
   },
 
   /** Memory until somebody says no. */
   async memory() {
-    const held = [];
-    for (let i = 1; i <= 64; i++) { held.push(Buffer.alloc(32 << 20, i)); fs.writeSync(1, `${i * 32} MB\n`); await new Promise((done) => setTimeout(done, 10)); }
+    const held = []
+    for (let i = 1; i <= 64; i++) {
+      held.push(Buffer.alloc(32 << 20, i))
+      fs.writeSync(1, `${i * 32} MB\n`)
+      await new Promise((done) => setTimeout(done, 10))
+    }
   },
-};
-Promise.resolve(kinds[what]()).then(() => process.exit(0));
+}
+Promise.resolve(kinds[what]()).then(() => process.exit(0))

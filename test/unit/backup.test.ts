@@ -1,21 +1,39 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { backup, restore } from '../../src/cli/backup.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-backup-'))
-after(() => { rmSync(root, { recursive: true, force: true }) })
+after(() => {
+  rmSync(root, { recursive: true, force: true })
+})
 const passphrase = 'correct horse battery'
 
-function device (mark: string): string {
+function device(mark: string): string {
   const lib = mkdtempSync(join(root, 'lib-'))
-  for (const name of ['node-red', 'gatehouse', 'gatehouse-certs', 'gatehouse-update', 'systemd']) mkdirSync(join(lib, name), { mode: 0o700 })
+  for (const name of ['node-red', 'gatehouse', 'gatehouse-certs', 'gatehouse-update', 'systemd'])
+    mkdirSync(join(lib, name), { mode: 0o700 })
   writeFileSync(join(lib, 'node-red/flows.json'), `flows of ${mark}`)
   // Larger than a chunk of age's (64 KiB).
-  writeFileSync(join(lib, 'gatehouse/tailscaled.state'), mark === 'one' ? randomBytes(300_000) : 'other', { mode: 0o600 })
+  writeFileSync(
+    join(lib, 'gatehouse/tailscaled.state'),
+    mark === 'one' ? randomBytes(300_000) : 'other',
+    { mode: 0o600 },
+  )
   writeFileSync(join(lib, 'gatehouse-update/download'), 'no')
   writeFileSync(join(lib, 'systemd/credential.secret'), `host key of ${mark}`, { mode: 0o400 })
   return lib
@@ -29,12 +47,24 @@ test('a restored backup is the same device: flows, identity, modes; caches are n
   const content = readFileSync(file)
   assert.ok(content.toString('latin1').startsWith('age-encryption.org/v1\n-> scrypt '))
   assert.ok(!content.includes('flows of one'))
-  assert.deepEqual((await restore(two, file, passphrase)).toSorted(), ['gatehouse', 'gatehouse-certs', 'node-red'])
+  assert.deepEqual((await restore(two, file, passphrase)).toSorted(), [
+    'gatehouse',
+    'gatehouse-certs',
+    'node-red',
+  ])
   assert.equal(readFileSync(join(two, 'node-red/flows.json'), 'utf8'), 'flows of one')
-  assert.ok(readFileSync(join(two, 'gatehouse/tailscaled.state')).equals(readFileSync(join(one, 'gatehouse/tailscaled.state'))))
+  assert.ok(
+    readFileSync(join(two, 'gatehouse/tailscaled.state')).equals(
+      readFileSync(join(one, 'gatehouse/tailscaled.state')),
+    ),
+  )
   assert.equal(statSync(join(two, 'gatehouse/tailscaled.state')).mode & 0o777, 0o600)
   assert.equal(readFileSync(join(two, 'systemd/credential.secret'), 'utf8'), 'host key of one')
-  assert.equal(readFileSync(join(two, 'node-red.before-restore/flows.json'), 'utf8'), 'flows of two', 'what was there is kept')
+  assert.equal(
+    readFileSync(join(two, 'node-red.before-restore/flows.json'), 'utf8'),
+    'flows of two',
+    'what was there is kept',
+  )
 })
 
 test('wrong passphrase, cut off, changed, something else: nothing is changed, and it says so', async () => {
@@ -44,7 +74,11 @@ test('wrong passphrase, cut off, changed, something else: nothing is changed, an
   const two = device('two')
   const before = readdirSync(two, { recursive: true })
   const refused = async (code: RegExp, phrase = passphrase): Promise<void> => {
-    await assert.rejects(restore(two, file, phrase), (err: Error & { code: string, cure: string }) => code.test(err.code) && err.cure.startsWith('Nothing was changed'))
+    await assert.rejects(
+      restore(two, file, phrase),
+      (err: Error & { code: string; cure: string }) =>
+        code.test(err.code) && err.cure.startsWith('Nothing was changed'),
+    )
     assert.deepEqual(readdirSync(two, { recursive: true }), before)
     assert.equal(readFileSync(join(two, 'node-red/flows.json'), 'utf8'), 'flows of two')
   }
@@ -61,9 +95,13 @@ test('wrong passphrase, cut off, changed, something else: nothing is changed, an
 })
 
 test('a passphrase that is too short, and a place that cannot be written to: no half file stays', async () => {
-  await assert.rejects(backup(device('one'), join(root, 'd.age'), 'short'), { code: 'GH_BACKUP_PASSPHRASE' })
+  await assert.rejects(backup(device('one'), join(root, 'd.age'), 'short'), {
+    code: 'GH_BACKUP_PASSPHRASE',
+  })
   writeFileSync(join(root, 'e.age.part'), 'another run')
-  await assert.rejects(backup(device('one'), join(root, 'e.age'), passphrase), { code: 'GH_BACKUP_WRITE' })
+  await assert.rejects(backup(device('one'), join(root, 'e.age'), passphrase), {
+    code: 'GH_BACKUP_WRITE',
+  })
   assert.ok(!existsSync(join(root, 'e.age')))
   chmodSync(root, 0o700)
 })

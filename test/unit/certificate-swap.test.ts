@@ -11,23 +11,39 @@ import { Bench, name } from './support/bench.ts'
 import { LoopbackTailnet } from './support/tailnet.ts'
 
 /** A plain request to port 80 of the node. */
-async function plain (bench: Bench, path: string, method = 'GET'): Promise<{ status: number, location: string | undefined, text: string }> {
-  const outgoing = request({ createConnection: () => bench.tailnet.connect(80), method, path, headers: { host: 'gatehouse' } })
+async function plain(
+  bench: Bench,
+  path: string,
+  method = 'GET',
+): Promise<{ status: number; location: string | undefined; text: string }> {
+  const outgoing = request({
+    createConnection: () => bench.tailnet.connect(80),
+    method,
+    path,
+    headers: { host: 'gatehouse' },
+  })
   outgoing.end()
   const [response] = await once(outgoing, 'response')
-  return { status: response.statusCode, location: response.headers.location, text: await text(response) }
+  return {
+    status: response.statusCode,
+    location: response.headers.location,
+    text: await text(response),
+  }
 }
 
 test('without a certificate 443 is refused and 80 says why; it serves as soon as there is one', async () => {
   await using bench = await Bench.start({ certificate: false })
   await bench.until(() => bench.gateway.problems.get('certificate') !== undefined)
-  const [err] = await once(bench.tailnet.connect(443), 'error') as [NodeJS.ErrnoException]
+  const [err] = (await once(bench.tailnet.connect(443), 'error')) as [NodeJS.ErrnoException]
   assert.equal(err.code, 'ENOENT', 'nothing listens')
   const before = await plain(bench, '/')
   assert.equal(before.status, 503)
   assert.match(before.text, /waiting for a certificate for gatehouse\.tail\.ts\.net/)
   const waiting = await bench.gateway.status()
-  assert.deepEqual([waiting.ok, waiting.problems.map((problem) => problem.code)], [false, ['GH_CERTIFICATE_WAITING']])
+  assert.deepEqual(
+    [waiting.ok, waiting.problems.map((problem) => problem.code)],
+    [false, ['GH_CERTIFICATE_WAITING']],
+  )
 
   await writeFileAtomic(join(bench.tls, `${name}.pem`), bench.authority.issue(name), 0o640)
   await bench.until(() => bench.log('serving https').length > 0)
@@ -55,7 +71,11 @@ test('a new certificate is served from the next connection on, and drops none', 
   const fresh = await bench.connect()
   assert.notEqual(fresh.getPeerCertificate().serialNumber, serial)
   fresh.destroy()
-  assert.equal((await bench.fetch({ socket: old })).text, 'well', 'the connection from before goes on')
+  assert.equal(
+    (await bench.fetch({ socket: old })).text,
+    'well',
+    'the connection from before goes on',
+  )
   bench.emit('more')
   assert.equal(await text(stream), 'onetwo')
   old.destroy()
@@ -94,7 +114,12 @@ test('a name the node has no more is served no longer, a file that vanishes take
   bench.tailnet.become({ ...LoopbackTailnet.running(), certDomains: [name, app] })
   await bench.until(() => bench.gateway.certificates.names.length === 2)
   const served = async (servername: string): Promise<string> => {
-    const socket = tlsConnect({ socket: bench.tailnet.connect(443), servername, ca: bench.authority.certificate, rejectUnauthorized: false })
+    const socket = tlsConnect({
+      socket: bench.tailnet.connect(443),
+      servername,
+      ca: bench.authority.certificate,
+      rejectUnauthorized: false,
+    })
     await once(socket, 'secureConnect')
     const { subject } = socket.getPeerCertificate()
     socket.destroy()
@@ -112,15 +137,33 @@ test('a name the node has no more is served no longer, a file that vanishes take
   bench.putCertificate(bench.authority.issue(app), `${app}.pem`)
   await bench.gateway.certificates.reload()
   assert.deepEqual(bench.gateway.certificates.names, [name], 'nor loaded')
-  bench.tailnet.become({ ...LoopbackTailnet.running(), backendState: 'NeedsLogin', certDomains: [] })
+  bench.tailnet.become({
+    ...LoopbackTailnet.running(),
+    backendState: 'NeedsLogin',
+    certDomains: [],
+  })
   await bench.gateway.status()
   assert.equal(await served(name), name, 'a node that is off its tailnet keeps its names')
 })
 
 test('a certificate that has expired, or is not renewed in time, is a problem', async () => {
   const day = 86_400_000
-  for (const [from, to, code] of [[-90, -1, 'GH_CERTIFICATE_EXPIRED'], [-80, 10, 'GH_CERTIFICATE_RENEWAL'], [-65, 25, undefined]] as const) {
-    await using bench = await Bench.start({ before: (made) => { made.putCertificate(made.authority.issue(name, new Date(Date.now() + from * day), new Date(Date.now() + to * day))) } })
+  for (const [from, to, code] of [
+    [-90, -1, 'GH_CERTIFICATE_EXPIRED'],
+    [-80, 10, 'GH_CERTIFICATE_RENEWAL'],
+    [-65, 25, undefined],
+  ] as const) {
+    await using bench = await Bench.start({
+      before: (made) => {
+        made.putCertificate(
+          made.authority.issue(
+            name,
+            new Date(Date.now() + from * day),
+            new Date(Date.now() + to * day),
+          ),
+        )
+      },
+    })
     assert.equal((await bench.gateway.status()).problems[0]?.code, code)
   }
 })

@@ -1,8 +1,23 @@
-/** When certificates are renewed: what the authority says (RFC 9773), and what counts when it says nothing. Time is moved, the files are real. */
+/**
+ * When certificates are renewed: what the authority says (RFC 9773), and what counts when it says
+ * nothing. Time is moved, the files are real.
+ */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
-import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -22,14 +37,18 @@ const minute = 60_000
 const hour = 60 * minute
 const day = 24 * hour
 const authority = new Authority()
-// Years of runs write thousands of files through to the disk: in memory where there is such a place.
+// Years of runs write thousands of files through to the disk: in memory where there is such a
+// place.
 const root = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'gh-ari-'))
 after(() => {
   authority.close()
   rmSync(root, { recursive: true, force: true })
 })
 
-/** An agent of whose authority and clock the test is master. Each run opens its files anew, as each start of the unit does. */
+/**
+ * An agent of whose authority and clock the test is master. Each run opens its files anew, as each
+ * start of the unit does.
+ */
 class Agent {
   readonly tls: string
   readonly state: string
@@ -37,9 +56,9 @@ class Agent {
   now = Date.now()
   /** Lifetime of what is issued. */
   lifetime = 90 * day
-  asked: Array<{ at: number, replaces: string | undefined }> = []
+  asked: Array<{ at: number; replaces: string | undefined }> = []
   polled: number[] = []
-  said: Array<{ line: string, severity: Severity | undefined }> = []
+  said: Array<{ line: string; severity: Severity | undefined }> = []
   /** What the authority says about a certificate; default: nothing. */
   info: (issued: Date, expires: Date) => RenewalInfo | undefined = () => undefined
   /** Runs while a certificate is asked for. */
@@ -48,7 +67,7 @@ class Agent {
     await issuing?.()
   }
 
-  constructor () {
+  constructor() {
     const directory = mkdtempSync(join(root, 'a-'))
     this.tls = join(directory, 'tls')
     this.state = join(directory, 'state')
@@ -56,16 +75,20 @@ class Agent {
     mkdirSync(this.state)
   }
 
-  get file (): string { return join(this.tls, `${name}.pem`) }
+  get file(): string {
+    return join(this.tls, `${name}.pem`)
+  }
 
-  async run (directory = 'https://acme.example/dir'): Promise<CertsRecord> {
+  async run(directory = 'https://acme.example/dir'): Promise<CertsRecord> {
     const options: AgentOptions = {
       names: this.names,
       tls: this.tls,
       ledger: await Ledger.open(this.state, directory),
       plans: await Plans.open(this.state, directory),
       now: () => new Date(this.now),
-      say: (line, severity) => { this.said.push({ line, severity }) },
+      say: (line, severity) => {
+        this.said.push({ line, severity })
+      },
       issuer: async () => ({
         renewalInfo: async () => {
           this.polled.push(this.now)
@@ -83,19 +106,88 @@ class Agent {
   }
 }
 
-const window = (start: number, end: number, more: Partial<RenewalInfo> = {}): RenewalInfo => ({ start: new Date(start), end: new Date(end), explanation: undefined, retryAfter: undefined, ...more })
+const window = (start: number, end: number, more: Partial<RenewalInfo> = {}): RenewalInfo => ({
+  start: new Date(start),
+  end: new Date(end),
+  explanation: undefined,
+  retryAfter: undefined,
+  ...more,
+})
 
 test('a certificate is called what RFC 9773 §4.1 calls it, its serial number beginning with a zero byte', () => {
   const dir = mkdtempSync(join(root, 'id-'))
-  const openssl = (...args: string[]): void => { execFileSync('openssl', args, { cwd: dir, stdio: ['ignore', 'ignore', 'pipe'] }) }
-  openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=a',
-    '-addext', 'subjectKeyIdentifier=69885B6B87464041E1B37B847BA0AE2CDE01C8D4')
-  openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'leaf.key', '-out', 'leaf.csr', '-subj', '/CN=b')
+  const openssl = (...args: string[]): void => {
+    execFileSync('openssl', args, { cwd: dir, stdio: ['ignore', 'ignore', 'pipe'] })
+  }
+  openssl(
+    'req',
+    '-x509',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-keyout',
+    'ca.key',
+    '-out',
+    'ca.pem',
+    '-subj',
+    '/CN=a',
+    '-addext',
+    'subjectKeyIdentifier=69885B6B87464041E1B37B847BA0AE2CDE01C8D4',
+  )
+  openssl(
+    'req',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-keyout',
+    'leaf.key',
+    '-out',
+    'leaf.csr',
+    '-subj',
+    '/CN=b',
+  )
   writeFileSync(join(dir, 'ext'), 'authorityKeyIdentifier=keyid\n')
-  openssl('x509', '-req', '-in', 'leaf.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-set_serial', '0x87654321', '-extfile', 'ext', '-out', 'leaf.pem')
-  assert.equal(certificateId(new X509Certificate(readFileSync(join(dir, 'leaf.pem')))), 'aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE')
+  openssl(
+    'x509',
+    '-req',
+    '-in',
+    'leaf.csr',
+    '-CA',
+    'ca.pem',
+    '-CAkey',
+    'ca.key',
+    '-set_serial',
+    '0x87654321',
+    '-extfile',
+    'ext',
+    '-out',
+    'leaf.pem',
+  )
+  assert.equal(
+    certificateId(new X509Certificate(readFileSync(join(dir, 'leaf.pem')))),
+    'aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE',
+  )
   writeFileSync(join(dir, 'ext'), 'authorityKeyIdentifier=none\n')
-  openssl('x509', '-req', '-in', 'leaf.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-set_serial', '1', '-extfile', 'ext', '-out', 'none.pem')
+  openssl(
+    'x509',
+    '-req',
+    '-in',
+    'leaf.csr',
+    '-CA',
+    'ca.pem',
+    '-CAkey',
+    'ca.key',
+    '-set_serial',
+    '1',
+    '-extfile',
+    'ext',
+    '-out',
+    'none.pem',
+  )
   assert.equal(certificateId(new X509Certificate(readFileSync(join(dir, 'none.pem')))), undefined)
 })
 
@@ -114,7 +206,10 @@ test('a random moment of the window is chosen once, survives restarts, and the o
     for (const when of [begin + 20 * day, at - minute]) {
       agent.now = when
       const record = await agent.run()
-      assert.deepEqual([record.result, Date.parse(record.certificates![0]!.renewAt), agent.asked.length], ['ok', at, 1])
+      assert.deepEqual(
+        [record.result, Date.parse(record.certificates![0]!.renewAt), agent.asked.length],
+        ['ok', at, 1],
+      )
     }
     const id = certificateId(new X509Certificate(readFileSync(agent.file)))!
     agent.now = at
@@ -126,7 +221,12 @@ test('a random moment of the window is chosen once, survives restarts, and the o
 })
 
 test('the authority is asked as often as it says, within a minute and a day; every six hours when it does not say', async () => {
-  for (const [retryAfter, wait] of [[undefined, 6 * hour], [3 * hour, 3 * hour], [1000, minute], [30 * day, day]] as const) {
+  for (const [retryAfter, wait] of [
+    [undefined, 6 * hour],
+    [3 * hour, 3 * hour],
+    [1000, minute],
+    [30 * day, day],
+  ] as const) {
     const agent = new Agent()
     await agent.run()
     const begin = agent.now
@@ -148,7 +248,8 @@ test('a certificate the authority wants replaced at once (it was revoked) is, an
   agent.info = () => window(begin + 60 * day, begin + 61 * day)
   await agent.run()
   agent.now += 7 * hour
-  agent.info = () => window(agent.now - 2 * hour, agent.now - hour, { explanation: 'https://acme.example/incident' })
+  agent.info = () =>
+    window(agent.now - 2 * hour, agent.now - hour, { explanation: 'https://acme.example/incident' })
   await agent.run()
   assert.equal(agent.asked.length, 2)
   assert.ok(agent.said.some(({ line }) => line.includes('https://acme.example/incident')))
@@ -158,11 +259,19 @@ test('an authority that fails to say: what it said before counts, else two third
   const agent = new Agent()
   await agent.run()
   const begin = agent.now
-  const down = (): never => { throw new IssueError('GH_CERTS_AUTHORITY_DOWN', 'the authority answers 503', 'Wait') }
+  const down = (): never => {
+    throw new IssueError('GH_CERTS_AUTHORITY_DOWN', 'the authority answers 503', 'Wait')
+  }
   agent.info = down
   const fallback = (await agent.run()).certificates![0]!
-  assert.deepEqual([fallback.from, Math.round((Date.parse(fallback.renewAt) - begin) / day)], ['lifetime', 60])
-  assert.match(agent.said.at(-1)!.line, /does not say when to renew \(the authority answers 503\): two thirds/)
+  assert.deepEqual(
+    [fallback.from, Math.round((Date.parse(fallback.renewAt) - begin) / day)],
+    ['lifetime', 60],
+  )
+  assert.match(
+    agent.said.at(-1)!.line,
+    /does not say when to renew \(the authority answers 503\): two thirds/,
+  )
   agent.now += hour
   agent.info = () => window(begin + 30 * day, begin + 31 * day)
   const told = (await agent.run()).certificates![0]!
@@ -170,7 +279,9 @@ test('an authority that fails to say: what it said before counts, else two third
   agent.now += 7 * hour
   agent.info = down
   assert.deepEqual((await agent.run()).certificates![0], told)
-  agent.info = () => { throw new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', { retryAfter: 5 * hour }) }
+  agent.info = () => {
+    throw new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', { retryAfter: 5 * hour })
+  }
   agent.now += hour
   await agent.run()
   const before = agent.polled.length
@@ -184,33 +295,63 @@ test('a window that lies too late is not waited for, and files of windows that a
   await agent.run()
   const begin = agent.now
   agent.info = () => window(begin + 400 * day, begin + 401 * day)
-  assert.equal(Math.round((Date.parse((await agent.run()).certificates![0]!.renewAt) - begin) / day), 72)
-  for (const damage of ['', '{', 'null', '[]', '{"plans":{"x":{}}}', `{"plans":{"${name}":{"directory":"https://acme.example/dir","id":"x","check":1e99,"window":{"at":"now"}}}}`]) {
+  assert.equal(
+    Math.round((Date.parse((await agent.run()).certificates![0]!.renewAt) - begin) / day),
+    72,
+  )
+  for (const damage of [
+    '',
+    '{',
+    'null',
+    '[]',
+    '{"plans":{"x":{}}}',
+    `{"plans":{"${name}":{"directory":"https://acme.example/dir","id":"x","check":1e99,"window":{"at":"now"}}}}`,
+  ]) {
     writeFileSync(join(agent.state, 'renewals.json'), damage)
     assert.equal((await agent.run()).result, 'ok', damage)
   }
   assert.equal(agent.asked.length, 1)
 })
 
-for (const [lifetime, step, said] of [[90 * day, 12 * hour, true], [90 * day, 12 * hour, false], [45 * day, 12 * hour, true], [6 * day, 6 * hour, true], [6 * day, 12 * hour, false], [5 * hour, 30 * minute, false]] as const) {
+for (const [lifetime, step, said] of [
+  [90 * day, 12 * hour, true],
+  [90 * day, 12 * hour, false],
+  [45 * day, 12 * hour, true],
+  [6 * day, 6 * hour, true],
+  [6 * day, 12 * hour, false],
+  [5 * hour, 30 * minute, false],
+] as const) {
   const span = lifetime > day ? 365 * day : 4 * day
   test(`${span / day} days of ${lifetime > day ? `${lifetime / day}-day` : `${lifetime / hour}-hour`} certificates, ${said ? 'renewed as the authority says' : 'the authority saying nothing'}: never expired, never one too many`, async () => {
     const agent = new Agent()
     agent.lifetime = lifetime
-    if (said) agent.info = (from, to) => window(from.getTime() + (to.getTime() - from.getTime()) * 0.6, from.getTime() + (to.getTime() - from.getTime()) * 0.7)
+    if (said)
+      agent.info = (from, to) =>
+        window(
+          from.getTime() + (to.getTime() - from.getTime()) * 0.6,
+          from.getTime() + (to.getTime() - from.getTime()) * 0.7,
+        )
     const end = agent.now + span
     await agent.run()
     for (let runs = 0; agent.now < end; runs++) {
       agent.now += step
-      assert.ok(parseCertificate(readFileSync(agent.file, 'utf8'), name).notAfter.getTime() > agent.now)
+      assert.ok(
+        parseCertificate(readFileSync(agent.file, 'utf8'), name).notAfter.getTime() > agent.now,
+      )
       assert.equal((await agent.run()).result, 'ok')
       // The unit is started at odd moments too.
       if (runs % 7 === 0) await agent.run()
     }
     const gaps = agent.asked.slice(1).map(({ at }, i) => (at - agent.asked[i]!.at) / lifetime)
-    const most = 0.7 + 2 * step / lifetime
-    assert.ok(gaps.every((gap) => gap >= 0.6 && gap <= most), gaps.join())
-    assert.ok(agent.asked.length >= Math.floor(span / lifetime / most), `${agent.asked.length} certificates`)
+    const most = 0.7 + (2 * step) / lifetime
+    assert.ok(
+      gaps.every((gap) => gap >= 0.6 && gap <= most),
+      gaps.join(),
+    )
+    assert.ok(
+      agent.asked.length >= Math.floor(span / lifetime / most),
+      `${agent.asked.length} certificates`,
+    )
     assert.ok(agent.asked.slice(1).every(({ replaces }) => replaces !== undefined))
   })
 }
@@ -221,7 +362,9 @@ test('a certificate that lives for hours is not waited for as long as one of mon
     agent.lifetime = lifetime
     await agent.run()
     agent.now += lifetime
-    agent.during = async () => { throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait') }
+    agent.during = async () => {
+      throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
+    }
     let wait = 0
     for (let round = 0; round < 8; round++) {
       const { next } = await agent.run()
@@ -243,7 +386,9 @@ test('validations: never more than the authority counts in an hour, however ofte
     throw new Error('cut')
   }
   const failed = Ledger.prototype.failed
-  Ledger.prototype.failed = async function () { throw new Error('power cut') }
+  Ledger.prototype.failed = async function () {
+    throw new Error('power cut')
+  }
   const begin = agent.now
   try {
     for (; agent.now < begin + day; agent.now += minute) await agent.run().catch(() => {})
@@ -251,8 +396,13 @@ test('validations: never more than the authority counts in an hour, however ofte
     Ledger.prototype.failed = failed
   }
   const times = agent.asked.map(({ at }) => at)
-  const most = Math.max(...times.map((from) => times.filter((at) => at >= from && at < from + hour).length))
-  assert.ok(times.length >= 5 && most <= limits.validationsAnHour, `${times.length} in a day, ${most} in an hour`)
+  const most = Math.max(
+    ...times.map((from) => times.filter((at) => at >= from && at < from + hour).length),
+  )
+  assert.ok(
+    times.length >= 5 && most <= limits.validationsAnHour,
+    `${times.length} in a day, ${most} in an hour`,
+  )
 })
 
 test('certificates that are lost over and over: four, then one when the authority would give another', async () => {
@@ -263,9 +413,15 @@ test('certificates that are lost over and over: four, then one when the authorit
     rmSync(agent.file, { force: true })
   }
   const times = agent.asked.map(({ at }) => at)
-  const week = Math.max(...times.map((from) => times.filter((at) => at >= from && at < from + 7 * day).length))
-  assert.ok(week <= 4 + Math.ceil(7 * day / limits.refill), `${week} in a week`)
-  assert.deepEqual(times.slice(0, 5).map((at) => Math.round((at - begin) / hour)), [0, 0, 0, 1, 35], `hours: ${times.map((at) => (at - begin) / hour).join()}`)
+  const week = Math.max(
+    ...times.map((from) => times.filter((at) => at >= from && at < from + 7 * day).length),
+  )
+  assert.ok(week <= 4 + Math.ceil((7 * day) / limits.refill), `${week} in a week`)
+  assert.deepEqual(
+    times.slice(0, 5).map((at) => Math.round((at - begin) / hour)),
+    [0, 0, 0, 1, 35],
+    `hours: ${times.map((at) => (at - begin) / hour).join()}`,
+  )
   assert.equal((await agent.run()).result, 'waiting')
 })
 
@@ -275,8 +431,13 @@ test('an authority that wants every certificate replaced at once gets no more or
   const begin = agent.now
   for (; agent.now < begin + 14 * day; agent.now += hour) await agent.run()
   const times = agent.asked.map(({ at }) => at)
-  const week = Math.max(...times.map((from) => times.filter((at) => at >= from && at < from + 7 * day).length))
-  assert.ok(times.length >= 8 && week <= 4 + Math.ceil(7 * day / limits.refill), `${times.length} in two weeks, ${week} in a week`)
+  const week = Math.max(
+    ...times.map((from) => times.filter((at) => at >= from && at < from + 7 * day).length),
+  )
+  assert.ok(
+    times.length >= 8 && week <= 4 + Math.ceil((7 * day) / limits.refill),
+    `${times.length} in two weeks, ${week} in a week`,
+  )
   const record = await agent.run()
   assert.deepEqual([record.result, record.severity], ['waiting', 'info'])
 })
@@ -288,7 +449,12 @@ test('a clock that jumps ten years ahead and back: what is in place stays, the a
   const begin = agent.now
   const issue = authority.issue.bind(authority)
   // The authority's own clock is right.
-  authority.issue = (which, from = new Date(begin), to) => issue(which, new Date(Math.min(from.getTime(), begin)), to === undefined ? undefined : new Date(begin + 90 * day))
+  authority.issue = (which, from = new Date(begin), to) =>
+    issue(
+      which,
+      new Date(Math.min(from.getTime(), begin)),
+      to === undefined ? undefined : new Date(begin + 90 * day),
+    )
   try {
     agent.now = begin + 3650 * day
     for (let i = 0; i < 60; i++, agent.now += minute) {
@@ -298,15 +464,24 @@ test('a clock that jumps ten years ahead and back: what is in place stays, the a
   } finally {
     authority.issue = issue
   }
-  assert.ok(agent.asked.length - 1 <= limits.certificatesAWeek, `${agent.asked.length - 1} asked for`)
+  assert.ok(
+    agent.asked.length - 1 <= limits.certificatesAWeek,
+    `${agent.asked.length - 1} asked for`,
+  )
   assert.equal(readFileSync(agent.file, 'utf8'), good)
   agent.now = begin + hour
   assert.equal((await agent.run()).result, 'ok')
   agent.now = begin - 365 * day
   const asked = agent.asked.length
   const behind = await agent.run()
-  assert.deepEqual([behind.result, behind.severity, agent.asked.length], ['failed', 'warning', asked])
-  assert.match(behind.problem!, /^the clock says .*, which is before the certificate for .* was issued .*timedatectl\)$/)
+  assert.deepEqual(
+    [behind.result, behind.severity, agent.asked.length],
+    ['failed', 'warning', asked],
+  )
+  assert.match(
+    behind.problem!,
+    /^the clock says .*, which is before the certificate for .* was issued .*timedatectl\)$/,
+  )
   assert.equal(readFileSync(agent.file, 'utf8'), good)
   agent.now = begin + 61 * day
   assert.equal((await agent.run()).result, 'ok')
@@ -314,14 +489,21 @@ test('a clock that jumps ten years ahead and back: what is in place stays, the a
 })
 
 test('a ledger that is damaged is as good as none; one of another authority does not hold this one back', async () => {
-  for (const damage of ['', 'null', '[1]', '{"https://acme.example/dir":{"gatehouse.tail.ts.net":{"failures":"x","next":"x","validations":[null,"x"],"issues":[null,{}]}}}']) {
+  for (const damage of [
+    '',
+    'null',
+    '[1]',
+    '{"https://acme.example/dir":{"gatehouse.tail.ts.net":{"failures":"x","next":"x","validations":[null,"x"],"issues":[null,{}]}}}',
+  ]) {
     const agent = new Agent()
     writeFileSync(join(agent.state, 'attempts.json'), damage)
     assert.equal((await agent.run()).result, 'ok', damage)
   }
   const agent = new Agent()
   const issue = agent.during
-  agent.during = async () => { throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait') }
+  agent.during = async () => {
+    throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
+  }
   await agent.run()
   agent.during = issue
   assert.equal((await agent.run()).result, 'waiting')
@@ -332,8 +514,14 @@ test('nothing is asked for when it could not be counted or kept, and the message
   const uncounted = new Agent()
   mkdirSync(join(uncounted.state, 'attempts.json'))
   const record = await uncounted.run()
-  assert.deepEqual([record.result, record.code, record.totals!.failures], ['failed', 'GH_CERTS_DISK', { GH_CERTS_DISK: 1 }])
-  assert.match(record.problem!, /the attempt cannot be written down: .*Check free space and permissions/)
+  assert.deepEqual(
+    [record.result, record.code, record.totals!.failures],
+    ['failed', 'GH_CERTS_DISK', { GH_CERTS_DISK: 1 }],
+  )
+  assert.match(
+    record.problem!,
+    /the attempt cannot be written down: .*Check free space and permissions/,
+  )
   assert.ok(Date.parse(record.next!) > uncounted.now, 'not at once again')
   assert.equal(uncounted.asked.length, 0)
 })
@@ -362,8 +550,12 @@ test('what the authority sends replaces the one in place only when it is proven'
   for (const [pem, message] of cases) {
     rmSync(join(agent.state, 'attempts.json'), { force: true })
     const record = await renew({
-      names: [name], tls: agent.tls, say: () => {}, now: () => new Date(agent.now),
-      ledger: await Ledger.open(agent.state, 'd'), plans: await Plans.open(agent.state, 'd'),
+      names: [name],
+      tls: agent.tls,
+      say: () => {},
+      now: () => new Date(agent.now),
+      ledger: await Ledger.open(agent.state, 'd'),
+      plans: await Plans.open(agent.state, 'd'),
       issuer: async () => ({ renewalInfo: async () => undefined, issue: async () => pem }),
     })
     assert.equal(record.result, 'failed')
@@ -426,17 +618,26 @@ test('renewals that keep failing grow loud weeks before the end, with the days t
   const agent = new Agent()
   await agent.run()
   const begin = agent.now
-  agent.during = async () => { throw new IssueError('GH_CERTS_ACCOUNT', 'the account was closed', 'Make a new one') }
+  agent.during = async () => {
+    throw new IssueError('GH_CERTS_ACCOUNT', 'the account was closed', 'Make a new one')
+  }
   const seen: Array<[number, Severity, number]> = []
   for (agent.now = begin + 59 * day; agent.now < begin + 92 * day; agent.now += 13 * hour) {
     const record = await agent.run()
     if (record.severity === undefined) continue
     assert.match(record.problem!, /the account was closed\. Make a new one\. The one in use/)
-    if (seen.at(-1)?.[1] !== record.severity) seen.push([Math.floor((agent.now - begin) / day), record.severity, record.daysLeft!])
+    if (seen.at(-1)?.[1] !== record.severity)
+      seen.push([Math.floor((agent.now - begin) / day), record.severity, record.daysLeft!])
   }
-  assert.deepEqual(seen.map(([, severity]) => severity), ['info', 'warning', 'error'])
+  assert.deepEqual(
+    seen.map(([, severity]) => severity),
+    ['info', 'warning', 'error'],
+  )
   const [info, warning, error] = seen.map(([, , left]) => left)
-  assert.ok(info! >= 28 && warning! >= 20 && warning! <= 22 && error! >= 13 && error! <= 15, JSON.stringify(seen))
+  assert.ok(
+    info! >= 28 && warning! >= 20 && warning! <= 22 && error! >= 13 && error! <= 15,
+    JSON.stringify(seen),
+  )
   assert.match((await agent.run()).problem!, /The one in use expired at/)
   assert.ok(agent.said.some(({ severity }) => severity === 'error'))
 })

@@ -1,4 +1,7 @@
-/** The last good time: what may set it, what it keeps from being believed, and that it outlives reboots. */
+/**
+ * The last good time: what may set it, what it keeps from being believed, and that it outlives
+ * reboots.
+ */
 import assert from 'node:assert/strict'
 import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:https'
@@ -68,11 +71,21 @@ test('the card is spared: written at most once an hour, and never back', async (
 test('the command does nothing by a clock behind the last good time, and says so in the record', async () => {
   const [state, tls] = [mkdtempSync(join(root, 's-')), mkdtempSync(join(root, 't-'))]
   await (await GoodTime.open(state)).confirm(at(0), at(0))
-  const where = paths({ GATEHOUSE_TLS_DIR: tls, STATE_DIRECTORY: state, GATEHOUSE_CONFIG_DIR: '/nonexistent' })
+  const where = paths({
+    GATEHOUSE_TLS_DIR: tls,
+    STATE_DIRECTORY: state,
+    GATEHOUSE_CONFIG_DIR: '/nonexistent',
+  })
   assert.equal(await runCerts(where, {}, () => at(-day)), 1)
   const record = await readRecord(tls)
-  assert.deepEqual([record!.code, record!.severity, record!.goodTime, record!.totals!.failures], ['GH_CERTS_CLOCK', 'warning', at(0).toISOString(), { GH_CERTS_CLOCK: 1 }])
-  assert.match(record!.problem!, /the clock says 2027-02-28T12:00:00\.000Z, which is before 2027-03-01T12:00:00\.000Z, when it was certainly right\. Check the network/)
+  assert.deepEqual(
+    [record!.code, record!.severity, record!.goodTime, record!.totals!.failures],
+    ['GH_CERTS_CLOCK', 'warning', at(0).toISOString(), { GH_CERTS_CLOCK: 1 }],
+  )
+  assert.match(
+    record!.problem!,
+    /the clock says 2027-02-28T12:00:00\.000Z, which is before 2027-03-01T12:00:00\.000Z, when it was certainly right\. Check the network/,
+  )
   assert.equal(await runCerts(where, {}, () => at(day)), 1)
   assert.equal((await readRecord(tls))!.code, 'GH_CERTS', 'further on: there is no configuration')
 })
@@ -83,7 +96,16 @@ test('an authority that says it is a day later than the clock is believed, and a
   const asked: string[] = []
   const server = createServer({ cert: pem, key: pem }, (request, response) => {
     asked.push(request.url!)
-    response.writeHead(200, { 'content-type': 'application/json', date: new Date(date).toUTCString() }).end(JSON.stringify({ renewalInfo: 'https://localhost/none', newNonce: 'x', newAccount: 'x', newOrder: 'x' }))
+    response
+      .writeHead(200, { 'content-type': 'application/json', date: new Date(date).toUTCString() })
+      .end(
+        JSON.stringify({
+          renewalInfo: 'https://localhost/none',
+          newNonce: 'x',
+          newAccount: 'x',
+          newOrder: 'x',
+        }),
+      )
   }).listen(0, 'localhost')
   await once(server, 'listening')
   try {
@@ -91,17 +113,33 @@ test('an authority that says it is a day later than the clock is believed, and a
     const issuer = async (now: Date): Promise<IssueError | undefined> => {
       const state = mkdtempSync(join(root, 's-'))
       const made = await createIssuer({
-        directory: `https://localhost:${(server.address() as AddressInfo).port}/dir`, authorities: authority.certificate, email: undefined, state,
-        now: () => now, heard: async (told) => { heard.push(told) }, publish: async () => {},
+        directory: `https://localhost:${(server.address() as AddressInfo).port}/dir`,
+        authorities: authority.certificate,
+        email: undefined,
+        state,
+        now: () => now,
+        heard: async (told) => {
+          heard.push(told)
+        },
+        publish: async () => {},
       })
-      return await made.issue('gatehouse.tail.ts.net').then(() => undefined, (err: IssueError) => err)
+      return await made.issue('gatehouse.tail.ts.net').then(
+        () => undefined,
+        (err: IssueError) => err,
+      )
     }
     const behind = await issuer(at(-100 * day))
     assert.equal(behind!.code, 'GH_CERTS_CLOCK')
-    assert.match(behind!.message, /the clock says 2026-11-21.*and the authority localhost:\d+ that it is 2027-03-01T12:00:00/)
+    assert.match(
+      behind!.message,
+      /the clock says 2026-11-21.*and the authority localhost:\d+ that it is 2027-03-01T12:00:00/,
+    )
     assert.deepEqual([asked, heard], [['/dir'], []], 'nothing but the directory')
     await issuer(at(0))
-    assert.deepEqual(heard.map((told) => told.getTime()), [start])
+    assert.deepEqual(
+      heard.map((told) => told.getTime()),
+      [start],
+    )
   } finally {
     server.closeAllConnections()
     server.close()

@@ -1,5 +1,13 @@
 import assert from 'node:assert/strict'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { once } from 'node:events'
@@ -28,7 +36,15 @@ after(() => {
 })
 
 /** An agent whose clock and authority are the test's. */
-function agent (): { options: () => Promise<AgentOptions>, tls: string, state: string, clock: { now: number }, asked: string[], said: string[], fail: { with?: IssueError } } {
+function agent(): {
+  options: () => Promise<AgentOptions>
+  tls: string
+  state: string
+  clock: { now: number }
+  asked: string[]
+  said: string[]
+  fail: { with?: IssueError }
+} {
   const directory = mkdtempSync(join(root, 'a-'))
   const tls = join(directory, 'tls')
   const state = join(directory, 'state')
@@ -45,7 +61,9 @@ function agent (): { options: () => Promise<AgentOptions>, tls: string, state: s
     ledger: await Ledger.open(state, 'https://acme.example/dir'),
     plans: await Plans.open(state, 'https://acme.example/dir'),
     now: () => new Date(clock.now),
-    say: (line) => { said.push(line) },
+    say: (line) => {
+      said.push(line)
+    },
     issuer: async () => ({
       renewalInfo: async () => undefined,
       issue: async (which) => {
@@ -95,7 +113,10 @@ test('after a failure the wait is kept on disk, doubles, and is not shortened by
     // However often it is started in between, the authority is not asked.
     for (const part of [0, 0.5, 0.99]) {
       clock.now += 0
-      const held = await renew({ ...await options(), now: () => new Date(clock.now + wait * part) })
+      const held = await renew({
+        ...(await options()),
+        now: () => new Date(clock.now + wait * part),
+      })
       assert.deepEqual([held.result, held.next, asked.length], ['waiting', record.next, i])
       assert.match(held.problem!, /no certificate for gatehouse\.tail\.ts\.net: no\. Wait/)
     }
@@ -107,14 +128,27 @@ test('after a failure the wait is kept on disk, doubles, and is not shortened by
   rmSync(join(tls, `${name}.pem`))
   fail.with = new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
   const fresh = await renew(await options())
-  assert.ok(Date.parse(fresh.next!) - clock.now <= 15 * 1.25 * minute, 'a success forgets the failures')
+  assert.ok(
+    Date.parse(fresh.next!) - clock.now <= 15 * 1.25 * minute,
+    'a success forgets the failures',
+  )
 })
 
 test('Retry-After is kept to when it is longer', async () => {
   const { options, clock, fail } = agent()
-  fail.with = new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', { retryAfter: 30 * 3_600_000 })
+  fail.with = new IssueError('GH_CERTS_RATE_LIMITED', 'rate limited', 'Wait', {
+    retryAfter: 30 * 3_600_000,
+  })
   assert.equal(Date.parse((await renew(await options())).next!), clock.now + 30 * 3_600_000)
-  assert.deepEqual([parseRetryAfter('120'), parseRetryAfter(new Date(10_000).toUTCString(), 4_000), parseRetryAfter('soon'), parseRetryAfter(undefined)], [120_000, 6_000, undefined, undefined])
+  assert.deepEqual(
+    [
+      parseRetryAfter('120'),
+      parseRetryAfter(new Date(10_000).toUTCString(), 4_000),
+      parseRetryAfter('soon'),
+      parseRetryAfter(undefined),
+    ],
+    [120_000, 6_000, undefined, undefined],
+  )
 })
 
 test('a wait written by a clock that was years ahead does not hold for years', async () => {
@@ -135,7 +169,13 @@ test('one name that fails does not keep the others from being tried', async () =
   const record = await renew({
     ...base,
     names: ['bad.tail.ts.net', name],
-    issuer: async () => ({ renewalInfo: async () => undefined, issue: async (which) => { if (which !== name) throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait'); return authority.issue(which) } }),
+    issuer: async () => ({
+      renewalInfo: async () => undefined,
+      issue: async (which) => {
+        if (which !== name) throw new IssueError('GH_CERTS_ORDER', 'no', 'Wait')
+        return authority.issue(which)
+      },
+    }),
   })
   assert.equal(record.result, 'failed')
   assert.ok(readdirSync(tls).includes(`${name}.pem`))
@@ -149,12 +189,29 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     response.setHeader('replay-nonce', 'abc')
     if (request.url === '/dir') {
       response.setHeader('content-type', 'application/json')
-      response.end(JSON.stringify({ newNonce: `${base}/nonce`, newAccount: `${base}/account`, newOrder: `${base}/order` }))
+      response.end(
+        JSON.stringify({
+          newNonce: `${base}/nonce`,
+          newAccount: `${base}/account`,
+          newOrder: `${base}/order`,
+        }),
+      )
     } else if (request.url === '/account') {
-      request.setEncoding('utf8').on('data', (data: string) => newAccounts.push(data)).on('end', () => {
-        response.writeHead(429, { 'retry-after': '7200', 'content-type': 'application/problem+json' })
-        response.end(JSON.stringify({ type: 'urn:ietf:params:acme:error:rateLimited', detail: 'too many registrations' }))
-      })
+      request
+        .setEncoding('utf8')
+        .on('data', (data: string) => newAccounts.push(data))
+        .on('end', () => {
+          response.writeHead(429, {
+            'retry-after': '7200',
+            'content-type': 'application/problem+json',
+          })
+          response.end(
+            JSON.stringify({
+              type: 'urn:ietf:params:acme:error:rateLimited',
+              detail: 'too many registrations',
+            }),
+          )
+        })
     } else if (request.url === '/down') {
       response.writeHead(503, { 'retry-after': new Date(Date.now() + 3_600_000).toUTCString() })
       response.end('maintenance')
@@ -166,8 +223,17 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
   const state = mkdtempSync(join(root, 's-'))
   const directory = `https://localhost:${(server.address() as AddressInfo).port}/dir`
   const issue = async (authorities: string | undefined): Promise<IssueError> => {
-    const issuer = await createIssuer({ directory, authorities, email: 'a@example.org', state, publish: async () => {} })
-    return await issuer.issue(name).then(() => assert.fail('issued'), (err: IssueError) => err)
+    const issuer = await createIssuer({
+      directory,
+      authorities,
+      email: 'a@example.org',
+      state,
+      publish: async () => {},
+    })
+    return await issuer.issue(name).then(
+      () => assert.fail('issued'),
+      (err: IssueError) => err,
+    )
   }
   try {
     const limited = await issue(authority.certificate)
@@ -178,14 +244,29 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     assert.equal(statSync(join(state, 'account.pem')).mode & 0o777, 0o600)
     await issue(authority.certificate)
     assert.equal(readFileSync(join(state, 'account.pem'), 'utf8'), key)
-    const down = await createIssuer({ directory: directory.replace('/dir', '/down'), authorities: authority.certificate, email: undefined, state, publish: async () => {} })
+    const down = await createIssuer({
+      directory: directory.replace('/dir', '/down'),
+      authorities: authority.certificate,
+      email: undefined,
+      state,
+      publish: async () => {},
+    })
     for (const asked of [down.issue(name), down.renewalInfo('a.b')]) {
-      const err = await asked.then(() => assert.fail('answered'), (err: IssueError) => err)
+      const err = await asked.then(
+        () => assert.fail('answered'),
+        (err: IssueError) => err,
+      )
       assert.equal(err.code, 'GH_CERTS_AUTHORITY_DOWN')
       assert.match(err.message, /answers 503/)
       assert.ok(err.retryAfter! > 3_590_000 && err.retryAfter! <= 3_600_000, `${err.retryAfter}`)
     }
-    const none = await createIssuer({ directory, authorities: authority.certificate, email: undefined, state, publish: async () => {} })
+    const none = await createIssuer({
+      directory,
+      authorities: authority.certificate,
+      email: undefined,
+      state,
+      publish: async () => {},
+    })
     assert.equal(await none.renewalInfo('a.b'), undefined, 'its directory has no such service')
     const stranger = new Authority()
     const untrusted = await issue(stranger.certificate)
@@ -197,12 +278,25 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
     server.close()
   }
   const gone = await issue(authority.certificate)
-  assert.deepEqual([gone.code, gone.message], ['GH_CERTS_AUTHORITY_DOWN', `the ACME directory ${URL.parse(directory)!.host} cannot be reached (ECONNREFUSED)`])
+  assert.deepEqual(
+    [gone.code, gone.message],
+    [
+      'GH_CERTS_AUTHORITY_DOWN',
+      `the ACME directory ${URL.parse(directory)!.host} cannot be reached (ECONNREFUSED)`,
+    ],
+  )
 })
 
 test('an account key that is damaged is put aside; one that cannot be read is left where it is, and said', async () => {
   const state = mkdtempSync(join(root, 'k-'))
-  const issuer = async (): Promise<unknown> => await createIssuer({ directory: 'https://127.0.0.1:1/dir', authorities: undefined, email: undefined, state, publish: async () => {} })
+  const issuer = async (): Promise<unknown> =>
+    await createIssuer({
+      directory: 'https://127.0.0.1:1/dir',
+      authorities: undefined,
+      email: undefined,
+      state,
+      publish: async () => {},
+    })
   writeFileSync(join(state, 'account.pem'), '-----BEGIN PRIVATE KEY-----\nhalf')
   await issuer()
   assert.match(readFileSync(join(state, 'account.pem'), 'utf8'), /-----END PRIVATE KEY-----/)
@@ -215,7 +309,11 @@ test('an account key that is damaged is put aside; one that cannot be read is le
 
 test('a clock before the build is refused, and said in the record', async () => {
   const { tls, state } = agent()
-  const where = paths({ GATEHOUSE_TLS_DIR: tls, STATE_DIRECTORY: state, GATEHOUSE_CONFIG_DIR: '/nonexistent' })
+  const where = paths({
+    GATEHOUSE_TLS_DIR: tls,
+    STATE_DIRECTORY: state,
+    GATEHOUSE_CONFIG_DIR: '/nonexistent',
+  })
   assert.equal(await runCerts(where, {}, () => new Date(0)), 1)
   assert.match((await readRecord(tls))!.problem!, /the clock says 1970-01-01.*GH_CERTS_CLOCK/)
   assert.deepEqual(readdirSync(state), [], 'nothing was made')

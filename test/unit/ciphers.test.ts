@@ -12,13 +12,31 @@ test('a processor without AES takes ChaCha20 where the peer has it, another what
   const authority = new Authority()
   const pem = authority.issue('gatehouse.tail.ts.net')
   authority.close()
-  const asked = { 'TLSv1.3': 'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256', 'TLSv1.2': 'ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305' } as const
-  const chosen = async (cpu: string, version: keyof typeof asked, offered: string): Promise<string> => {
+  const asked = {
+    'TLSv1.3': 'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256',
+    'TLSv1.2':
+      'ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305',
+  } as const
+  const chosen = async (
+    cpu: string,
+    version: keyof typeof asked,
+    offered: string,
+  ): Promise<string> => {
     const server = createServer({ cert: pem, key: pem, honorCipherOrder: false, ...ciphers(cpu) })
-    server.on('secureConnection', (socket) => { socket.end() })
+    server.on('secureConnection', (socket) => {
+      socket.end()
+    })
     await once(server.listen(0, '127.0.0.1'), 'listening')
     const { port } = server.address() as { port: number }
-    const socket = connect({ host: '127.0.0.1', port, servername: 'gatehouse.tail.ts.net', rejectUnauthorized: false, minVersion: version, maxVersion: version, ciphers: offered })
+    const socket = connect({
+      host: '127.0.0.1',
+      port,
+      servername: 'gatehouse.tail.ts.net',
+      rejectUnauthorized: false,
+      minVersion: version,
+      maxVersion: version,
+      ciphers: offered,
+    })
     await once(socket, 'secureConnect')
     const { standardName } = socket.getCipher()
     socket.destroy()

@@ -47,5 +47,13 @@ for (const [name, kind, toml, says] of bad) {
 
 test('keys in the second of several like tables are found on their line', () => {
   const toml = '[[app]]\nname = "a"\n\n[[app]]\nname = "b"\n[tailnet]\nname = "c"\n'
-  assert.deepEqual([locate(toml, ['app']), locate(toml, ['app', '0', 'name']), locate(toml, ['app', '1', 'name']), locate(toml, ['tailnet', 'name'])], [1, 2, 5, 7])
+  assert.deepEqual(
+    [
+      locate(toml, ['app']),
+      locate(toml, ['app', '0', 'name']),
+      locate(toml, ['app', '1', 'name']),
+      locate(toml, ['tailnet', 'name']),
+    ],
+    [1, 2, 5, 7],
+  )
 })

@@ -20,13 +20,20 @@ const forged = {
   Forwarded: 'for=10.0.0.1',
 }
 
-async function seen (bench: Bench, headers: Record<string, string>): Promise<Record<string, string>> {
+async function seen(
+  bench: Bench,
+  headers: Record<string, string>,
+): Promise<Record<string, string>> {
   const answer = await bench.fetch({ headers })
   return (JSON.parse(answer.text) as { headers: Record<string, string> }).headers
 }
 
 const identity = (headers: Record<string, string>): Record<string, string> =>
-  Object.fromEntries(Object.entries(headers).filter(([key]) => /^(?:tailscale|x-forwarded|forwarded|x-real)/i.test(key)))
+  Object.fromEntries(
+    Object.entries(headers).filter(([key]) =>
+      /^(?:tailscale|x-forwarded|forwarded|x-real)/i.test(key),
+    ),
+  )
 
 test('a person is named by the tailnet, whatever the request claims (caddy GHSA-7r4p-vjf4-gxv4, tsdproxy GHSA-j8rq-87gr-gm9q)', async () => {
   await using bench = await Bench.start()
@@ -44,7 +51,12 @@ test('a person is named by the tailnet, whatever the request claims (caddy GHSA-
 })
 
 test('a tagged node has no identity, not even a forged one; a peer the tailnet does not know gets nowhere', async () => {
-  const none = { 'x-forwarded-for': '100.64.0.7', 'x-forwarded-host': name, 'x-forwarded-proto': 'https', forwarded: `for=100.64.0.7;host="${name}";proto=https` }
+  const none = {
+    'x-forwarded-for': '100.64.0.7',
+    'x-forwarded-host': name,
+    'x-forwarded-proto': 'https',
+    forwarded: `for=100.64.0.7;host="${name}";proto=https`,
+  }
   await using bench = await Bench.start()
   bench.tailnet.peer = tagged
   assert.deepEqual(identity(await seen(bench, forged)), none)
@@ -56,15 +68,37 @@ test('a tagged node has no identity, not even a forged one; a peer the tailnet d
 
 test('Connection cannot be used to remove what the gateway says', async () => {
   await using bench = await Bench.start()
-  const headers = await seen(bench, { connection: 'close, x-forwarded-for, tailscale-user-login, x-drop', 'x-drop': '1', 'x-keep': '1' })
+  const headers = await seen(bench, {
+    connection: 'close, x-forwarded-for, tailscale-user-login, x-drop',
+    'x-drop': '1',
+    'x-keep': '1',
+  })
   assert.equal(headers['x-forwarded-for'], '100.64.0.7')
   assert.equal(headers['tailscale-user-login'], 'alice@example.com')
   assert.deepEqual([headers['x-drop'], headers['x-keep']], [undefined, '1'])
 })
 
 test('hop-by-hop headers stay on their side', () => {
-  const out = requestHeaders({ host: 'h', connection: 'keep-alive', 'keep-alive': 'timeout=5', te: 'trailers', 'transfer-encoding': 'chunked', 'proxy-authorization': 'x', cookie: 'a=b' }, { address: '1.2.3.4', host: 'h', whoIs: undefined })
-  assert.deepEqual(out, { host: 'h', cookie: 'a=b', 'x-forwarded-for': '1.2.3.4', 'x-forwarded-host': 'h', 'x-forwarded-proto': 'https', forwarded: 'for=1.2.3.4;host="h";proto=https' })
+  const out = requestHeaders(
+    {
+      host: 'h',
+      connection: 'keep-alive',
+      'keep-alive': 'timeout=5',
+      te: 'trailers',
+      'transfer-encoding': 'chunked',
+      'proxy-authorization': 'x',
+      cookie: 'a=b',
+    },
+    { address: '1.2.3.4', host: 'h', whoIs: undefined },
+  )
+  assert.deepEqual(out, {
+    host: 'h',
+    cookie: 'a=b',
+    'x-forwarded-for': '1.2.3.4',
+    'x-forwarded-host': 'h',
+    'x-forwarded-proto': 'https',
+    forwarded: 'for=1.2.3.4;host="h";proto=https',
+  })
 })
 
 test('an IPv6 peer stands in brackets and quotes in Forwarded (RFC 7239 §6)', () => {
@@ -79,6 +113,9 @@ test('names are Q-encoded as Go does it', () => {
   assert.equal(qEncode('Zoë=?_'), '=?utf-8?q?Zo=C3=AB=3D=3F=5F?=')
   assert.equal(qEncode('a\r\nX-Evil: 1'), '=?utf-8?q?a=0D=0AX-Evil:_1?=')
   const long = qEncode('ä'.repeat(20))
-  assert.deepEqual(long.split(' '), [`=?utf-8?q?${'=C3=A4'.repeat(10)}?=`, `=?utf-8?q?${'=C3=A4'.repeat(10)}?=`])
+  assert.deepEqual(long.split(' '), [
+    `=?utf-8?q?${'=C3=A4'.repeat(10)}?=`,
+    `=?utf-8?q?${'=C3=A4'.repeat(10)}?=`,
+  ])
   assert.ok(long.split(' ').every((word) => word.length <= 75))
 })

@@ -1,6 +1,14 @@
 /** What Raspberry Pi Imager's settings dialog writes, and what becomes of it. */
 import assert from 'node:assert/strict'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -8,14 +16,21 @@ import { loadConfig } from '../../src/config/load.ts'
 import { provision } from '../../src/provision/provision.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-imager-'))
-after(() => { rmSync(root, { recursive: true, force: true }) })
+after(() => {
+  rmSync(root, { recursive: true, force: true })
+})
 const seal = async (_name: string, secret: string): Promise<string> => secret
 
-function card (files: Record<string, string>): { boot: string, config: string, problem: string } {
+function card(files: Record<string, string>): { boot: string; config: string; problem: string } {
   const directory = mkdtempSync(join(root, 'c-'))
   mkdirSync(join(directory, 'efi'))
-  for (const [name, text] of Object.entries(files)) writeFileSync(join(directory, 'efi', name), text)
-  return { boot: join(directory, 'efi'), config: join(directory, 'config'), problem: join(directory, 'problem') }
+  for (const [name, text] of Object.entries(files))
+    writeFileSync(join(directory, 'efi', name), text)
+  return {
+    boot: join(directory, 'efi'),
+    config: join(directory, 'config'),
+    problem: join(directory, 'problem'),
+  }
 }
 
 const userData = `#cloud-config
@@ -44,12 +59,16 @@ test('a card that Imager wrote needs no gatehouse.toml; what is not done is said
   const { outcome, ignored } = await provision(paths, seal)
   assert.equal(outcome, 'new')
   assert.equal((await loadConfig(paths.config)).tailnet.hostname, 'attic')
-  assert.deepEqual(ignored?.map((text) => text.split(':')[0]), ['user and SSH'])
+  assert.deepEqual(
+    ignored?.map((text) => text.split(':')[0]),
+    ['user and SSH'],
+  )
 })
 
-const wifi = (paths: { config: string }): string => readFileSync(join(paths.config, 'wpa_supplicant.conf'), 'utf8')
+const wifi = (paths: { config: string }): string =>
+  readFileSync(join(paths.config, 'wpa_supplicant.conf'), 'utf8')
 
-test('Imager\'s WiFi network becomes wpa_supplicant\'s, for root alone, and stands in no other file', async () => {
+test("Imager's WiFi network becomes wpa_supplicant's, for root alone, and stands in no other file", async () => {
   const paths = card({ 'user-data': userData, 'network-config': network })
   await provision(paths, seal)
   const text = wifi(paths)
@@ -57,20 +76,42 @@ test('Imager\'s WiFi network becomes wpa_supplicant\'s, for root alone, and stan
   assert.match(text, new RegExp(`^\\tssid=${Buffer.from('my net').toString('hex')}$`, 'm'))
   assert.match(text, /^\tpsk="0123456789abcdef"$/m)
   assert.equal(statSync(join(paths.config, 'wpa_supplicant.conf')).mode & 0o777, 0o600)
-  assert.doesNotMatch(readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8'), /0123456789abcdef/)
+  assert.doesNotMatch(
+    readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8'),
+    /0123456789abcdef/,
+  )
   // A key instead of a passphrase; an SSID with what would mean something elsewhere.
   const hex = 'ab'.repeat(32)
-  const other = card({ 'user-data': userData, 'network-config': network.replace('0123456789abcdef', hex).replace('my net', 'caf\u00e9 } #\\"') })
+  const other = card({
+    'user-data': userData,
+    'network-config': network
+      .replace('0123456789abcdef', hex)
+      .replace('my net', 'caf\u00e9 } #\\"'),
+  })
   await provision(other, seal)
-  assert.match(wifi(other), new RegExp(`^\\tkey_mgmt=WPA-PSK WPA-PSK-SHA256\\n\\tpsk=${hex}$`.replaceAll('\\\\', '\\'), 'm'))
+  assert.match(
+    wifi(other),
+    new RegExp(
+      `^\\tkey_mgmt=WPA-PSK WPA-PSK-SHA256\\n\\tpsk=${hex}$`.replaceAll('\\\\', '\\'),
+      'm',
+    ),
+  )
   assert.ok(wifi(other).includes(`ssid=${Buffer.from('café } #"').toString('hex')}`))
 })
 
-test('[wifi] in gatehouse.toml goes before Imager\'s, and takes itself back; what is wrong in it is named, never the password', async () => {
-  const paths = card({ 'user-data': userData, 'network-config': network, 'gatehouse.toml': '[wifi]\nssid = "shed"\ncountry = "FR"\npassword = "open sesame"\nhidden = true\n' })
+test("[wifi] in gatehouse.toml goes before Imager's, and takes itself back; what is wrong in it is named, never the password", async () => {
+  const paths = card({
+    'user-data': userData,
+    'network-config': network,
+    'gatehouse.toml':
+      '[wifi]\nssid = "shed"\ncountry = "FR"\npassword = "open sesame"\nhidden = true\n',
+  })
   await provision(paths, seal)
   assert.match(wifi(paths), /^country=FR$/m)
-  assert.match(wifi(paths), /^\tscan_ssid=1\n\tkey_mgmt=WPA-PSK WPA-PSK-SHA256 SAE\n\tpsk="open sesame"\n\tsae_password="open sesame"$/m)
+  assert.match(
+    wifi(paths),
+    /^\tscan_ssid=1\n\tkey_mgmt=WPA-PSK WPA-PSK-SHA256 SAE\n\tpsk="open sesame"\n\tsae_password="open sesame"$/m,
+  )
   for (const [toml, says] of [
     ['[wifi]\nssid = "shed"\npassword = "open sesame"', /has no country.*Write country = "DE"/],
     ['[wifi]\npassword = "open sesame"\ncountry = "FR"', /has no ssid/],
@@ -90,15 +131,24 @@ test('[wifi] in gatehouse.toml goes before Imager\'s, and takes itself back; wha
   assert.ok(!existsSync(join(paths.config, 'wpa_supplicant.conf')))
 })
 
-test('a name in gatehouse.toml goes before Imager\'s; a name that is none is refused', async () => {
+test("a name in gatehouse.toml goes before Imager's; a name that is none is refused", async () => {
   const paths = card({ 'user-data': userData, 'gatehouse.toml': '[tailnet]\nhostname = "door"\n' })
   await provision(paths, seal)
   assert.equal((await loadConfig(paths.config)).tailnet.hostname, 'door')
-  const { problem } = await provision(card({ 'user-data': '#cloud-config\nhostname: "My Pi!"\n' }), seal)
+  const { problem } = await provision(
+    card({ 'user-data': '#cloud-config\nhostname: "My Pi!"\n' }),
+    seal,
+  )
   assert.match(problem!, /hostname "My Pi!" is not a DNS label.*Write hostname = "my-pi"/)
 })
 
-test('Imager\'s empty files are none; a damaged one is named', async () => {
-  assert.equal((await provision(card({ 'user-data': '#cloud-config\n', 'network-config': '' }), seal)).outcome, 'defaults')
-  assert.match((await provision(card({ 'user-data': 'hostname: [\n' }), seal)).problem!, /user-data, written by Raspberry Pi Imager, cannot be read.*Delete user-data/)
+test("Imager's empty files are none; a damaged one is named", async () => {
+  assert.equal(
+    (await provision(card({ 'user-data': '#cloud-config\n', 'network-config': '' }), seal)).outcome,
+    'defaults',
+  )
+  assert.match(
+    (await provision(card({ 'user-data': 'hostname: [\n' }), seal)).problem!,
+    /user-data, written by Raspberry Pi Imager, cannot be read.*Delete user-data/,
+  )
 })

@@ -11,7 +11,8 @@ import { provision } from '../../src/provision/provision.ts'
 const root = mkdtempSync(join(tmpdir(), 'gh-node-red-unit-'))
 after(() => rmSync(root, { recursive: true, force: true }))
 
-const dropIn = (toml: string): string => nodeRedDropIn(parseConfig(`[node_red]\n${toml}\n`, 'gatehouse.toml').node_red, '/config')
+const dropIn = (toml: string): string =>
+  nodeRedDropIn(parseConfig(`[node_red]\n${toml}\n`, 'gatehouse.toml').node_red, '/config')
 
 test('nothing configured: no drop-in, and systemd is not bothered', async () => {
   assert.equal(nodeRedDropIn(defaults().node_red, '/config'), '')
@@ -28,7 +29,7 @@ test('a list lifts the private network and no more; another list is the same dro
   assert.equal(dropIn('allow = ["b.example:443", "10.0.0.2:81"]'), text)
 })
 
-test('each device gives its own class and group, and none another\'s', () => {
+test("each device gives its own class and group, and none another's", () => {
   const serial = dropIn('devices = ["serial"]')
   assert.match(serial, /^PrivateDevices=no\nDevicePolicy=closed$/m)
   assert.match(serial, /^DeviceAllow=char-ttyUSB rw$/m)
@@ -54,7 +55,10 @@ test('settings_file is taken over for systemd alone to read; what is no JavaScri
   writeFileSync(join(boot, 'gatehouse.toml'), '[node_red]\nsettings_file = "mine.js"\n')
   writeFileSync(join(boot, 'mine.js'), '\uFEFFmodule.exports = {\n  flowFilePretty: false }\n')
   assert.deepEqual(await provision(paths, async (_name, secret) => secret), { outcome: 'new' })
-  assert.match(dropIn('settings_file = "mine.js"'), /^LoadCredential=settings\.js:\/config\/mine\.js$/m)
+  assert.match(
+    dropIn('settings_file = "mine.js"'),
+    /^LoadCredential=settings\.js:\/config\/mine\.js$/m,
+  )
   writeFileSync(join(boot, 'mine.js'), 'module.exports = {\n  flowFilePretty = false }\n')
   const { outcome, problem } = await provision(paths, async (_name, secret) => secret)
   assert.equal(outcome, 'kept')

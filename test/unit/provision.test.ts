@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -18,10 +26,14 @@ after(() => {
   rmSync(root, { recursive: true, force: true })
 })
 
-function machine (): { boot: string, config: string, problem: string } {
+function machine(): { boot: string; config: string; problem: string } {
   const directory = mkdtempSync(join(root, 'm-'))
   mkdirSync(join(directory, 'efi'))
-  return { boot: join(directory, 'efi'), config: join(directory, 'config'), problem: join(directory, 'run/problem') }
+  return {
+    boot: join(directory, 'efi'),
+    config: join(directory, 'config'),
+    problem: join(directory, 'run/problem'),
+  }
 }
 
 /** Sealing itself is systemd's, and is tried in the booted image. */
@@ -31,13 +43,28 @@ const mode = (path: string): number => statSync(path).mode & 0o777
 
 test('a good file is taken: key and configuration apart, each with its mode', async () => {
   const paths = machine()
-  writeFileSync(join(paths.boot, 'gatehouse.toml'), `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\n[certificates]\r\nca_file = "authority.pem"\r\n`)
+  writeFileSync(
+    join(paths.boot, 'gatehouse.toml'),
+    `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\n[certificates]\r\nca_file = "authority.pem"\r\n`,
+  )
   // A private key beside the certificate must not be carried into a file anyone may read.
   writeFileSync(join(paths.boot, 'authority.pem'), authority.issue('x.example'))
   assert.deepEqual(await provision(paths, plain), { outcome: 'new' })
-  assert.deepEqual(readdirSync(paths.config).toSorted(), ['authkey', 'authority.pem', 'eab-hmac-key', 'gatehouse.toml'])
+  assert.deepEqual(readdirSync(paths.config).toSorted(), [
+    'authkey',
+    'authority.pem',
+    'eab-hmac-key',
+    'gatehouse.toml',
+  ])
   assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), secret)
-  assert.deepEqual([mode(join(paths.config, 'authkey')), mode(join(paths.config, 'gatehouse.toml')), mode(join(paths.config, 'authority.pem'))], [0o600, 0o644, 0o644])
+  assert.deepEqual(
+    [
+      mode(join(paths.config, 'authkey')),
+      mode(join(paths.config, 'gatehouse.toml')),
+      mode(join(paths.config, 'authority.pem')),
+    ],
+    [0o600, 0o644, 0o644],
+  )
   assert.ok(!readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8').includes('SECRET'))
   assert.ok(!readFileSync(join(paths.config, 'authority.pem'), 'utf8').includes('PRIVATE'))
   assert.equal((await loadConfig(paths.config)).tailnet.hostname, 'door')
@@ -48,7 +75,11 @@ test('a bad file keeps the last good configuration and says what is wrong; a goo
   const file = join(paths.boot, 'gatehouse.toml')
   writeFileSync(file, `[tailnet]\nhostname = "door"\nauth_key = "${secret}"\n`)
   await provision(paths, plain)
-  for (const bad of ['[tailnet]\nhostname = "door', '[tailnet]\nhosname = "x"', '[certificates]\nca_file = "absent.pem"']) {
+  for (const bad of [
+    '[tailnet]\nhostname = "door',
+    '[tailnet]\nhosname = "x"',
+    '[certificates]\nca_file = "absent.pem"',
+  ]) {
     writeFileSync(file, bad)
     const { outcome, problem } = await provision(paths, plain)
     assert.equal(outcome, 'kept')
@@ -61,7 +92,11 @@ test('a bad file keeps the last good configuration and says what is wrong; a goo
   writeFileSync(file, '[tailnet]\nhostname = "other"\n')
   assert.equal((await provision(paths, plain)).outcome, 'new')
   assert.throws(() => readFileSync(paths.problem), { code: 'ENOENT' })
-  assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), '', 'a key that was removed is gone')
+  assert.equal(
+    readFileSync(join(paths.config, 'authkey'), 'utf8'),
+    '',
+    'a key that was removed is gone',
+  )
 })
 
 test('the key that binds an account at the authority: apart, for root alone, and never without its identifier', async () => {
@@ -74,7 +109,11 @@ test('the key that binds an account at the authority: apart, for root alone, and
   assert.equal(mode(join(paths.config, 'eab-hmac-key')), 0o600)
   assert.ok(!readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8').includes('SECRET'))
   assert.equal((await loadConfig(paths.config)).certificates.eabKeyId, 'kid-1')
-  for (const [bad, says] of [[binding, /eab_hmac_key without eab_key_id/], ['eab_key_id = "kid-1"\n', /eab_key_id without eab_hmac_key/], [`eab_key_id = "k"\neab_hmac_key = "SECRET of mine"\n`, /eab_hmac_key is no key in base64url/]] as const) {
+  for (const [bad, says] of [
+    [binding, /eab_hmac_key without eab_key_id/],
+    ['eab_key_id = "kid-1"\n', /eab_key_id without eab_hmac_key/],
+    [`eab_key_id = "k"\neab_hmac_key = "SECRET of mine"\n`, /eab_hmac_key is no key in base64url/],
+  ] as const) {
     writeFileSync(file, `[certificates]\n${bad}`)
     const { outcome, problem } = await provision(paths, plain)
     assert.equal(outcome, 'kept')
@@ -83,7 +122,11 @@ test('the key that binds an account at the authority: apart, for root alone, and
   }
   writeFileSync(file, '')
   await provision(paths, plain)
-  assert.equal(readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'), '', 'a key that was removed is gone')
+  assert.equal(
+    readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'),
+    '',
+    'a key that was removed is gone',
+  )
 })
 
 test('no file: defaults on the first boot, the last good one later, and a line on how to add one', async () => {
@@ -104,19 +147,30 @@ test('an authority that is none is refused', async () => {
   writeFileSync(join(paths.boot, 'gatehouse.toml'), '[certificates]\nca_file = "a.pem"\n')
   writeFileSync(join(paths.boot, 'a.pem'), 'hello')
   assert.match((await provision(paths, plain)).problem!, /holds no certificate.*GH_CONFIG_CA_FILE/)
-  writeFileSync(join(paths.boot, 'a.pem'), '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n')
+  writeFileSync(
+    join(paths.boot, 'a.pem'),
+    '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n',
+  )
   assert.match((await provision(paths, plain)).problem!, /damaged certificate/)
 })
 
 test('the command exits 0 with a bad file, says one line, and never the key', () => {
   const paths = machine()
-  writeFileSync(join(paths.boot, 'gatehouse.toml'), `[tailnet]\nauth_key = "${secret}\nhostname = 1`)
+  writeFileSync(
+    join(paths.boot, 'gatehouse.toml'),
+    `[tailnet]\nauth_key = "${secret}\nhostname = 1`,
+  )
   const script = `const { runProvision } = await import(${JSON.stringify(join(import.meta.dirname, '../../src/provision/provision.ts'))})
     const { paths } = await import(${JSON.stringify(join(import.meta.dirname, '../../src/config/paths.ts'))})
     process.exitCode = await runProvision(paths(), async (name, secret) => secret)`
   const run = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
     encoding: 'utf8',
-    env: { ...process.env, GATEHOUSE_BOOT_DIR: paths.boot, GATEHOUSE_CONFIG_DIR: paths.config, GATEHOUSE_PROBLEM_FILE: paths.problem },
+    env: {
+      ...process.env,
+      GATEHOUSE_BOOT_DIR: paths.boot,
+      GATEHOUSE_CONFIG_DIR: paths.config,
+      GATEHOUSE_PROBLEM_FILE: paths.problem,
+    },
   })
   assert.deepEqual([run.status, run.stdout], [0, ''])
   assert.match(run.stderr, /^gatehouse provision: gatehouse\.toml line 2: .*\n$/)
@@ -132,16 +186,36 @@ test('the firewall is told by a file that the gateway has targets, as long as it
       process.exitCode = await runProvision(paths(), async (name, secret) => secret)`
     const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
       encoding: 'utf8',
-      env: { ...process.env, GATEHOUSE_BOOT_DIR: paths.boot, GATEHOUSE_CONFIG_DIR: paths.config, GATEHOUSE_PROBLEM_FILE: paths.problem, GATEHOUSE_CHANNEL_KEY: join(paths.problem, '../channel'), GATEHOUSE_UNIT_DIR: join(paths.boot, '../units') },
+      env: {
+        ...process.env,
+        GATEHOUSE_BOOT_DIR: paths.boot,
+        GATEHOUSE_CONFIG_DIR: paths.config,
+        GATEHOUSE_PROBLEM_FILE: paths.problem,
+        GATEHOUSE_CHANNEL_KEY: join(paths.problem, '../channel'),
+        GATEHOUSE_UNIT_DIR: join(paths.boot, '../units'),
+      },
     })
     assert.deepEqual([status, stderr], [0, ''])
     return readdirSync(join(paths.problem, '..')).toSorted()
   }
   // The very file that gatehouse-firewall.service looks for.
-  assert.match(readFileSync(join(import.meta.dirname, '../../overlays/usr/lib/systemd/system/gatehouse-firewall.service'), 'utf8'), /^ConditionPathExists=\|\/run\/gatehouse-provision\/targets$/m)
+  assert.match(
+    readFileSync(
+      join(import.meta.dirname, '../../overlays/usr/lib/systemd/system/gatehouse-firewall.service'),
+      'utf8',
+    ),
+    /^ConditionPathExists=\|\/run\/gatehouse-provision\/targets$/m,
+  )
   assert.deepEqual(run(''), ['channel'])
-  assert.deepEqual(run('[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n'), ['channel', 'targets'])
-  assert.deepEqual(run('[[forward]]\nport = 22\ntarget = "unix:/run/x.sock"\n'), ['channel'], 'a unix socket is no business of the firewall\'s')
+  assert.deepEqual(run('[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n'), [
+    'channel',
+    'targets',
+  ])
+  assert.deepEqual(
+    run('[[forward]]\nport = 22\ntarget = "unix:/run/x.sock"\n'),
+    ['channel'],
+    "a unix socket is no business of the firewall's",
+  )
 })
 
 test('a write that fails leaves the old file whole and nothing beside it', async () => {

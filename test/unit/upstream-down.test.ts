@@ -14,12 +14,26 @@ test('Node-RED down: a 502 page for a person, JSON for a program, one line in th
     assert.match(page.text, /<h1>Node-RED is not running<\/h1>/)
     assert.match(page.text, /systemctl status node-red/)
   }
-  const json = await bench.fetch({ method: 'POST', body: '{}', headers: { accept: 'application/json', 'content-type': 'application/json' } })
+  const json = await bench.fetch({
+    method: 'POST',
+    body: '{}',
+    headers: { accept: 'application/json', 'content-type': 'application/json' },
+  })
   assert.equal(json.status, 502)
-  assert.deepEqual((JSON.parse(json.text) as { error: { code: string } }).error.code, 'GH_UPSTREAM_DOWN')
-  assert.equal(bench.lines.filter((line) => line.level >= 40).length, 1, 'one warning however many requests')
+  assert.deepEqual(
+    (JSON.parse(json.text) as { error: { code: string } }).error.code,
+    'GH_UPSTREAM_DOWN',
+  )
+  assert.equal(
+    bench.lines.filter((line) => line.level >= 40).length,
+    1,
+    'one warning however many requests',
+  )
   const down = await bench.gateway.status()
-  assert.deepEqual([down.ok, down.upstream.state, down.problems[0]?.code], [false, 'down', 'GH_UPSTREAM_DOWN'])
+  assert.deepEqual(
+    [down.ok, down.upstream.state, down.problems[0]?.code],
+    [false, 'down', 'GH_UPSTREAM_DOWN'],
+  )
 
   await bench.origin.listen()
   assert.equal((await bench.fetch()).status, 200)
@@ -31,12 +45,17 @@ test('an answer that is late is 504', async () => {
   await using bench = await Bench.start({ options: { headersTimeout: 300 } })
   bench.origin.handler = () => {}
   const answer = await bench.fetch({ headers: { accept: 'application/json' } })
-  assert.deepEqual([answer.status, (JSON.parse(answer.text) as { error: { code: string } }).error.code], [504, 'GH_UPSTREAM_TIMEOUT'])
+  assert.deepEqual(
+    [answer.status, (JSON.parse(answer.text) as { error: { code: string } }).error.code],
+    [504, 'GH_UPSTREAM_TIMEOUT'],
+  )
 })
 
 test('a connection broken off before the answer is 502, and Node-RED does not count as down for it', async () => {
   await using bench = await Bench.start()
-  bench.origin.handler = (request) => { request.socket.destroy() }
+  bench.origin.handler = (request) => {
+    request.socket.destroy()
+  }
   assert.equal((await bench.fetch({ method: 'POST', body: 'x' })).status, 502)
   assert.equal((await bench.gateway.status()).upstream.state, 'up')
 })
@@ -55,11 +74,15 @@ test('a connection broken off in the answer breaks off the answer: nothing half 
 
 test('an invalid status of the origin is 502, and the gateway lives (reply-from#374)', async () => {
   await using bench = await Bench.start()
-  bench.origin.handler = (request) => { request.socket.end('HTTP/1.1 999 What\r\nContent-Length: 4\r\nX-From: origin\r\n\r\nbody') }
+  bench.origin.handler = (request) => {
+    request.socket.end('HTTP/1.1 999 What\r\nContent-Length: 4\r\nX-From: origin\r\n\r\nbody')
+  }
   const answer = await bench.fetch()
   assert.equal(answer.status, 502)
   assert.equal(answer.headers['x-from'], undefined)
-  bench.origin.handler = (_request, response) => { response.end('well') }
+  bench.origin.handler = (_request, response) => {
+    response.end('well')
+  }
   assert.equal((await bench.fetch()).text, 'well')
 })
 
@@ -68,7 +91,9 @@ test('a client that goes away in an upload takes the request to the origin with 
   const { promise: broken, resolve } = Promise.withResolvers<void>()
   bench.origin.handler = (request) => {
     request.resume()
-    request.on('close', () => { if (!request.complete) resolve() })
+    request.on('close', () => {
+      if (!request.complete) resolve()
+    })
     bench.emit('arrived')
   }
   const arrived = once(bench, 'arrived')

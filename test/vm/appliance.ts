@@ -1,21 +1,24 @@
 /**
- * The appliance in the lab: boots an image in QEMU on the lab's network, with the settings a person would write on its FAT
- * partition, and waits for what must come of it.
+ * The appliance in the lab: boots an image in QEMU on the lab's network, with the settings a person
+ * would write on its FAT partition, and waits for what must come of it.
  */
-import { readFile } from 'node:fs/promises';
-import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { FetchAnswer, Lab, LabClient, LabNode } from '../lab/lab.ts';
-import { type Arch, Machine, type MachineOptions } from './machine.ts';
+import { readFile } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FetchAnswer, Lab, LabClient, LabNode } from '../lab/lab.ts'
+import { type Arch, Machine, type MachineOptions } from './machine.ts'
 
-const root = path.resolve(import.meta.dirname, '../..');
+const root = path.resolve(import.meta.dirname, '../..')
 
 /** The image that `make image` leaves. */
-export const imageOf = (arch: Arch): string => path.join(root, `out/gatehouse-${arch}.img`);
+export const imageOf = (arch: Arch): string => path.join(root, `out/gatehouse-${arch}.img`)
 
 /** gatehouse.toml for the lab. `authKey` null: none is written. */
-export function settings(lab: Lab, options: { authKey?: string | null; controlURL?: string } = {}): string {
-  const { authKey = lab.ready.authKey, controlURL = lab.ready.controlURL } = options;
+export function settings(
+  lab: Lab,
+  options: { authKey?: string | null; controlURL?: string } = {},
+): string {
+  const { authKey = lab.ready.authKey, controlURL = lab.ready.controlURL } = options
   return [
     '[tailnet]',
     ...(authKey === null ? [] : [`auth_key = "${authKey}"`]),
@@ -24,15 +27,24 @@ export function settings(lab: Lab, options: { authKey?: string | null; controlUR
     `directory = "${lab.ready.acmeDirectory}"`,
     'ca_file = "authority.pem"',
     '',
-  ].join('\n');
+  ].join('\n')
 }
 
 /** What a person puts on the card's FAT partition, for the lab. `toml` null: no gatehouse.toml. */
-export async function cardFiles(lab: Lab, toml: string | null = settings(lab)): Promise<Record<string, string | Buffer>> {
-  return { 'authority.pem': await readFile(lab.ready.acmeDirectoryCA), ...(toml === null ? {} : { 'gatehouse.toml': toml }) };
+export async function cardFiles(
+  lab: Lab,
+  toml: string | null = settings(lab),
+): Promise<Record<string, string | Buffer>> {
+  return {
+    'authority.pem': await readFile(lab.ready.acmeDirectoryCA),
+    ...(toml === null ? {} : { 'gatehouse.toml': toml }),
+  }
 }
 
-/** Boots the image on the lab's bridge. `toml` default: {@link settings}; null: the FAT partition has none. */
+/**
+ * Boots the image on the lab's bridge. `toml` default: {@link settings}; null: the FAT partition
+ * has none.
+ */
 export async function bootAppliance(
   lab: Lab,
   arch: Arch,
@@ -45,39 +57,49 @@ export async function bootAppliance(
     bridge: 'br0',
     ...options,
     files: await cardFiles(lab, toml),
-  });
+  })
 }
 
 /** What `gatehouse status --json` says inside the machine. */
 export async function statusOf(machine: Machine): Promise<Record<string, any>> {
-  const { stdout, stderr, code } = await machine.run('gatehouse status --json', { timeout: 120 });
-  if (code > 1) throw new Error(`gatehouse status ended with ${code}: ${stderr}`);
-  return JSON.parse(stdout) as Record<string, any>;
+  const { stdout, stderr, code } = await machine.run('gatehouse status --json', { timeout: 120 })
+  if (code > 1) throw new Error(`gatehouse status ended with ${code}: ${stderr}`)
+  return JSON.parse(stdout) as Record<string, any>
 }
 
-/** Asks until `probe` answers something other than undefined. Throws the last error, or that it took too long, after `seconds`. */
-export async function eventually<T>(what: string, seconds: number, probe: () => Promise<T | undefined>): Promise<T> {
-  const deadline = performance.now() + seconds * 1000;
+/**
+ * Asks until `probe` answers something other than undefined. Throws the last error, or that it took
+ * too long, after `seconds`.
+ */
+export async function eventually<T>(
+  what: string,
+  seconds: number,
+  probe: () => Promise<T | undefined>,
+): Promise<T> {
+  const deadline = performance.now() + seconds * 1000
   for (let last: unknown; ; await sleep(500)) {
     try {
-      const value = await probe();
-      if (value !== undefined) return value;
+      const value = await probe()
+      if (value !== undefined) return value
     } catch (err) {
-      last = err;
+      last = err
     }
-    if (performance.now() > deadline) throw new Error(`${what}: not within ${seconds} s`, { cause: last });
+    if (performance.now() > deadline)
+      throw new Error(`${what}: not within ${seconds} s`, { cause: last })
   }
 }
 
 /** The appliance as the control server knows it, once it has joined. */
 export async function joined(lab: Lab, hostname = 'gatehouse', seconds = 300): Promise<LabNode> {
-  return await eventually(`${hostname} joins the tailnet`, seconds, async () => (await lab.nodes()).find((n) => n.hostname === hostname));
+  return await eventually(`${hostname} joins the tailnet`, seconds, async () =>
+    (await lab.nodes()).find((n) => n.hostname === hostname),
+  )
 }
 
 /** Node-RED's editor page, fetched through the tailnet with a verified certificate. */
 export async function editor(client: LabClient, name: string, seconds = 300): Promise<FetchAnswer> {
   return await eventually(`https://${name}/ serves the editor`, seconds, async () => {
-    const answer = await client.fetch(`https://${name}/`);
-    return answer.status === 200 && answer.body.includes('<title>Node-RED') ? answer : undefined;
-  });
+    const answer = await client.fetch(`https://${name}/`)
+    return answer.status === 200 && answer.body.includes('<title>Node-RED') ? answer : undefined
+  })
 }

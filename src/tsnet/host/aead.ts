@@ -1,21 +1,38 @@
-/** The cipher of WireGuard's packets with SIMD (../assembly), beside the Go module and on its memory. */
+/**
+ * The cipher of WireGuard's packets with SIMD (../assembly), beside the Go module and on its
+ * memory.
+ */
 
-/** A call's context, destination, source and its length, additional data and its length: offsets in the memory, and bytes. */
-type Call = (ctx: number, dst: number, src: number, length: number, ad: number, adLength: number) => void;
+/**
+ * A call's context, destination, source and its length, additional data and its length: offsets in
+ * the memory, and bytes.
+ */
+type Call = (
+  ctx: number,
+  dst: number,
+  src: number,
+  length: number,
+  ad: number,
+  adLength: number,
+) => void
 
 export interface Aead {
   /** Encrypts; the tag is in the context then. */
-  seal: Call;
+  seal: Call
   /** Decrypts, and puts the tag that should be there into the context: the caller compares. */
-  open: Call;
+  open: Call
 }
 
-/** Undefined where `bytes` is no module that this processor can run: there are x86-64 ones without what SIMD needs. */
+/**
+ * Undefined where `bytes` is no module that this processor can run: there are x86-64 ones without
+ * what SIMD needs.
+ */
 export function loadAead(bytes: Uint8Array, memory: WebAssembly.Memory): Aead | undefined {
   try {
     // Five kilobytes: compiled at once, in well under the time of a turn.
-    return new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } }).exports as unknown as Aead;
+    return new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
+      .exports as unknown as Aead
   } catch {
-    return undefined;
+    return undefined
   }
 }

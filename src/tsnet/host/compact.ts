@@ -1,40 +1,46 @@
-/** What loading and starting the module leaves behind is given back to the system: most of it would otherwise stay for as long as the process lives. */
-import v8 from 'node:v8';
-import vm from 'node:vm';
-import type { Native } from './native.ts';
+/**
+ * What loading and starting the module leaves behind is given back to the system: most of it would
+ * otherwise stay for as long as the process lives.
+ */
+import v8 from 'node:v8'
+import vm from 'node:vm'
+import type { Native } from './native.ts'
 
 /** When a node has joined, as a rule, and when a slow machine has; ms after the start. */
-const WHEN = [3000, 30_000];
+const WHEN = [3000, 30_000]
 
-type Collect = (options: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void;
+type Collect = (options: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void
 
 /** Runs `source` with a flag of V8's that is off otherwise. */
 function withFlag<T>(flag: string, source: string): T {
-  v8.setFlagsFromString(`--${flag}`);
+  v8.setFlagsFromString(`--${flag}`)
   try {
-    return vm.runInNewContext(source) as T;
+    return vm.runInNewContext(source) as T
   } finally {
-    v8.setFlagsFromString(`--no-${flag}`);
+    v8.setFlagsFromString(`--no-${flag}`)
   }
 }
 
 /**
- * Once: JavaScript's garbage of this thread (some 20 MB, whose pages V8 keeps); the baseline code of functions of the module that ran at the start
- * (10 MB; one that is called again is compiled again, in some microseconds); what the C library's allocator keeps (5 to 10 MB). The thread does nothing
- * else meanwhile: 0.1 to 0.2 s beside much other work, for 40 MB the first time and 10 the second.
+ * Once: JavaScript's garbage of this thread (some 20 MB, whose pages V8 keeps); the baseline code
+ * of functions of the module that ran at the start (10 MB; one that is called again is compiled
+ * again, in some microseconds); what the C library's allocator keeps (5 to 10 MB). The thread does
+ * nothing else meanwhile: 0.1 to 0.2 s beside much other work, for 40 MB the first time and 10 the
+ * second.
  */
 export function compact(native: Native | undefined): void {
   try {
-    // What V8 does when memory is short, by the name its own tests have for it: there is no other way to ask for it.
-    withFlag('allow-natives-syntax', '%FlushLiftoffCode()');
+    // What V8 does when memory is short, by the name its own tests have for it: there is no other
+    // way to ask for it.
+    withFlag('allow-natives-syntax', '%FlushLiftoffCode()')
   } catch {
     // Another V8: it keeps what it keeps.
   }
-  withFlag<Collect>('expose-gc', 'gc')({ type: 'major', execution: 'sync', flavor: 'last-resort' });
-  native?.trim();
+  withFlag<Collect>('expose-gc', 'gc')({ type: 'major', execution: 'sync', flavor: 'last-resort' })
+  native?.trim()
 }
 
 /** Does it when there is most to gain. Keeps no process alive. */
 export function compactLater(native: Native | undefined): void {
-  for (const ms of WHEN) setTimeout(() => compact(native), ms).unref();
+  for (const ms of WHEN) setTimeout(() => compact(native), ms).unref()
 }

@@ -1,12 +1,38 @@
-/** WASI error numbers (preview 1, witx `errno`) of the errors that sockets and files give in Node.js. */
+/**
+ * WASI error numbers (preview 1, witx `errno`) of the errors that sockets and files give in
+ * Node.js.
+ */
 export const errno = {
-  EACCES: 2, EADDRINUSE: 3, EADDRNOTAVAIL: 4, EAFNOSUPPORT: 5, EAGAIN: 6, EBADF: 8, ECONNABORTED: 13, ECONNREFUSED: 14,
-  ECONNRESET: 15, EDQUOT: 19, EHOSTUNREACH: 23, EINPROGRESS: 26, EINVAL: 28, EIO: 29, EMFILE: 33, EMSGSIZE: 35,
-  ENETDOWN: 38, ENETUNREACH: 40, ENOENT: 44, ENOSPC: 51, ENOSYS: 52, ENOTCONN: 53, EPERM: 63, EPIPE: 64, EROFS: 69, ETIMEDOUT: 73,
-} as const;
+  EACCES: 2,
+  EADDRINUSE: 3,
+  EADDRNOTAVAIL: 4,
+  EAFNOSUPPORT: 5,
+  EAGAIN: 6,
+  EBADF: 8,
+  ECONNABORTED: 13,
+  ECONNREFUSED: 14,
+  ECONNRESET: 15,
+  EDQUOT: 19,
+  EHOSTUNREACH: 23,
+  EINPROGRESS: 26,
+  EINVAL: 28,
+  EIO: 29,
+  EMFILE: 33,
+  EMSGSIZE: 35,
+  ENETDOWN: 38,
+  ENETUNREACH: 40,
+  ENOENT: 44,
+  ENOSPC: 51,
+  ENOSYS: 52,
+  ENOTCONN: 53,
+  EPERM: 63,
+  EPIPE: 64,
+  EROFS: 69,
+  ETIMEDOUT: 73,
+} as const
 
 /** The WASI number for an error of Node.js's; EIO where there is no better one. */
 export function errnoOf(err: unknown): number {
-  const code = (err as NodeJS.ErrnoException | null)?.code;
-  return (code !== undefined && (errno as Record<string, number>)[code]) || errno.EIO;
+  const code = (err as NodeJS.ErrnoException | null)?.code
+  return (code !== undefined && (errno as Record<string, number>)[code]) || errno.EIO
 }

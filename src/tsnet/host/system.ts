@@ -1,10 +1,19 @@
 /** What the module cannot see for itself: interfaces and name servers of this machine. */
-import fs from 'node:fs';
-import net from 'node:net';
-import os from 'node:os';
+import fs from 'node:fs'
+import net from 'node:net'
+import os from 'node:os'
 
-/** As ../go/net.go's hostInterface. Interfaces that are up; a number each, in the order of their names. */
-export function interfaces(): { name: string; index: number; mtu: number; addrs: string[]; loop: boolean }[] {
+/**
+ * As ../go/net.go's hostInterface. Interfaces that are up; a number each, in the order of their
+ * names.
+ */
+export function interfaces(): {
+  name: string
+  index: number
+  mtu: number
+  addrs: string[]
+  loop: boolean
+}[] {
   return Object.entries(os.networkInterfaces())
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .map(([name, addrs = []], i) => ({
@@ -13,32 +22,42 @@ export function interfaces(): { name: string; index: number; mtu: number; addrs:
       mtu: 1500,
       addrs: addrs.flatMap((a) => (a.cidr ? [a.cidr.replace(/%[^/]*/, '')] : [])),
       loop: addrs.some((a) => a.internal),
-    }));
+    }))
 }
 
-/** `ip:port` of the name servers in resolv.conf(5), read anew each time: DHCP changes them. Without any: the local one, as resolv.conf(5) says. */
+/**
+ * `ip:port` of the name servers in resolv.conf(5), read anew each time: DHCP changes them. Without
+ * any: the local one, as resolv.conf(5) says.
+ */
 export function nameservers(file = '/etc/resolv.conf'): string[] {
-  let text = '';
+  let text = ''
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = fs.readFileSync(file, 'utf8')
   } catch {
     // No file is as good as an empty one.
   }
-  const list = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)].map((m) => m[1]!.replace(/%.*$/, '')).filter((a) => net.isIP(a));
-  return (list.length ? list : ['127.0.0.1']).map((a) => (net.isIPv6(a) ? `[${a}]:53` : `${a}:53`));
+  const list = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)]
+    .map((m) => m[1]!.replace(/%.*$/, ''))
+    .filter((a) => net.isIP(a))
+  return (list.length ? list : ['127.0.0.1']).map((a) => (net.isIPv6(a) ? `[${a}]:53` : `${a}:53`))
 }
 
-/** How often the interfaces are looked at, in ms. Tailscale's own polling takes 10 s to see a change. */
-const WATCH_MS = 1000;
+/**
+ * How often the interfaces are looked at, in ms. Tailscale's own polling takes 10 s to see a
+ * change.
+ */
+const WATCH_MS = 1000
 
-/** Calls `changed` when an interface has come, gone or got another address. Returns what ends it. */
+/**
+ * Calls `changed` when an interface has come, gone or got another address. Returns what ends it.
+ */
 export function watchNetwork(changed: () => void): () => void {
-  let before = JSON.stringify(interfaces());
+  let before = JSON.stringify(interfaces())
   const timer = setInterval(() => {
-    const now = JSON.stringify(interfaces());
-    if (now === before) return;
-    before = now;
-    changed();
-  }, WATCH_MS);
-  return () => clearInterval(timer);
+    const now = JSON.stringify(interfaces())
+    if (now === before) return
+    before = now
+    changed()
+  }, WATCH_MS)
+  return () => clearInterval(timer)
 }

@@ -1,64 +1,97 @@
-/** The script that tries another version of tailscale.com, on the version that is pinned (which is in Go's cache). */
-import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import fs from 'node:fs';
-import os from 'node:os';
-import path from 'node:path';
-import { test } from 'node:test';
+/**
+ * The script that tries another version of tailscale.com, on the version that is pinned (which is
+ * in Go's cache).
+ */
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { test } from 'node:test'
 
-const here = path.resolve(import.meta.dirname, '..');
-const goMod = fs.readFileSync(path.join(here, 'go/go.mod'), 'utf8');
-const version = /^\ttailscale.com (\S+)/m.exec(goMod)![1]!;
-const patches = ['patches', 'patches-wireguard', 'patches-gvisor'].flatMap((series) => fs.readdirSync(path.join(here, series)).sort().map((name) => `${series}/${name}`));
+const here = path.resolve(import.meta.dirname, '..')
+const goMod = fs.readFileSync(path.join(here, 'go/go.mod'), 'utf8')
+const version = /^\ttailscale.com (\S+)/m.exec(goMod)![1]!
+const patches = ['patches', 'patches-wireguard', 'patches-gvisor'].flatMap((series) =>
+  fs
+    .readdirSync(path.join(here, series))
+    .sort()
+    .map((name) => `${series}/${name}`),
+)
 
 /** A copy of what the script reads and changes. */
 function copy(t: { after(f: () => void): void }): string {
-  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'));
-  t.after(() => fs.rmSync(dir, { recursive: true }));
-  for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard', 'patches-gvisor']) fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true });
-  fs.mkdirSync(path.join(dir, 'go'));
-  fs.writeFileSync(path.join(dir, 'go/go.mod'), goMod.replace(version, 'v1.0.0').replace(/(wireguard-go|gvisor) v\S+/g, '$1 v0.0.0'));
-  return dir;
+  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'))
+  t.after(() => fs.rmSync(dir, { recursive: true }))
+  for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard', 'patches-gvisor'])
+    fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true })
+  fs.mkdirSync(path.join(dir, 'go'))
+  fs.writeFileSync(
+    path.join(dir, 'go/go.mod'),
+    goMod.replace(version, 'v1.0.0').replace(/(wireguard-go|gvisor) v\S+/g, '$1 v0.0.0'),
+  )
+  return dir
 }
 
 function bump(dir: string, ...args: string[]): { code: number | null; out: string; err: string } {
-  const { status, stdout, stderr } = spawnSync(path.join(dir, 'bump'), args, { encoding: 'utf8', env: { ...process.env, GOPROXY: 'off' } });
-  return { code: status, out: stdout, err: stderr };
+  const { status, stdout, stderr } = spawnSync(path.join(dir, 'bump'), args, {
+    encoding: 'utf8',
+    env: { ...process.env, GOPROXY: 'off' },
+  })
+  return { code: status, out: stdout, err: stderr }
 }
 
 test('every patch has its reason and what would make it needless', () => {
-  for (const name of patches) assert.match(fs.readFileSync(path.join(here, name), 'utf8'), /^No longer needed when .+/m, name);
-});
+  for (const name of patches)
+    assert.match(fs.readFileSync(path.join(here, name), 'utf8'), /^No longer needed when .+/m, name)
+})
 
 test('all patches apply: version and checksum are pinned', (t) => {
-  const dir = copy(t);
-  fs.writeFileSync(path.join(dir, 'build.sh'), fs.readFileSync(path.join(dir, 'build.sh'), 'utf8').replace(/^(\w*sum)="h1.*$/gm, '$1="h1:old"'));
-  const { code, out, err } = bump(dir, version);
-  assert.equal(code, 0, err);
-  for (const name of patches) assert.match(out, new RegExp(`^applies +${name}$`, 'm'));
-  assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), goMod);
-  assert.equal(fs.readFileSync(path.join(dir, 'build.sh'), 'utf8'), fs.readFileSync(path.join(here, 'build.sh'), 'utf8'));
-});
+  const dir = copy(t)
+  fs.writeFileSync(
+    path.join(dir, 'build.sh'),
+    fs
+      .readFileSync(path.join(dir, 'build.sh'), 'utf8')
+      .replace(/^(\w*sum)="h1.*$/gm, '$1="h1:old"'),
+  )
+  const { code, out, err } = bump(dir, version)
+  assert.equal(code, 0, err)
+  for (const name of patches) assert.match(out, new RegExp(`^applies +${name}$`, 'm'))
+  assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), goMod)
+  assert.equal(
+    fs.readFileSync(path.join(dir, 'build.sh'), 'utf8'),
+    fs.readFileSync(path.join(here, 'build.sh'), 'utf8'),
+  )
+})
 
 test('a patch that no longer applies, and one that upstream has, are named, and nothing is changed', (t) => {
-  const dir = copy(t);
-  const file = path.join(dir, 'patches/0003-netns-dialer-hook.patch');
-  fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replace('-\tif d == nil {', '-\tif d != nil {'));
-  const first = path.join(dir, 'patches/0001-neterror-build-on-wasip1.patch');
-  const there = fs.readFileSync(first, 'utf8');
+  const dir = copy(t)
+  const file = path.join(dir, 'patches/0003-netns-dialer-hook.patch')
+  fs.writeFileSync(
+    file,
+    fs.readFileSync(file, 'utf8').replace('-\tif d == nil {', '-\tif d != nil {'),
+  )
+  const first = path.join(dir, 'patches/0001-neterror-build-on-wasip1.patch')
+  const there = fs.readFileSync(first, 'utf8')
   // Its changes turned round are a patch whose result is what upstream has.
-  fs.writeFileSync(first, there.replace(/^-(\/\/go:build .*)$/m, '~$1').replace(/^\+(\/\/go:build .*)$/m, '-$1').replace(/^~/m, '+'));
-  const before = fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8');
-  const { code, out, err } = bump(dir, version);
-  assert.equal(code, 1);
-  assert.match(out, /^upstream has it +patches\/0001/m);
-  assert.match(out, /^applies +patches\/0002/m);
-  assert.match(out, /^no longer applies +patches\/0003.*needed until upstream has such a hook/m);
-  assert.match(err, /nothing is changed/);
-  assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), before);
-});
+  fs.writeFileSync(
+    first,
+    there
+      .replace(/^-(\/\/go:build .*)$/m, '~$1')
+      .replace(/^\+(\/\/go:build .*)$/m, '-$1')
+      .replace(/^~/m, '+'),
+  )
+  const before = fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8')
+  const { code, out, err } = bump(dir, version)
+  assert.equal(code, 1)
+  assert.match(out, /^upstream has it +patches\/0001/m)
+  assert.match(out, /^applies +patches\/0002/m)
+  assert.match(out, /^no longer applies +patches\/0003.*needed until upstream has such a hook/m)
+  assert.match(err, /nothing is changed/)
+  assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), before)
+})
 
 test('a version that is none is refused', () => {
-  assert.equal(bump(here, 'latest').code, 2);
-  assert.match(bump(here).err, new RegExp(`now: ${version}`));
-});
+  assert.equal(bump(here, 'latest').code, 2)
+  assert.match(bump(here).err, new RegExp(`now: ${version}`))
+})

@@ -1,15 +1,19 @@
-import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import path from 'node:path';
-import type { Scenario } from '../stage.ts';
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import path from 'node:path'
+import type { Scenario } from '../stage.ts'
 
-const [http, https] = [8980, 8943];
+const [http, https] = [8980, 8943]
 /**
- * Where the portal sends everybody: no name, since one that is not found, or not reached the moment the portal has gone, Tailscale's code asks
- * its relays for (bootstrap DNS), and they are not in the lab.
+ * Where the portal sends everybody: no name, since one that is not found, or not reached the moment
+ * the portal has gone, Tailscale's code asks its relays for (bootstrap DNS), and they are not in
+ * the lab.
  */
-const address = '10.77.0.1';
-/** Names are found, and every connection lands at the portal; UDP goes nowhere but to DHCP, DNS and NTP. */
+const address = '10.77.0.1'
+/**
+ * Names are found, and every connection lands at the portal; UDP goes nowhere but to DHCP, DNS and
+ * NTP.
+ */
 const ruleset = `table ip captive {
   chain prerouting { type nat hook prerouting priority dstnat;
     iifname br0 ip saddr 10.77.0.100-10.77.0.150 tcp dport 80 redirect to :${http}
@@ -19,33 +23,46 @@ const ruleset = `table ip captive {
 table bridge captive {
   chain forward { type filter hook forward priority 0; ether type ip ip protocol udp drop; }
   chain input { type filter hook input priority 0; ether type ip udp dport 3478 drop; }
-}`;
+}`
 
 export const scenario: Scenario = {
   fault: 'the network lets nothing through but to its own login page (a captive portal)',
-  holds: 'status and card say that somebody else answers, and what to do; once it is let through it serves by itself, as the same node',
+  holds:
+    'status and card say that somebody else answers, and what to do; once it is let through it serves by itself, as the same node',
   async run(stage) {
-    const before = await stage.node();
-    const portal = stage.lab.exec(stage.lab.ns, [process.execPath, '--disable-warning=ExperimentalWarning', path.join(import.meta.dirname, 'portal.ts'), address, String(http), String(https)], { stdio: ['pipe', 'pipe', 'inherit'] });
-    await once(portal.stdout!, 'data');
-    portal.stdout!.resume();
-    let said: { message: string; cure: string };
+    const before = await stage.node()
+    const portal = stage.lab.exec(
+      stage.lab.ns,
+      [
+        process.execPath,
+        '--disable-warning=ExperimentalWarning',
+        path.join(import.meta.dirname, 'portal.ts'),
+        address,
+        String(http),
+        String(https),
+      ],
+      { stdio: ['pipe', 'pipe', 'inherit'] },
+    )
+    await once(portal.stdout!, 'data')
+    portal.stdout!.resume()
+    let said: { message: string; cure: string }
     try {
       said = await stage.underRules(ruleset, async () => {
-        await stage.machine.powerOff();
-        await stage.machine.start();
-        const problem = await stage.problem(/^GH_CONTROL_UNREACHABLE$/, 400);
-        // The lab's control server is reached by http; by https the portal's certificate would be what is wrong.
-        assert.match(problem.message, /something else answers in its place \(302\)/);
-        assert.match(problem.cure, /log in/);
-        await stage.onCard(/something else answers in its place/);
-        return problem;
-      });
+        await stage.machine.powerOff()
+        await stage.machine.start()
+        const problem = await stage.problem(/^GH_CONTROL_UNREACHABLE$/, 400)
+        // The lab's control server is reached by http; by https the portal's certificate would be
+        // what is wrong.
+        assert.match(problem.message, /something else answers in its place \(302\)/)
+        assert.match(problem.cure, /log in/)
+        await stage.onCard(/something else answers in its place/)
+        return problem
+      })
     } finally {
-      portal.kill();
+      portal.kill()
     }
-    const seconds = await stage.served();
-    assert.deepEqual(await stage.node(), before);
-    return `"${said.message}"; serves ${seconds.toFixed(0)} s after it is let through`;
+    const seconds = await stage.served()
+    assert.deepEqual(await stage.node(), before)
+    return `"${said.message}"; serves ${seconds.toFixed(0)} s after it is let through`
   },
-};
+}

@@ -24,7 +24,7 @@ import { LoopbackTailnet } from './tailnet.ts'
 export const name = 'gatehouse.tail.ts.net'
 
 /** One log line as pino wrote it. */
-export type Line = { level: number, msg: string, code?: string } & Record<string, unknown>
+export type Line = { level: number; msg: string; code?: string } & Record<string, unknown>
 
 /** Everything around a gateway, in a temporary directory. */
 export class Bench extends EventEmitter implements AsyncDisposable {
@@ -43,7 +43,13 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   gateway!: Gateway
 
   /** A gateway that serves, unless told otherwise. */
-  static async start ({ certificate = true, origin = true, options = {}, node = {}, before }: {
+  static async start({
+    certificate = true,
+    origin = true,
+    options = {},
+    node = {},
+    before,
+  }: {
     certificate?: boolean
     origin?: boolean
     options?: Partial<GatewayOptions>
@@ -56,15 +62,27 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     before?.(bench)
     bench.gateway = new Gateway({
       version: 'test',
-      log: pino({ level: 'debug', base: null }, { write: (line: string) => { bench.lines.push(JSON.parse(line) as Line); bench.emit('line') } }),
+      log: pino(
+        { level: 'debug', base: null },
+        {
+          write: (line: string) => {
+            bench.lines.push(JSON.parse(line) as Line)
+            bench.emit('line')
+          },
+        },
+      ),
       tls: bench.tls,
       runtime: bench.runtime,
       nodeRed: bench.origin.socket,
       channelKey: bench.channelKey,
       admin: { path: bench.admin },
       certs: { path: bench.certs },
-      onState: (line) => { bench.states.push(line) },
-      onFatal: (err) => { bench.fatal.push(err) },
+      onState: (line) => {
+        bench.states.push(line)
+      },
+      onFatal: (err) => {
+        bench.fatal.push(err)
+      },
       ...options,
     })
     await bench.gateway.start()
@@ -76,49 +94,72 @@ export class Bench extends EventEmitter implements AsyncDisposable {
       ...node,
     })
     if (bench.tailnet.startError === undefined) await joined
-    if (certificate && bench.tailnet.upError === undefined) await bench.until(() => bench.log('serving').length > 0)
+    if (certificate && bench.tailnet.upError === undefined)
+      await bench.until(() => bench.log('serving').length > 0)
     return bench
   }
 
   /** A gateway that serves, with these limits and the defaults of the others. */
-  static async limited (limits: Partial<Config['limits']>): Promise<Bench> {
+  static async limited(limits: Partial<Config['limits']>): Promise<Bench> {
     const bench = await Bench.start()
     bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
     return bench
   }
 
   /** How often a limit held something back, by its metric. */
-  async hits (limit: string): Promise<number> {
-    return Number(new RegExp(`gatehouse_limited_total\\{limit="${limit}"\\} (\\d+)`).exec(await this.gateway.metrics.registry.metrics())?.[1] ?? 0)
+  async hits(limit: string): Promise<number> {
+    return Number(
+      new RegExp(`gatehouse_limited_total\\{limit="${limit}"\\} (\\d+)`).exec(
+        await this.gateway.metrics.registry.metrics(),
+      )?.[1] ?? 0,
+    )
   }
 
-  putCertificate (pem: string = this.authority.issue(name), file: string = `${name}.pem`): void {
+  putCertificate(pem: string = this.authority.issue(name), file: string = `${name}.pem`): void {
     writeFileSync(join(this.tls, file), pem)
   }
 
   /** Log lines whose message contains a text. */
-  log (part: string): Line[] { return this.lines.filter((line) => line.msg.includes(part)) }
+  log(part: string): Line[] {
+    return this.lines.filter((line) => line.msg.includes(part))
+  }
 
   /** Waits for something to become true, at most 10 s. */
-  async until (condition: () => boolean | Promise<boolean>): Promise<void> {
+  async until(condition: () => boolean | Promise<boolean>): Promise<void> {
     const end = Date.now() + 10_000
-    while (!await condition()) {
-      if (Date.now() > end) throw new Error(`never became true: ${condition.toString()}\n${this.lines.map((line) => JSON.stringify(line)).join('\n')}`)
+    while (!(await condition())) {
+      if (Date.now() > end)
+        throw new Error(
+          `never became true: ${condition.toString()}\n${this.lines.map((line) => JSON.stringify(line)).join('\n')}`,
+        )
       await new Promise((resolve) => setTimeout(resolve, 10))
     }
   }
 
-  /** A TLS connection of the peer, to the node or to a Service (`svc:name-443`), which trusts the authority and checks the name. */
-  async connect (port: number | string = 443, servername: string = name, protocols: string[] = ['http/1.1']): Promise<TLSSocket> {
-    const socket = tlsConnect({ socket: this.tailnet.connect(port), servername, ca: this.authority.certificate, ALPNProtocols: protocols })
+  /**
+   * A TLS connection of the peer, to the node or to a Service (`svc:name-443`), which trusts the
+   * authority and checks the name.
+   */
+  async connect(
+    port: number | string = 443,
+    servername: string = name,
+    protocols: string[] = ['http/1.1'],
+  ): Promise<TLSSocket> {
+    const socket = tlsConnect({
+      socket: this.tailnet.connect(port),
+      servername,
+      ca: this.authority.certificate,
+      ALPNProtocols: protocols,
+    })
     await once(socket, 'secureConnect')
     return socket
   }
 
   /** A connection of the peer over HTTP/2. */
-  async session (options: ClientSessionOptions = {}): Promise<ClientHttp2Session> {
+  async session(options: ClientSessionOptions = {}): Promise<ClientHttp2Session> {
     const socket = await this.connect(443, name, ['h2', 'http/1.1'])
-    if (socket.alpnProtocol !== 'h2') throw new Error(`the gateway chose ${String(socket.alpnProtocol)}`)
+    if (socket.alpnProtocol !== 'h2')
+      throw new Error(`the gateway chose ${String(socket.alpnProtocol)}`)
     const session = connectHTTP2(`https://${name}`, { ...options, createConnection: () => socket })
     // Told by what becomes of the requests.
     session.on('error', () => {})
@@ -126,10 +167,10 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /**
-   * Bytes as they are, over a connection of their own: what came back until the gateway closed it, or until `quiet` milliseconds
-   * after the last byte.
+   * Bytes as they are, over a connection of their own: what came back until the gateway closed it,
+   * or until `quiet` milliseconds after the last byte.
    */
-  async raw (bytes: string | Buffer, quiet = 150): Promise<string> {
+  async raw(bytes: string | Buffer, quiet = 150): Promise<string> {
     const socket = await this.connect()
     let answer = ''
     const { promise, resolve } = Promise.withResolvers<void>()
@@ -149,11 +190,19 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** One request over a connection of its own (or the given one); the body is not read yet. */
-  async send (options: RequestOptions & { body?: string | Buffer | Readable, socket?: TLSSocket } = {}): Promise<IncomingMessage> {
+  async send(
+    options: RequestOptions & { body?: string | Buffer | Readable; socket?: TLSSocket } = {},
+  ): Promise<IncomingMessage> {
     const { body, socket: given, ...rest } = options
-    const socket = given ?? await this.connect()
-    const how: RequestOptions = given === undefined ? { createConnection: () => socket } : { agent: agentOf(given) }
-    const request = httpRequest({ ...how, path: '/', ...rest, headers: { host: name, ...rest.headers as Record<string, string> } })
+    const socket = given ?? (await this.connect())
+    const how: RequestOptions =
+      given === undefined ? { createConnection: () => socket } : { agent: agentOf(given) }
+    const request = httpRequest({
+      ...how,
+      path: '/',
+      ...rest,
+      headers: { host: name, ...(rest.headers as Record<string, string>) },
+    })
     const answer = once(request, 'response') as Promise<[IncomingMessage]>
     if (body === undefined || typeof body === 'string' || Buffer.isBuffer(body)) request.end(body)
     else body.pipe(request)
@@ -161,12 +210,14 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** One request and its whole answer. */
-  async fetch (options: Parameters<Bench['send']>[0] = {}): Promise<{ status: number, headers: IncomingMessage['headers'], text: string }> {
+  async fetch(
+    options: Parameters<Bench['send']>[0] = {},
+  ): Promise<{ status: number; headers: IncomingMessage['headers']; text: string }> {
     const response = await this.send(options)
     return { status: response.statusCode!, headers: response.headers, text: await text(response) }
   }
 
-  async [Symbol.asyncDispose] (): Promise<void> {
+  async [Symbol.asyncDispose](): Promise<void> {
     await this.gateway?.close(500)
     await this.origin.close()
     await this.tailnet.close()
@@ -179,7 +230,7 @@ export class Bench extends EventEmitter implements AsyncDisposable {
 const agents = new WeakMap<TLSSocket, Agent>()
 
 /** An agent that knows one connection, and keeps it. */
-function agentOf (socket: TLSSocket): Agent {
+function agentOf(socket: TLSSocket): Agent {
   let agent = agents.get(socket)
   if (agent === undefined) {
     agent = new Agent({ keepAlive: true, maxSockets: 1 })

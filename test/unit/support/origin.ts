@@ -14,12 +14,19 @@ export class Origin {
   /** Answers requests; default: JSON of what was asked. */
   handler: RequestListener = (request, response) => {
     response.setHeader('content-type', 'application/json')
-    response.end(JSON.stringify({ method: request.method, url: request.url, headers: request.headers, rawHeaders: request.rawHeaders }))
+    response.end(
+      JSON.stringify({
+        method: request.method,
+        url: request.url,
+        headers: request.headers,
+        rawHeaders: request.rawHeaders,
+      }),
+    )
   }
 
   readonly sockets: WebSocketServer
 
-  constructor () {
+  constructor() {
     this.server = createServer({ requestTimeout: 0 }, (request, response) => {
       this.requests.push(request)
       this.handler(request, response)
@@ -32,7 +39,9 @@ export class Origin {
     this.server.on('upgrade', (request, socket, head) => {
       this.requests.push(request)
       if (request.url === '/refused') {
-        socket.end('HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nX-Why: no\r\nConnection: close\r\n\r\nno\n')
+        socket.end(
+          'HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nX-Why: no\r\nConnection: close\r\n\r\nno\n',
+        )
         return
       }
       this.sockets.handleUpgrade(request, socket, head, (ws) => {
@@ -44,18 +53,18 @@ export class Origin {
     })
   }
 
-  async listen (): Promise<this> {
+  async listen(): Promise<this> {
     await new Promise<void>((resolve) => this.server.listen(this.socket, resolve))
     return this
   }
 
-  async stop (): Promise<void> {
+  async stop(): Promise<void> {
     for (const ws of this.sockets.clients) ws.terminate()
     this.server.closeAllConnections()
     await new Promise((resolve) => this.server.close(resolve))
   }
 
-  async close (): Promise<void> {
+  async close(): Promise<void> {
     if (this.server.listening) await this.stop()
     rmSync(this.directory, { recursive: true, force: true })
   }

@@ -14,14 +14,31 @@ export const everything = { [capability]: [{ may: [...allRights] }] }
 
 /** A person's node, as WhoIs answers. */
 export const alice: WhoIs = {
-  node: { id: 'n1', name: 'laptop.tail.ts.net', hostName: 'laptop', addresses: ['100.64.0.7'], tags: [] },
-  user: { id: 1, loginName: 'alice@example.com', displayName: 'Alicé Löwe', profilePicURL: 'https://example.com/a.png' },
+  node: {
+    id: 'n1',
+    name: 'laptop.tail.ts.net',
+    hostName: 'laptop',
+    addresses: ['100.64.0.7'],
+    tags: [],
+  },
+  user: {
+    id: 1,
+    loginName: 'alice@example.com',
+    displayName: 'Alicé Löwe',
+    profilePicURL: 'https://example.com/a.png',
+  },
   capMap: everything,
 }
 
 /** A tagged node, which has no user. */
 export const tagged: WhoIs = {
-  node: { id: 'n2', name: 'ci.tail.ts.net', hostName: 'ci', addresses: ['100.64.0.8'], tags: ['tag:ci'] },
+  node: {
+    id: 'n2',
+    name: 'ci.tail.ts.net',
+    hostName: 'ci',
+    addresses: ['100.64.0.8'],
+    tags: ['tag:ci'],
+  },
   // A control server may still send one: it must not be believed.
   user: { id: 2, loginName: 'tagged-devices', displayName: 'Tagged Devices', profilePicURL: '' },
   capMap: everything,
@@ -33,21 +50,33 @@ class Conn extends Duplex implements TailnetConn {
   remotePort: number
   #socket: Socket
 
-  constructor (socket: Socket, address: string, port: number) {
+  constructor(socket: Socket, address: string, port: number) {
     super({ allowHalfOpen: true })
     this.#socket = socket
     this.remoteAddress = address
     this.remotePort = port
-    socket.on('data', (data) => { if (!this.push(data)) socket.pause() })
+    socket.on('data', (data) => {
+      if (!this.push(data)) socket.pause()
+    })
     socket.on('end', () => this.push(null))
     socket.on('error', (err) => this.destroy(err))
     socket.on('close', () => this.destroy())
   }
 
-  override _read (): void { this.#socket.resume() }
-  override _write (data: Buffer, _encoding: BufferEncoding, done: (err?: Error | null) => void): void { this.#socket.write(data, done) }
-  override _final (done: () => void): void { this.#socket.end(done) }
-  override _destroy (err: Error | null, done: (err: Error | null) => void): void {
+  override _read(): void {
+    this.#socket.resume()
+  }
+  override _write(
+    data: Buffer,
+    _encoding: BufferEncoding,
+    done: (err?: Error | null) => void,
+  ): void {
+    this.#socket.write(data, done)
+  }
+  override _final(done: () => void): void {
+    this.#socket.end(done)
+  }
+  override _destroy(err: Error | null, done: (err: Error | null) => void): void {
     this.#socket.destroy()
     done(err)
   }
@@ -55,19 +84,19 @@ class Conn extends Duplex implements TailnetConn {
 
 class Port extends EventEmitter implements TailnetListener {
   readonly server: Server
-  constructor (server: Server) {
+  constructor(server: Server) {
     super()
     this.server = server
   }
 
-  async close (): Promise<void> {
+  async close(): Promise<void> {
     this.server.close()
   }
 }
 
 /**
- * The gateway's Tailnet over unix sockets: a double for unit tests of what is above it. The real one is tested in the lab.
- * Every peer has the address 100.64.0.7.
+ * The gateway's Tailnet over unix sockets: a double for unit tests of what is above it. The real
+ * one is tested in the lab. Every peer has the address 100.64.0.7.
  */
 export class LoopbackTailnet extends EventEmitter implements Tailnet {
   readonly directory: string = mkdtempSync(join(tmpdir(), 'gh-tailnet-'))
@@ -75,7 +104,13 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   peer: WhoIs | Error = alice
   /** The node itself: tagged, unless told otherwise. */
   self: WhoIs = {
-    node: { id: 'self', name: 'gatehouse.tail.ts.net', hostName: 'gatehouse', addresses: ['100.64.0.1'], tags: ['tag:gatehouse'] },
+    node: {
+      id: 'self',
+      name: 'gatehouse.tail.ts.net',
+      hostName: 'gatehouse',
+      addresses: ['100.64.0.1'],
+      tags: ['tag:gatehouse'],
+    },
     capMap: {},
   }
 
@@ -105,13 +140,33 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   /** What listenService rejects with, as long as it is set. */
   serviceError: Error | undefined
 
-  static running (name = 'gatehouse.tail.ts.net'): Status {
+  static running(name = 'gatehouse.tail.ts.net'): Status {
     return {
       backendState: 'Running',
       authURL: '',
       tailscaleIPs: ['100.64.0.1', 'fd7a:115c:a1e0::1'],
-      self: { id: 'self', hostName: 'gatehouse', dnsName: name, tailscaleIPs: ['100.64.0.1'], online: true, curAddr: '', relay: '', tags: ['tag:gatehouse'] },
-      peers: [{ id: 'n1', hostName: 'laptop', dnsName: 'laptop.tail.ts.net', tailscaleIPs: ['100.64.0.7'], online: true, curAddr: '10.0.0.2:41641', relay: '', tags: [] }],
+      self: {
+        id: 'self',
+        hostName: 'gatehouse',
+        dnsName: name,
+        tailscaleIPs: ['100.64.0.1'],
+        online: true,
+        curAddr: '',
+        relay: '',
+        tags: ['tag:gatehouse'],
+      },
+      peers: [
+        {
+          id: 'n1',
+          hostName: 'laptop',
+          dnsName: 'laptop.tail.ts.net',
+          tailscaleIPs: ['100.64.0.7'],
+          online: true,
+          curAddr: '10.0.0.2:41641',
+          relay: '',
+          tags: [],
+        },
+      ],
       health: [],
       certDomains: [name],
       magicDNSSuffix: 'tail.ts.net',
@@ -119,24 +174,31 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     }
   }
 
-  async start (): Promise<void> {
+  async start(): Promise<void> {
     if (this.startError !== undefined) throw this.startError
   }
 
-  async up ({ signal }: { signal?: AbortSignal } = {}): Promise<Status> {
+  async up({ signal }: { signal?: AbortSignal } = {}): Promise<Status> {
     this.ups++
     if (this.upError !== undefined) throw this.upError
-    await Promise.race([this.online, new Promise((_resolve, reject) => signal?.addEventListener('abort', () => { reject(new Error('aborted')) }))])
+    await Promise.race([
+      this.online,
+      new Promise((_resolve, reject) =>
+        signal?.addEventListener('abort', () => {
+          reject(new Error('aborted'))
+        }),
+      ),
+    ])
     this.become(this.current.backendState === 'Running' ? this.current : LoopbackTailnet.running())
     return this.current
   }
 
-  become (status: Status): void {
+  become(status: Status): void {
     this.current = status
     this.emit('state', status.backendState)
   }
 
-  async listenService (service: string, port: number): Promise<Port> {
+  async listenService(service: string, port: number): Promise<Port> {
     if (this.serviceError !== undefined) throw this.serviceError
     const listener = await this.listen(`${service}-${port}`)
     const ports = this.advertised.get(service) ?? new Set()
@@ -150,35 +212,45 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     return listener
   }
 
-  async listen (port: number | string): Promise<Port> {
+  async listen(port: number | string): Promise<Port> {
     const server = createServer({ allowHalfOpen: true })
     const listener = new Port(server)
-    server.on('connection', (socket) => listener.emit('connection', new Conn(socket, '100.64.0.7', 40_000 + this.#ports.size)))
+    server.on('connection', (socket) =>
+      listener.emit('connection', new Conn(socket, '100.64.0.7', 40_000 + this.#ports.size)),
+    )
     await new Promise<void>((resolve) => server.listen(this.path(port), resolve))
     this.#ports.set(port, listener)
     return listener
   }
 
-  path (port: number | string): string { return join(this.directory, String(port)) }
+  path(port: number | string): string {
+    return join(this.directory, String(port))
+  }
 
   /** A connection of the peer to a port of the node, or of a Service: `svc:name-443`. */
-  connect (port: number | string): Socket { return connect(this.path(port)) }
+  connect(port: number | string): Socket {
+    return connect(this.path(port))
+  }
 
-  async whoIs (addr: string): Promise<WhoIs> {
+  async whoIs(addr: string): Promise<WhoIs> {
     if (addr === '100.64.0.1') return this.self
     this.whoIsCalls.push(addr)
     if (this.peer instanceof Error) throw this.peer
     return this.peer
   }
 
-  async setDNS (name: string, value: string): Promise<void> { this.dns.push([name, value]) }
-  async status (): Promise<Status> { return this.current }
+  async setDNS(name: string, value: string): Promise<void> {
+    this.dns.push([name, value])
+  }
+  async status(): Promise<Status> {
+    return this.current
+  }
 
-  async close (): Promise<void> {
+  async close(): Promise<void> {
     for (const port of this.#ports.values()) port.server.close()
   }
 
-  remove (): void {
+  remove(): void {
     rmSync(this.directory, { recursive: true, force: true })
   }
 }

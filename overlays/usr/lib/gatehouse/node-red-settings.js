@@ -1,39 +1,48 @@
-// Node-RED's settings on the appliance: stock Node-RED, reachable by one unix socket and nothing else.
-// https://nodered.org/docs/user-guide/runtime/configuration
-'use strict';
+// Node-RED's settings on the appliance: stock Node-RED, reachable by one unix socket and nothing
+// else. https://nodered.org/docs/user-guide/runtime/configuration
+'use strict'
 
-const fs = require('node:fs');
-const os = require('node:os');
-const path = require('node:path');
+const fs = require('node:fs')
+const os = require('node:os')
+const path = require('node:path')
 
 /** What systemd handed over for this start, by name: see node-red.service. */
-const credential = (name) => path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', name);
+const credential = (name) => path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', name)
 
-const socket = '/run/node-red/http.sock';
-// A socket left by a killed process would stop the next one with EADDRINUSE. No other process has this directory.
-fs.rmSync(socket, { force: true });
+const socket = '/run/node-red/http.sock'
+// A socket left by a killed process would stop the next one with EADDRINUSE. No other process has
+// this directory.
+fs.rmSync(socket, { force: true })
 
-/** What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment. */
-const palette = process.env.GATEHOUSE_PALETTE === 'yes';
-const projects = process.env.GATEHOUSE_PROJECTS === 'yes';
-const functionModules = process.env.GATEHOUSE_FUNCTION_MODULES === 'yes';
+/**
+ * What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment.
+ */
+const palette = process.env.GATEHOUSE_PALETTE === 'yes'
+const projects = process.env.GATEHOUSE_PROJECTS === 'yes'
+const functionModules = process.env.GATEHOUSE_FUNCTION_MODULES === 'yes'
 
-/** What belongs to the appliance: the door, the keys, the limits. A user's own settings cannot change it. */
+/**
+ * What belongs to the appliance: the door, the keys, the limits. A user's own settings cannot
+ * change it.
+ */
 const fixed = {
   uiPort: socket,
   uiHost: undefined,
   https: undefined,
 
-  // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the gateway can tell it from the editor.
+  // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the
+  // gateway can tell it from the editor.
   adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(credential('channel'))),
   httpAdminRoot: '/',
   httpNodeRoot: '/app/',
 
-  // Without it Node-RED must not start: with another it would throw the credentials stored with the flows away.
+  // Without it Node-RED must not start: with another it would throw the credentials stored with the
+  // flows away.
   credentialSecret: fs.readFileSync(credential('credential-secret'), 'utf8'),
   userDir: '/var/lib/node-red',
 
-  // Installed only where the list of targets (gatehouse.toml, [node_red] allow) has "palette": without, a try would only time out.
+  // Installed only where the list of targets (gatehouse.toml, [node_red] allow) has "palette":
+  // without, a try would only time out.
   externalModules: {
     autoInstall: false,
     palette: { allowInstall: palette, allowUpload: palette, allowUpdate: palette },
@@ -41,7 +50,7 @@ const fixed = {
   },
   functionExternalModules: functionModules,
   telemetry: { enabled: false, updateNotification: false },
-};
+}
 
 /** What a user's own settings may replace. */
 const defaults = {
@@ -54,57 +63,69 @@ const defaults = {
     tours: false,
   },
   logging: { console: { level: 'info', metrics: false, audit: false } },
-};
+}
 
 /**
- * The user's own settings: the file beside gatehouse.toml that `settings_file` names. What is wrong in it is said in the journal,
- * and Node-RED starts without it: the editor is needed to put most things right.
+ * The user's own settings: the file beside gatehouse.toml that `settings_file` names. What is wrong
+ * in it is said in the journal, and Node-RED starts without it: the editor is needed to put most
+ * things right.
  *
  * @returns {object}
  */
 function additions() {
-  if (!fs.existsSync(credential('settings.js'))) return {};
+  if (!fs.existsSync(credential('settings.js'))) return {}
   try {
-    const given = require(credential('settings.js'));
-    if (given === null || typeof given !== 'object') throw new Error('it exports no object: write module.exports = { … }');
-    const refused = Object.keys(given).filter((key) => Object.hasOwn(fixed, key));
-    if (refused.length > 0) console.error(`settings_file: ${refused.join(', ')} cannot be set there and is ignored: the appliance sets it`);
-    return given;
+    const given = require(credential('settings.js'))
+    if (given === null || typeof given !== 'object')
+      throw new Error('it exports no object: write module.exports = { … }')
+    const refused = Object.keys(given).filter((key) => Object.hasOwn(fixed, key))
+    if (refused.length > 0)
+      console.error(
+        `settings_file: ${refused.join(', ')} cannot be set there and is ignored: the appliance sets it`,
+      )
+    return given
   } catch (error) {
-    console.error(`settings_file is not used: ${error.message}`);
-    return {};
+    console.error(`settings_file is not used: ${error.message}`)
+    return {}
   }
 }
 
 /**
- * Whether flows are to be left stopped: they have brought Node-RED down three times within ten minutes. The editor is then there to
- * put them right, and says so; a deploy starts them. A start that ends in good order leaves no trace.
+ * Whether flows are to be left stopped: they have brought Node-RED down three times within ten
+ * minutes. The editor is then there to put them right, and says so; a deploy starts them. A start
+ * that ends in good order leaves no trace.
  *
- * Times are those since power-on: a board without a clock may believe anything, and a new boot is a new attempt.
+ * Times are those since power-on: a board without a clock may believe anything, and a new boot is a
+ * new attempt.
  */
 function crashLoop() {
-  const file = path.join(process.env.CACHE_DIRECTORY ?? '/nonexistent', 'starts');
-  const now = os.uptime();
-  let starts = [];
+  const file = path.join(process.env.CACHE_DIRECTORY ?? '/nonexistent', 'starts')
+  const now = os.uptime()
+  let starts = []
   try {
-    starts = JSON.parse(fs.readFileSync(file, 'utf8')).filter((at) => at <= now && at > now - 600);
+    starts = JSON.parse(fs.readFileSync(file, 'utf8')).filter((at) => at <= now && at > now - 600)
   } catch {
     // None yet, or cut short by a power failure.
   }
   try {
-    fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)));
+    fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)))
     process.on('exit', (code) => {
-      if (code === 0) fs.writeFileSync(file, '[]');
-    });
+      if (code === 0) fs.writeFileSync(file, '[]')
+    })
   } catch (error) {
-    console.error(`${file} cannot be written: ${error.message}`);
+    console.error(`${file} cannot be written: ${error.message}`)
   }
-  if (starts.length < 3) return false;
-  console.error('Node-RED has gone down three times within ten minutes, so flows are not started. Open the editor, change what brings it down, and deploy');
-  return true;
+  if (starts.length < 3) return false
+  console.error(
+    'Node-RED has gone down three times within ten minutes, so flows are not started. Open the editor, change what brings it down, and deploy',
+  )
+  return true
 }
 
-const given = additions();
-module.exports = { ...defaults, ...given, ...fixed, ...(crashLoop() ? { safeMode: true } : {}) };
+const given = additions()
+module.exports = { ...defaults, ...given, ...fixed, ...(crashLoop() ? { safeMode: true } : {}) }
 // Of the editor's looks all is the user's but this: gatehouse.toml says whether there are projects.
-module.exports.editorTheme = { ...module.exports.editorTheme, projects: { ...given.editorTheme?.projects, enabled: projects } };
+module.exports.editorTheme = {
+  ...module.exports.editorTheme,
+  projects: { ...given.editorTheme?.projects, enabled: projects },
+}
