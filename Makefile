@@ -32,7 +32,7 @@ rebuild: export GATEHOUSE_FRESH = 1
 rebuild: app ## the image anew with the newest packages; says which have changed and which advisories that closes (ARCH=…)
 	@[ ! -e out/gatehouse-$(ARCH).packages.txt ] || cp out/gatehouse-$(ARCH).packages.txt out/packages-before-$(ARCH).txt
 	@$(SUDO) image/build $(ARCH)
-	@[ ! -e out/packages-before-$(ARCH).txt ] || $(NODE) src/build/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt
+	@[ ! -e out/packages-before-$(ARCH).txt ] || $(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
@@ -48,7 +48,7 @@ format: setup ## lays out the code as `make check` wants it
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --write --log-level warn .
 
 flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies; KEEP=1: the card's data stay
-	@$(SUDO) $(NODE) src/build/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
+	@$(SUDO) $(NODE) tools/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
 
 test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
@@ -65,7 +65,7 @@ test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): 
 check: setup ## format, types, lint, unit tests: about a minute
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --check --log-level warn .
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
-	@$(NODE) node_modules/oxlint/bin/oxlint --quiet --ignore-pattern src/tsnet/assembly src test bench
+	@$(NODE) node_modules/oxlint/bin/oxlint --quiet --ignore-pattern src/tsnet/assembly src tools test bench
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit
 
@@ -87,7 +87,7 @@ bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside
 	@$(SUDO) $(NODE) bench/appliance.ts $(RUN_ARCH) $(BENCH_FLAGS)
 
 app: wasm ## the program as the image ships it: out/app
-	@$(NODE) src/build/bundle.ts out/app
+	@$(NODE) tools/bundle.ts out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
 
 wasm: setup ## the bindings' module: src/tsnet/build/tsnet.wasm

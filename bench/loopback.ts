@@ -7,7 +7,7 @@
  */
 import { EventEmitter } from 'node:events'
 import { createServer } from 'node:net'
-import type { TailnetListener } from '../src/gateway/tailnet.ts'
+import type { TailnetListener } from '../src/gateway/tailnet/tailnet.ts'
 import { LoopbackTailnet } from '../test/unit/support/tailnet.ts'
 import { subject } from './subject.ts'
 

@@ -3,7 +3,7 @@
  * test/lab/load.go. Argument: the Server's options as JSON. When it is in the tailnet it prints its
  * addresses as one JSON line. Ends with its standard input.
  */
-import { Server, type Conn, type ServerOptions } from '../src/tsnet/index.ts'
+import { Server, type Conn, type ServerOptions } from '@gatehouse/tsnet'
 
 const server = new Server(JSON.parse(process.argv[2]!) as ServerOptions)
 process.stdin.on('end', () => void server.close().then(() => process.exit(0))).resume()

@@ -3,7 +3,7 @@
  * Prints its name when it serves; ends with its input.
  */
 import { join } from 'node:path'
-import { Server } from '../src/tsnet/index.ts'
+import { Server } from '@gatehouse/tsnet'
 import { subject } from './subject.ts'
 
 export interface Options {

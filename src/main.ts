@@ -1,7 +1,7 @@
 #!/usr/bin/env node
-import { paths } from './config/paths.ts'
-import { GatehouseError, reason } from './config/errors.ts'
-import { version } from './config/version.ts'
+import { paths } from './base/paths.ts'
+import { GatehouseError, reason } from './base/errors.ts'
+import { version } from './base/version.ts'
 
 const usage = `Usage: gatehouse COMMAND
 
@@ -55,7 +55,7 @@ async function main(args: string[]): Promise<number> {
   }
   switch (command) {
     case 'serve': {
-      const begun = await (await import('./gateway/begin.ts')).beginTailnet(paths())
+      const begun = await (await import('./gateway/tailnet/early-start.ts')).beginTailnet(paths())
       return await (await import('./gateway/serve.ts')).runServe(paths(), begun)
     }
     case 'certs':

@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { writeFileAtomic } from '../config/files.ts'
+import { writeFileAtomic } from '../base/files.ts'
 import { renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
 

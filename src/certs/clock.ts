@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { GatehouseError } from '../config/errors.ts'
-import { writeFileAtomic } from '../config/files.ts'
-import { builtAt } from '../config/version.ts'
+import { GatehouseError } from '../base/errors.ts'
+import { writeFileAtomic } from '../base/files.ts'
+import { builtAt } from '../base/version.ts'
 
 const minute = 60_000
 const hour = 60 * minute

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { writeFileAtomic } from '../config/files.ts'
+import { writeFileAtomic } from '../base/files.ts'
 import { failures, isFailureCode } from './failure.ts'
 import type { FailureCode } from './failure.ts'
 

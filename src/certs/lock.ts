@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { GatehouseError } from '../config/errors.ts'
+import { GatehouseError } from '../base/errors.ts'
 
 /**
  * Keeps a second agent from working on the same state, for as long as this process lives or until

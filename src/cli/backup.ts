@@ -6,7 +6,7 @@ import { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { text as readText } from 'node:stream/consumers'
 import { Decrypter, Encrypter } from 'age-encryption'
-import { GatehouseError, reason } from '../config/errors.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
 
 /**
  * What makes this device itself: flows and the key to their credentials, tailnet identity,

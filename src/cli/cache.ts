@@ -1,5 +1,5 @@
-import type { Paths } from '../config/paths.ts'
-import { call, unreachable } from './client.ts'
+import type { Paths } from '../base/paths.ts'
+import { call, unreachable } from '../base/control-client.ts'
 
 /**
  * `gatehouse cache purge`: empties the cache of answers.

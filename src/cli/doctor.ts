@@ -1,12 +1,12 @@
 import { execFile } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
-import { reason } from '../config/errors.ts'
-import type { Paths } from '../config/paths.ts'
-import { builtAt } from '../config/version.ts'
-import type { Check } from '../gateway/doctor.ts'
-import { examineStorage } from '../gateway/storage.ts'
-import { call, unreachable } from './client.ts'
+import { reason } from '../base/errors.ts'
+import type { Paths } from '../base/paths.ts'
+import { builtAt } from '../base/version.ts'
+import type { Check } from '../gateway/operate/doctor.ts'
+import { examineStorage } from '../gateway/operate/storage.ts'
+import { call, unreachable } from '../base/control-client.ts'
 
 const run = promisify(execFile)
 

@@ -1,5 +1,5 @@
-import type { Paths } from '../config/paths.ts'
-import { call, unreachable } from './client.ts'
+import type { Paths } from '../base/paths.ts'
+import { call, unreachable } from '../base/control-client.ts'
 
 /**
  * `gatehouse metrics`: what the gateway counts, in Prometheus's text format. For node_exporter's

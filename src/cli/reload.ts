@@ -2,9 +2,10 @@ import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
-import { reason } from '../config/errors.ts'
-import type { Paths } from '../config/paths.ts'
-import { call, unreachable } from './client.ts'
+import { reason } from '../base/errors.ts'
+import type { Paths } from '../base/paths.ts'
+import { call, unreachable } from '../base/control-client.ts'
+import type { Reloaded } from '../gateway/operate/reload.ts'
 
 /**
  * `gatehouse reload`: takes gatehouse.toml from the boot partition anew and has the gateway put it
@@ -53,12 +54,4 @@ export async function runReload(
   if (restart.length > 0)
     process.stdout.write(`Not yet: ${restart.join(', ')}. For these, restart the device.\n`)
   return 0
-}
-
-/** What a reload did, as keys of gatehouse.toml. */
-export interface Reloaded {
-  /** In force now. */
-  changed: string[]
-  /** Changed in the file, in force after a restart. */
-  restart: string[]
 }

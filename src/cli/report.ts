@@ -2,13 +2,13 @@ import { spawnSync } from 'node:child_process'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { renderUnicodeCompact } from 'uqr'
-import { writeFileAtomic } from '../config/files.ts'
-import type { Paths } from '../config/paths.ts'
-import type { GatewayStatus } from '../gateway/status.ts'
+import { writeFileAtomic } from '../base/files.ts'
+import type { Paths } from '../base/paths.ts'
+import type { GatewayStatus } from '../gateway/operate/status.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
-import { withCard, withoutAuthKey, writeCard } from './card.ts'
-import { call, unreachable } from './client.ts'
+import { withCard, withoutAuthKey, writeCard } from '../base/card.ts'
+import { call, unreachable } from '../base/control-client.ts'
 
 /** Lines on a card for Windows' Notepad too. */
 const crlf = (text: string): string => text.replaceAll('\n', '\r\n')

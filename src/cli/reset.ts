@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { withCard } from './card.ts'
+import { withCard } from '../base/card.ts'
 
 /**
  * Read at boot by gatehouse-reset.service; whoever has the card in hand makes it with any computer.

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isLater, parseConfig } from './config.ts'
 import type { Config } from './config.ts'
-import { GatehouseError, reason } from './errors.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
 
 /**
  * Reads the provisioned configuration: as far as it is understood, where a later version wrote it

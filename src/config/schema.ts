@@ -1,6 +1,6 @@
-import { parseEgress } from '../firewall/egress.ts'
-import { checkHeader } from '../gateway/header-rules.ts'
-import type { Direction } from '../gateway/header-rules.ts'
+import { parseEgress } from './egress.ts'
+import { checkHeader } from './header-rules.ts'
+import type { Direction } from './header-rules.ts'
 import { duration, flag, integer, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 

@@ -1,6 +1,6 @@
 import type { Config } from '../config/config.ts'
-import { forbidden } from './addresses.ts'
-import type { Egress } from './egress.ts'
+import { forbidden } from '../config/addresses.ts'
+import type { Egress } from '../config/egress.ts'
 
 /**
  * Ports of TCP that the gateway may use anywhere in any case, for control server and relays

@@ -1,5 +1,5 @@
 import { Resolver } from 'node:dns/promises'
-import { forbidden } from './addresses.ts'
+import { forbidden } from '../config/addresses.ts'
 
 /** What is known of one name. */
 export interface Known {

@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
-import { GatehouseError, reason } from '../config/errors.ts'
-import type { Paths } from '../config/paths.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
+import type { Paths } from '../base/paths.ts'
 import { readApplied } from './apply.ts'
 import type { Applied, Caller, Entry } from './apply.ts'
 

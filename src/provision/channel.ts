@@ -1,10 +1,10 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { writeFileAtomic } from '../config/files.ts'
+import { writeFileAtomic } from '../base/files.ts'
 
 /**
- * Makes the key that the gateway and Node-RED share (src/gateway/channel.ts), where there is none:
+ * Makes the key that the gateway and Node-RED share (src/gateway/access/channel.ts), where there is none:
  * once a boot, since /run is empty then. systemd hands it to the two as the credential `channel`;
  * nobody else may read it.
  */

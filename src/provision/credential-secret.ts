@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { writeFileAtomic } from '../config/files.ts'
+import { writeFileAtomic } from '../base/files.ts'
 
 /**
  * Makes this device's key for the credentials in Node-RED's flows, where there is none: once in the

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { GatehouseError, reason } from '../config/errors.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
 
 /**
  * What Raspberry Pi Imager's settings dialog leaves on the FAT partition, as far as it is used

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { oneLine } from '../config/errors.ts'
+import { oneLine } from '../base/errors.ts'
 
 /**
  * Encrypts a secret so that it may lie on the card; systemd decrypts it for the unit that names it

@@ -1,5 +1,5 @@
 import type { Config } from '../config/config.ts'
-import { GatehouseError } from '../config/errors.ts'
+import { GatehouseError } from '../base/errors.ts'
 
 /**
  * The name of wpa_supplicant's configuration beside the last good one: 0600, handed to

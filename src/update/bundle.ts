@@ -1,5 +1,5 @@
 import { createPublicKey, verify } from 'node:crypto'
-import { GatehouseError } from '../config/errors.ts'
+import { GatehouseError } from '../base/errors.ts'
 
 /** The files of one version, as SHA256SUMS lists them: kernel image, hash tree, root. */
 export interface Bundle {

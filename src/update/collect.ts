@@ -14,7 +14,7 @@ import {
 import { join } from 'node:path'
 import { Transform } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
-import { GatehouseError, reason } from '../config/errors.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
 import { compareVersions, largest, readBundle } from './bundle.ts'
 import type { Bundle } from './bundle.ts'
 import { readUpdateRecord, runningVersion } from './record.ts'

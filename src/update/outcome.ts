@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
-import { oneLine, reason } from '../config/errors.ts'
-import { writeFileAtomic } from '../config/files.ts'
+import { oneLine, reason } from '../base/errors.ts'
+import { writeFileAtomic } from '../base/files.ts'
 import type { UpdatePaths } from './record.ts'
 
 /**

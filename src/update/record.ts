@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { writeFileAtomic } from '../config/files.ts'
+import { writeFileAtomic } from '../base/files.ts'
 import { imageVersion } from './bundle.ts'
 
 /** What the last update came to, kept over updates and fall-backs. */

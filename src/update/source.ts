@@ -2,7 +2,7 @@ import { constants } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
-import { GatehouseError, reason } from '../config/errors.ts'
+import { GatehouseError, reason } from '../base/errors.ts'
 
 /**
  * Where the files of an update come from. Nothing in it is believed: {@link collect} checks

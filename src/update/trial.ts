@@ -1,9 +1,9 @@
 import { execFile } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { withCard } from '../cli/card.ts'
-import { call, unreachable } from '../cli/client.ts'
-import type { Paths } from '../config/paths.ts'
+import { withCard } from '../base/card.ts'
+import { call, unreachable } from '../base/control-client.ts'
+import type { Paths } from '../base/paths.ts'
 import { readUpdateRecord, runningVersion, updatePaths, writeUpdateRecord } from './record.ts'
 
 const bless = '/usr/lib/systemd/systemd-bless-boot'

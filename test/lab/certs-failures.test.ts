@@ -10,7 +10,7 @@ import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { pino } from 'pino'
 import type { CertsRecord } from '../../src/certs/record.ts'
-import { createCertsServer } from '../../src/gateway/control.ts'
+import { createCertsServer } from '../../src/gateway/operate/control.ts'
 import { Box, noted } from './box.ts'
 import { Lab, type LabClient, type Result } from './lab.ts'
 

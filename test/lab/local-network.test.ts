@@ -57,7 +57,7 @@ before(async () => {
   await load(await ruleset())
   // The gateway's own listener on its own ports, as the user the firewall knows it by; each
   // connection is told which it came to.
-  const program = `import { LocalNetwork } from ${JSON.stringify(path.join(root, 'src/gateway/local-network.ts'))}
+  const program = `import { LocalNetwork } from ${JSON.stringify(path.join(root, 'src/gateway/listen/local-network.ts'))}
     const quiet = new Proxy({}, { get: () => () => {} })
     const say = (what) => (conn, peer) => { conn.write(what + ' ' + peer.address + ' ' + peer.local) }
     const network = new LocalNetwork({ log: quiet, problems: quiet, accept: { http: say('http'), https: say('https') } })

@@ -9,7 +9,7 @@ import { generateKeyPairSync } from 'node:crypto'
 import { mkdir, open, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { signature, signingKey } from '../../src/build/signing.ts'
+import { signature, signingKey } from '../../tools/signing.ts'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { bootAppliance, editor, eventually, imageOf, joined } from './appliance.ts'
 import { type Machine, makeStick } from './machine.ts'
@@ -178,7 +178,7 @@ test(
     // the third tells what is in force for all.
     const script = `set -e
     echo '[wifi]' >>/run/wifi.toml; printf 'ssid = "caf\\u00e9"\\ncountry = "DE"\\npassword = "open sesame"\\n' >>/run/wifi.toml
-    until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/cli/card.ts has it
+    until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/base/card.ts has it
     mount -o remount,rw /efi; cat /run/wifi.toml >>/efi/gatehouse.toml; mount -o remount,ro /efi; rm /run/gatehouse-card.lock
     systemctl restart gatehouse-provision
     systemctl mask --runtime gatehouse-wifi@wlan1 gatehouse-wifi@wlan2 # the test's

@@ -286,7 +286,7 @@ test('the certificate and its key are one file, for root and the gateway alone',
 async function withSettings(toml: string | null, forget = false): Promise<void> {
   const file = Buffer.from(toml ?? '').toString('base64')
   const { code, stderr } = await machine.run(
-    `until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/cli/card.ts has it
+    `until (set -C; echo $$ >/run/gatehouse-card.lock) 2>/dev/null; do sleep 0.2; done # as src/base/card.ts has it
     mount -o remount,rw /efi
     ${toml === null ? 'rm -f /efi/gatehouse.toml' : `echo ${file} | base64 -d > /efi/gatehouse.toml`}
     mount -o remount,ro /efi; rm /run/gatehouse-card.lock

@@ -37,7 +37,7 @@ import { type Socket, connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { block, readTables } from '../../src/build/gpt.ts'
+import { block, readTables } from '../../tools/gpt.ts'
 
 /** The processor an image is made for, in Debian's words. */
 export type Arch = 'amd64' | 'arm64'

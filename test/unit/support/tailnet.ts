@@ -5,9 +5,9 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Duplex } from 'node:stream'
-import { allRights, capability } from '../../../src/gateway/access.ts'
-import type { Tailnet, TailnetConn, TailnetListener } from '../../../src/gateway/tailnet.ts'
-import type { Status, WhoIs } from '../../../src/tsnet/types.ts'
+import { allRights, capability } from '../../../src/gateway/access/access.ts'
+import type { Tailnet, TailnetConn, TailnetListener } from '../../../src/gateway/tailnet/tailnet.ts'
+import type { Status, WhoIs } from '@gatehouse/tsnet'
 
 /** Everything, by grant. */
 export const everything = { [capability]: [{ may: [...allRights] }] }

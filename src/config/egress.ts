@@ -1,0 +1,131 @@
+import { isIP } from 'node:net'
+import { quote } from './kinds.ts'
+import type { Wrong } from './kinds.ts'
+import { forbidden } from './addresses.ts'
+
+/** One thing Node-RED may call: an entry of `[node_red] allow`, understood. */
+export interface Egress {
+  /** As the person wrote it. */
+  text: string
+  /** An address, with `/prefix` for a network of them; IPv6 without brackets. Or a name. */
+  host: { address: string; family: 4 | 6 } | { name: string }
+  /** First and last, both included. */
+  ports: [number, number]
+  protocol: 'tcp' | 'udp'
+}
+
+/**
+ * Words in the list that stand for targets of their own; those are found where the system runs
+ * ({@link file://./presets.ts}).
+ */
+export const presets = { palette: 'the registry that npm fetches nodes from' } as const
+
+/** A word of {@link presets}. */
+export type Preset = keyof typeof presets
+
+const form =
+  'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", "[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp"'
+
+/**
+ * Reads one entry of the list: `host:port[-port][/tcp|/udp]`, TCP when nothing is said; or a
+ * preset's name.
+ *
+ * Refused: what the appliance never lets Node-RED reach (this machine, the tailnet, multicast),
+ * names that only mDNS knows, and whatever cannot be understood whole.
+ */
+export function parseEgress(
+  text: string,
+): { egress: Egress } | { preset: Preset } | { wrong: Wrong } {
+  if (Object.hasOwn(presets, text)) return { preset: text as Preset }
+  const wrong = (message: string, cure = form): { wrong: Wrong } => ({
+    wrong: { message: `allow ${quote(text)}: ${message}`, cure },
+  })
+  if (/^[a-z]+$/.test(text))
+    return wrong(
+      'no preset of this name',
+      `Presets are ${Object.keys(presets)
+        .map((name) => `"${name}"`)
+        .join(', ')}; a host is written with its port, as "${text}.example.org:443"`,
+    )
+  if (text.includes('://'))
+    return wrong(
+      'a URL, not a host and port',
+      `Write ${URL.parse(text) === null ? 'the host and its port' : `"${URL.parse(text)!.host}${/:\d+$/.test(URL.parse(text)!.host) ? '' : ':443'}"`} alone`,
+    )
+  const parts = /^(?:\[([^\]]+)\]|([^[\]:]+)):(\d+)(?:-(\d+))?(?:\/([a-z]+))?$/.exec(text)
+  if (parts === null) {
+    return isIP(text) === 6 || ((text.match(/:/g)?.length ?? 0) > 1 && !text.startsWith('['))
+      ? wrong('an IPv6 address needs brackets and a port', 'Write "[fd00::10]:1883"')
+      : wrong('not a host and port')
+  }
+  const [, bracketed, plain, first, last, protocol = 'tcp'] = parts
+  if (protocol !== 'tcp' && protocol !== 'udp') return wrong(`${protocol} is neither tcp nor udp`)
+  const ports: [number, number] = [Number(first), Number(last ?? first)]
+  if (ports[0] < 1 || ports[1] > 65535 || ports[0] > ports[1])
+    return wrong('ports go from 1 to 65535, the lower one first')
+  const host = readHost((bracketed ?? plain)!, bracketed !== undefined)
+  return 'wrong' in host
+    ? wrong(host.wrong, host.cure)
+    : { egress: { text, host, ports, protocol } }
+}
+
+function readHost(
+  text: string,
+  bracketed: boolean,
+): Egress['host'] | { wrong: string; cure?: string } {
+  const [address, prefix, ...more] = text.split('/') as [string, string | undefined]
+  const family = isIP(address)
+  if (family === 0) {
+    if (prefix !== undefined || bracketed) return { wrong: 'not an address' }
+    if (/^[\d.]+$/.test(text)) return { wrong: 'not an IPv4 address' }
+    return readName(text)
+  }
+  if ((family === 6) !== bracketed || address.includes('%'))
+    return { wrong: 'IPv6 addresses stand in brackets, without a zone' }
+  if (
+    prefix !== undefined &&
+    (more.length > 0 || !/^\d{1,3}$/.test(prefix) || Number(prefix) > (family === 4 ? 32 : 128))
+  )
+    return { wrong: 'not a network: the number behind the slash is wrong' }
+  if (prefix !== undefined && Number(prefix) < (family === 4 ? 8 : 32))
+    return {
+      wrong: `a network of 2^${(family === 4 ? 32 : 128) - Number(prefix)} addresses is as good as no list`,
+      cure: `Write networks of /${family === 4 ? 8 : 32} and smaller`,
+    }
+  const why = forbidden(address)
+  if (why !== undefined)
+    return {
+      wrong: `${address} is ${why}, which Node-RED cannot be allowed to call`,
+      cure: 'Remove it',
+    }
+  return {
+    address: prefix === undefined ? address : `${address}/${prefix}`,
+    family: family as 4 | 6,
+  }
+}
+
+function readName(text: string): Egress['host'] | { wrong: string; cure?: string } {
+  const name = text.toLowerCase().replace(/\.$/, '')
+  // RFC 1123, 2.1; underscores too, since such names are in use on home networks.
+  if (
+    name.length > 253 ||
+    !name.split('.').every((label) => /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label))
+  )
+    return { wrong: 'not a host name' }
+  if (name === 'localhost' || name.endsWith('.localhost'))
+    return {
+      wrong: 'this machine itself, which Node-RED cannot be allowed to call',
+      cure: 'Remove it',
+    }
+  if (name.endsWith('.local'))
+    return {
+      wrong: '.local names are told by mDNS, which is off here',
+      cure: 'Write the address instead, and give the device a fixed one in your router',
+    }
+  if (name.endsWith('.ts.net'))
+    return {
+      wrong: 'the tailnet is not reached from this machine, only through the gateway inwards',
+      cure: 'Remove it',
+    }
+  return { name }
+}

@@ -1,0 +1,41 @@
+import { createHmac } from 'node:crypto'
+import type { WhoIs } from '@gatehouse/tsnet'
+import type { Access } from './access.ts'
+
+/**
+ * A statement is good for this long: it is checked on the same machine a moment later.
+ * Milliseconds.
+ */
+const lifetime = 60_000
+
+/**
+ * The gateway's word to Node-RED on who a request is from and what they may do, as the value of
+ * the header that config/header-names.ts names: `<base64url of JSON>.<base64url of its HMAC-SHA256>`. The other end is
+ * overlays/usr/lib/gatehouse/node-red-auth.cjs.
+ *
+ * The key is made at each boot and known to these two alone. The socket's permissions keep other
+ * users of the machine out; the key keeps out what may use the socket and is not the gateway, such
+ * as a request that somebody talked a flow into sending.
+ *
+ * @param key at least 32 bytes
+ */
+export function statement(
+  key: Buffer,
+  peer: WhoIs | 'local network',
+  access: Access,
+  now: number = Date.now(),
+): string {
+  const payload = Buffer.from(
+    JSON.stringify({
+      username:
+        typeof peer === 'string'
+          ? peer
+          : peer.node.tags.length === 0 && peer.user !== undefined
+            ? peer.user.loginName
+            : peer.node.name,
+      permissions: access.rights.has('edit') ? '*' : access.rights.has('view') ? 'read' : '',
+      expires: now + lifetime,
+    }),
+  ).toString('base64url')
+  return `${payload}.${createHmac('sha256', key).update(payload).digest('base64url')}`
+}

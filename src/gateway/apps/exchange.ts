@@ -1,0 +1,343 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
+import type { Readable, Transform } from 'node:stream'
+import type { Dispatcher } from 'undici'
+import { isUnconnected, totalTimeoutCode } from './apps.ts'
+import type { App } from './apps.ts'
+import { whenClosed } from '../shared/on-close.ts'
+import type { Delivery } from '../cache/deliver.ts'
+import { applyRules } from '../../config/header-rules.ts'
+import { announcedTrailers, responseHeaders, responseTrailers } from './headers.ts'
+import { secure } from '../request/hygiene.ts'
+import type { Logger } from '../shared/log.ts'
+import { dispatchWithTrailers } from './trailers.ts'
+import type { Upstream } from './upstream.ts'
+
+type Headers = Record<string, string | string[]>
+
+const noTrailers: ReadonlySet<string> = new Set()
+
+/** Options of {@link Exchange}. */
+export interface ExchangeOptions {
+  delivery: Delivery
+  log: Logger
+  /** Answers in the place of the app, which has not begun to. */
+  failed: (request: FastifyRequest, reply: FastifyReply, error: Error) => Promise<void>
+}
+
+/**
+ * One request at an app, as undici's handler of it: what comes from the origin is written to the
+ * peer as it comes, at the pace the peer takes it.
+ *
+ * Tried again at the app's next upstream is a request without body that no connection could be made
+ * for. One with a body is not, since the body may be gone; and none that an upstream has seen.
+ */
+export class Exchange implements Dispatcher.DispatchHandler {
+  #options: ExchangeOptions
+  #request: FastifyRequest
+  #reply: FastifyReply
+  #raw: ServerResponse
+  #app: App
+  #headers: Headers
+  #candidates: readonly Upstream[]
+  #attempt = 0
+  #controller: Dispatcher.DispatchController | undefined
+  /** Nothing more is to come of it: answered, failed or given up. */
+  #over = false
+  /** The answer's head is written. */
+  #begun = false
+  /** It has a length, and so no place for trailers. */
+  #sized = false
+  /** Something of its body is written. */
+  #written = false
+  /** Compresses on the way. */
+  #through: Transform | undefined
+  /** Takes the answer when it is there as a whole. */
+  #whole: { pieces: Buffer[]; done: (body: Buffer) => void } | undefined
+  #late: NodeJS.Timeout | undefined
+  #waiting = false
+
+  /** @param headers as they go to the app */
+  constructor(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    headers: Headers,
+    options: ExchangeOptions,
+  ) {
+    this.#request = request
+    this.#reply = reply
+    this.#raw = reply.raw as ServerResponse
+    this.#headers = headers
+    this.#options = options
+    this.#app = request.to
+    this.#candidates = request.to.candidates
+  }
+
+  start(): void {
+    const { totalTimeout } = this.#app
+    if (totalTimeout > 0) {
+      this.#late = setTimeout(() => {
+        const error = Object.assign(new Error(`not done within ${totalTimeout / 1_000} s`), {
+          code: totalTimeoutCode,
+        })
+        // Without a connection yet there is nothing to break off: see onRequestStart.
+        if (this.#controller === undefined) this.onResponseError(undefined, error)
+        else this.#controller.abort(error)
+      }, totalTimeout)
+    }
+    // A peer that takes its request back, or is gone, has no use for an answer.
+    whenClosed(this.#raw, () => {
+      this.#giveUp()
+    })
+    if (!this.#over) this.#dispatch()
+  }
+
+  #dispatch(): void {
+    const upstream = this.#candidates[this.#attempt]!
+    const { method, body, raw } = this.#request
+    const path = this.#app.target(raw.url!)
+    this.#controller = undefined
+    const names = this.#trailers()
+    if (names.size > 0)
+      dispatchWithTrailers(
+        upstream,
+        { path, method, headers: this.#headers, body: body as Readable, raw, names },
+        this,
+      )
+    else
+      upstream.pool.dispatch(
+        {
+          origin: upstream.origin,
+          path,
+          method: method as Dispatcher.HttpMethod,
+          headers: this.#headers,
+          body: (body as Readable | undefined) ?? null,
+          headersTimeout: upstream.responseTimeout,
+        },
+        this,
+      )
+  }
+
+  /**
+   * Names of the trailers that follow the request's body and are passed on. A body with a length is
+   * followed by none.
+   */
+  #trailers(): ReadonlySet<string> {
+    const { body, headers } = this.#request
+    if (
+      headers.trailer === undefined ||
+      headers['transfer-encoding'] === undefined ||
+      body === undefined ||
+      body === null
+    )
+      return noTrailers
+    const names = announcedTrailers(headers)
+    const { remove, set, add } = this.#app.rules?.request ?? {}
+    // What [[app]] says of a header to the app, a trailer may not say again.
+    for (const name of [
+      ...(remove ?? []),
+      ...[...(set ?? []), ...(add ?? [])].map(([name]) => name),
+    ])
+      names.delete(name)
+    return names
+  }
+
+  #giveUp(): void {
+    clearTimeout(this.#late)
+    if (this.#over) return
+    this.#over = true
+    this.#through?.destroy()
+    this.#controller?.abort(new Error('the peer went away'))
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.#controller = controller
+    if (this.#over) controller.abort(new Error('given up'))
+  }
+
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    received: IncomingHttpHeaders,
+  ): void {
+    if (status < 200) {
+      this.#interim(status, received)
+      return
+    }
+    this.#candidates[this.#attempt]!.up()
+    if (this.#over) return
+    const app = this.#app
+    const headers = responseHeaders(received)
+    if (app.rules !== undefined) applyRules(headers, app.rules.answer)
+    // What an app that knows nothing of its prefix sends to its own root stays with it.
+    const { location } = headers
+    if (
+      app.strip &&
+      typeof location === 'string' &&
+      /^\/(?!\/)/.test(location) &&
+      !app.owns(location.split(/[?#]/, 1)[0]!)
+    )
+      headers.location = app.path.slice(0, -1) + location
+    const plan = this.#options.delivery.take(this.#request, this.#reply, status, headers)
+    if (plan !== undefined && 'whole' in plan) {
+      this.#whole = { pieces: [], done: plan.whole }
+      return
+    }
+    const raw = this.#raw
+    // What is left of the request's body is in the way of the next one.
+    if (this.#request.raw.httpVersionMajor === 1 && !this.#request.raw.complete)
+      raw.shouldKeepAlive = false
+    try {
+      if (status > 599) throw new Error(`the status ${status} is none`)
+      raw.writeHead(status, secure(headers))
+    } catch (err) {
+      controller.abort(err as Error)
+      return
+    }
+    this.#reply.hijack()
+    this.#begun = true
+    this.#sized = headers['content-length'] !== undefined
+    this.#through = plan?.through
+    this.#through?.on('error', () => raw.destroy()).pipe(raw)
+    // Node sends headers with the first piece of the body, and an event stream would look dead
+    // until its first event; but what is there already goes with them.
+    process.nextTick(flush, this)
+  }
+
+  /** Sends the answer's head if nothing has gone with it. */
+  flush(): void {
+    if (!this.#written && !this.#over && !this.#raw.destroyed) this.#raw.flushHeaders()
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, piece: Buffer): void {
+    if (this.#over) return
+    if (this.#whole !== undefined) {
+      this.#whole.pieces.push(piece)
+      return
+    }
+    this.#written = true
+    const sink = this.#through ?? this.#raw
+    if (sink.write(piece)) return
+    controller.pause()
+    if (this.#waiting) return
+    this.#waiting = true
+    sink.on('drain', () => {
+      controller.resume()
+    })
+  }
+
+  onResponseEnd(_controller: Dispatcher.DispatchController, trailers: IncomingHttpHeaders): void {
+    clearTimeout(this.#late)
+    if (this.#over) return
+    this.#over = true
+    if (this.#whole !== undefined) this.#whole.done(Buffer.concat(this.#whole.pieces))
+    else if (this.#through !== undefined) this.#through.end()
+    else {
+      this.#passTrailers(trailers)
+      this.#raw.end()
+    }
+  }
+
+  onResponseError(_controller: unknown, error: Error): void {
+    if (this.#over) return
+    const unconnected = isUnconnected(error)
+    if (unconnected) {
+      this.#candidates[this.#attempt]!.down(error.cause instanceof Error ? error.cause : error)
+      const { body } = this.#request
+      if ((body === undefined || body === null) && this.#attempt + 1 < this.#candidates.length) {
+        this.#attempt++
+        this.#dispatch()
+        return
+      }
+    }
+    clearTimeout(this.#late)
+    this.#over = true
+    if (!this.#begun) {
+      void this.#options.failed(this.#request, this.#reply, error)
+      return
+    }
+    const { code } = error as NodeJS.ErrnoException
+    const limit =
+      code === totalTimeoutCode
+        ? 'total_timeout'
+        : code === 'UND_ERR_BODY_TIMEOUT'
+          ? 'idle_timeout'
+          : undefined
+    if (limit !== undefined)
+      this.#options.log.warn(
+        { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },
+        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`,
+      )
+    // A part must not be taken for the whole.
+    this.#through?.destroy()
+    this.#raw.destroy()
+  }
+
+  /**
+   * An answer before the answer (RFC 9110 §15.2), such as 103 with what a browser may fetch
+   * meanwhile.
+   */
+  #interim(status: number, received: IncomingHttpHeaders): void {
+    const raw = this.#raw as ServerResponse & {
+      writeInformation: (status: number, headers: Record<string, string>) => void
+    }
+    // 100 is between the gateway and each side; 101 is an upgrade; HTTP/1.0 knows none.
+    if (status < 102 || this.#request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed)
+      return
+    const {
+      'content-length': _length,
+      'set-cookie': _cookie,
+      ...fields
+    } = this.#withoutRemoved(responseHeaders(received))
+    try {
+      raw.writeInformation(
+        status,
+        Object.fromEntries(
+          Object.entries(fields).map(([name, value]) => [
+            name,
+            Array.isArray(value) ? value.join(', ') : value,
+          ]),
+        ),
+      )
+    } catch {
+      // A hint that cannot be said is none.
+    }
+  }
+
+  /**
+   * What an app sends after its answer, where there is room for it: in chunks, and over HTTP/2.
+   * What is compressed had a length, and so no trailers.
+   */
+  #passTrailers(trailers: IncomingHttpHeaders): void {
+    for (const _name in trailers) {
+      const { httpVersion } = this.#request.raw
+      const { statusCode } = this.#raw
+      if (
+        this.#request.method === 'HEAD' ||
+        httpVersion === '1.0' ||
+        statusCode === 204 ||
+        statusCode === 304 ||
+        this.#sized
+      )
+        return
+      try {
+        this.#raw.addTrailers(
+          this.#withoutRemoved(responseTrailers(trailers)) as Record<string, string>,
+        )
+      } catch {
+        // The answer is whole without them.
+      }
+      return
+    }
+  }
+
+  /** What peers are not to get of an app's answer, they get neither before it nor behind. */
+  #withoutRemoved(headers: Headers): Headers {
+    for (const name of this.#app.rules?.answer.remove ?? []) delete headers[name]
+    return headers
+  }
+}
+
+function flush(exchange: Exchange): void {
+  exchange.flush()
+}

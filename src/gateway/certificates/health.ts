@@ -1,0 +1,163 @@
+import { GatehouseError } from '../../base/errors.ts'
+import { builtAt } from '../../base/version.ts'
+import type { Certificate } from '../../certs/pem.ts'
+import { urgency } from '../../certs/record.ts'
+import type { CertsRecord } from '../../certs/record.ts'
+import type { Level } from '../shared/problems.ts'
+
+const hour = 3_600_000
+/**
+ * The timer runs the agent each hour: after a day without a run something is wrong with the unit.
+ */
+const silence = 26 * hour
+
+/** What {@link judgeCertificates} goes by. */
+export interface CertificateFacts {
+  /** Names the node may have certificates for. */
+  names: string[]
+  /** What is served. */
+  certificates: {
+    get: (name: string) => Certificate | undefined
+    refused: (name: string) => string | undefined
+  }
+  /** What the agent's last run left. */
+  record: CertsRecord | undefined
+  now: Date
+  /**
+   * Milliseconds the gateway has run: after weeks without power the last run was long ago, and the
+   * next is on its way.
+   */
+  uptime: number
+}
+
+/** A problem and how loud it is. */
+export interface Finding {
+  error: GatehouseError
+  level: Level
+}
+
+/**
+ * What is wrong with the certificates, the worst alone; undefined when nothing is that a person
+ * need care about yet. The agent's word counts, and so does what the gateway sees for itself: an
+ * agent that does not run says nothing.
+ */
+export function judgeCertificates({
+  names,
+  certificates,
+  record,
+  now,
+  uptime,
+}: CertificateFacts): Finding | undefined {
+  const logs = 'Look at `journalctl -u gatehouse-certs`'
+  // That there were no names is over now that there are some: the agent is on its way again.
+  const failed =
+    record !== undefined &&
+    record.result !== 'ok' &&
+    record.code !== 'GH_CERTS_NAMES' &&
+    record.code !== 'GH_CERTS_HTTPS_DISABLED'
+      ? record
+      : undefined
+  const cause =
+    failed?.problem === undefined
+      ? undefined
+      : `${failed.problem.replace(/\.$/, '')} (${failed.code ?? 'GH_CERTS'})`
+  const findings: Finding[] = []
+  const find = (level: Level, code: string, message: string, cure: string): void => {
+    findings.push({ level, error: new GatehouseError(code, message, cure) })
+  }
+
+  const floor = Math.max(builtAt.getTime(), (Date.parse(record?.goodTime ?? '') || 0) - 60_000)
+  if (now.getTime() < floor) {
+    find(
+      'warn',
+      'GH_CERTS_CLOCK',
+      `the clock says ${now.toISOString()}, which is before ${new Date(floor).toISOString()}, when it was certainly right: nobody can tell whether a certificate has expired`,
+      'Check the network: the clock is set from it (timedatectl)',
+    )
+  }
+  for (const name of names) {
+    const certificate = certificates.get(name)
+    const refused = certificates.refused(name)
+    if (certificate === undefined) {
+      if (cause === undefined && refused === undefined)
+        find(
+          'info',
+          'GH_CERTIFICATE_WAITING',
+          `waiting for a certificate for ${name}`,
+          `It is usually there within two minutes. ${logs} if it is not`,
+        )
+      else
+        find(
+          'error',
+          'GH_CERTIFICATE_MISSING',
+          `there is no certificate for ${name}: ${cause ?? refused!.replace(/\.$/, '')}`,
+          logs,
+        )
+      continue
+    }
+    const { severity, overdue } = urgency(certificate, now)
+    const until = certificate.notAfter.toISOString()
+    const why = cause === undefined ? '' : `: ${cause}`
+    if (now >= certificate.notAfter) {
+      find(
+        'error',
+        'GH_CERTIFICATE_EXPIRED',
+        `the certificate for ${name} expired at ${until}${why}`,
+        `Check the clock (timedatectl). ${logs}`,
+      )
+    } else if (overdue && severity !== 'info') {
+      find(
+        severity === 'error' ? 'error' : 'warn',
+        'GH_CERTIFICATE_RENEWAL',
+        `the certificate for ${name} was not renewed and expires at ${until}${why}`,
+        logs,
+      )
+    }
+    if (refused !== undefined)
+      find(
+        'warn',
+        'GH_CERTIFICATE_REFUSED',
+        `${refused.replace(/\.$/, '')}. The one before stays in use`,
+        `The agent replaces it within the hour; systemctl start gatehouse-certs does at once. ${logs}`,
+      )
+  }
+  // It never got as far as looking: no space, settings that cannot be read, a clock that is behind.
+  if (
+    failed !== undefined &&
+    failed.severity !== 'info' &&
+    findings.length === 0 &&
+    cause !== undefined
+  ) {
+    find(
+      failed.severity === 'error' ? 'error' : 'warn',
+      failed.code ?? 'GH_CERTS',
+      `certificates are not looked after: ${cause}`,
+      logs,
+    )
+  }
+  const last = Date.parse(record?.checkedAt ?? '')
+  if (uptime > 3 * hour && !(Math.abs(now.getTime() - last) < silence)) {
+    find(
+      'warn',
+      'GH_CERTIFICATE_AGENT',
+      `nobody has looked after the certificates ${Number.isNaN(last) ? 'yet' : `since ${new Date(last).toISOString()}`}`,
+      `Run systemctl start gatehouse-certs. ${logs}`,
+    )
+  }
+  const rank: Record<Level, number> = { error: 0, warn: 1, info: 2 }
+  return findings.toSorted((a, b) => rank[a.level] - rank[b.level])[0]
+}
+
+/**
+ * When the agent is wanted next: the first renewal or new attempt; undefined when nothing says so.
+ * The timer's hour is too long for certificates of a few hours.
+ */
+export function wantedAt(record: CertsRecord | undefined): Date | undefined {
+  const times = [
+    record?.next,
+    ...(record?.result === 'ok' ? (record.certificates ?? []) : []).map(({ renewAt }) => renewAt),
+  ]
+    .map((time) => Date.parse(time ?? ''))
+    .filter((time) => !Number.isNaN(time))
+  return times.length === 0 ? undefined : new Date(Math.min(...times))
+}

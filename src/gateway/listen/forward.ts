@@ -1,0 +1,240 @@
+import { connect } from 'node:net'
+import type { Duplex } from 'node:stream'
+import type { Config } from '../../config/config.ts'
+import { reason } from '../../base/errors.ts'
+import { serverName } from './client-hello.ts'
+import type { Guard } from '../access/guard.ts'
+import type { Limits } from '../request/limits.ts'
+import type { Logger } from '../shared/log.ts'
+import { Peer } from '../tailnet/peer.ts'
+import { proxyHeader } from './proxy-protocol.ts'
+import type { Tailnet, TailnetConn, TailnetListener } from '../tailnet/tailnet.ts'
+
+/** One [[forward]] of gatehouse.toml. */
+export type Forward = Config['forward'][number]
+
+/**
+ * A target has this long to accept a connection, and a client to send its ClientHello.
+ * Milliseconds.
+ */
+const patience = 10_000
+
+/** A ClientHello may be this large, in bytes: browsers send 2 KiB at most. */
+const largestHello = 64 * 1024
+
+/** Options of {@link Forwards}. */
+export interface ForwardsOptions {
+  log: Logger
+  guard: Guard
+  limits: Limits
+  tailnet: () => Tailnet | undefined
+  /** Addresses of the node in the tailnet. */
+  addresses: () => readonly string[]
+  /** Opens a port of the node; retries by itself. */
+  listen: (
+    port: number,
+    accept: (conn: TailnetConn) => void,
+  ) => Promise<TailnetListener | undefined>
+}
+
+/**
+ * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port
+ * 443: without looking inside. Who may is asked at each connection, and again while it is open:
+ * whoever has lost the right is cut off.
+ */
+export class Forwards {
+  /** Connections that are forwarded, and who holds them by which right. */
+  readonly #open = new Map<Duplex, { peer: Peer; forward: Forward }>()
+  #options: ForwardsOptions
+  #forwards: readonly Forward[] = []
+  #listeners = new Map<number, Promise<TailnetListener | undefined>>()
+  #started = false
+  #stopRecheck = (): void => {}
+
+  constructor(options: ForwardsOptions) {
+    this.#options = options
+  }
+
+  /** Takes over settings. What is open stays open. */
+  configure(forwards: readonly Forward[]): void {
+    this.#forwards = forwards
+    this.#listen()
+  }
+
+  /** Opens ports from now on: the node is there. */
+  start(): void {
+    this.#started = true
+    this.#stopRecheck = this.#options.guard.recheck(async () => {
+      for (const [conn, { peer, forward }] of this.#open) {
+        const { access } = await this.#options.guard.ask(peer, true)
+        if (access.rights.has(forward.right)) continue
+        this.#options.log.warn(
+          { code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target },
+          `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`,
+        )
+        conn.destroy()
+      }
+    })
+    this.#listen()
+  }
+
+  async close(): Promise<void> {
+    this.#started = false
+    this.#stopRecheck()
+    const listeners = [...this.#listeners.values()]
+    this.#listeners.clear()
+    for (const conn of this.#open.keys()) conn.destroy()
+    await Promise.allSettled(listeners.map(async (listener) => await (await listener)?.close()))
+  }
+
+  /** Whether connections to port 443 have to be looked at. */
+  get byName(): boolean {
+    return this.#forwards.some((forward) => forward.sni.length > 0)
+  }
+
+  /**
+   * A connection to port 443: forwarded when the name it asks for is one to be passed through, else
+   * handed to `terminate`, whole.
+   */
+  passThrough(conn: TailnetConn, terminate: (conn: TailnetConn) => void): void {
+    if (!this.#options.limits.admit(conn.remoteAddress, conn)) {
+      conn.destroy()
+      return
+    }
+    let bytes = Buffer.alloc(0)
+    const timer = setTimeout(() => conn.destroy(), patience)
+    const give = (): void => {
+      conn.destroy()
+    }
+    conn.on('error', give)
+    conn.on('end', give)
+    conn.once('close', () => clearTimeout(timer))
+    const read = (): void => {
+      const piece = conn.read() as Buffer | null
+      if (piece === null) return
+      bytes = Buffer.concat([bytes, piece])
+      const name = serverName(bytes)
+      if (name === 'more' && bytes.length < largestHello) return
+      clearTimeout(timer)
+      conn.off('readable', read)
+      conn.off('end', give)
+      const forward = this.#forwards.find(({ sni }) => name !== undefined && sni.includes(name))
+      conn.unshift(bytes)
+      if (forward !== undefined) {
+        void this.#accept(forward, conn)
+        return
+      }
+      conn.off('error', give)
+      terminate(conn)
+    }
+    conn.on('readable', read)
+  }
+
+  #listen(): void {
+    if (!this.#started) return
+    const wanted = new Set(
+      this.#forwards.filter((forward) => forward.sni.length === 0).map((forward) => forward.port),
+    )
+    for (const [port, listener] of this.#listeners) {
+      if (wanted.has(port)) continue
+      this.#listeners.delete(port)
+      void listener.then(async (open) => await open?.close()).catch(() => {})
+    }
+    for (const port of wanted) {
+      if (this.#listeners.has(port)) continue
+      this.#listeners.set(
+        port,
+        this.#options.listen(port, (conn) => {
+          const forward = this.#forwards.find(
+            (candidate) => candidate.sni.length === 0 && candidate.port === port,
+          )
+          if (forward === undefined) conn.destroy()
+          else void this.#accept(forward, conn)
+        }),
+      )
+    }
+  }
+
+  async #accept(forward: Forward, conn: TailnetConn): Promise<void> {
+    const { log, guard, limits } = this.#options
+    const tailnet = this.#options.tailnet()
+    conn.on('error', () => conn.destroy())
+    if (tailnet === undefined || !limits.admit(conn.remoteAddress, conn)) {
+      conn.destroy()
+      return
+    }
+    const peer = new Peer(conn, tailnet, log)
+    this.#open.set(conn, { peer, forward })
+    const begun = performance.now()
+    conn.once('close', () => this.#open.delete(conn))
+    const { whoIs, access } = await guard.ask(peer)
+    const about = {
+      peer: peer.address,
+      user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','),
+      port: forward.port,
+      target: forward.target,
+    }
+    if (!access.rights.has(forward.right)) {
+      log.warn(
+        { code: 'GH_FORBIDDEN', ...about },
+        `${peer.address} may not use the forward from port ${forward.port}: it needs the right ${forward.right}`,
+      )
+      conn.destroy()
+      return
+    }
+    if (conn.destroyed) return
+    const target = connect({ ...address(forward.target), allowHalfOpen: true, noDelay: true })
+    const late = setTimeout(
+      () => target.destroy(new Error(`no answer within ${patience / 1_000} s`)),
+      patience,
+    )
+    conn.once('close', () => {
+      if (target.connecting) target.destroy()
+    })
+    target.once('error', (err) => {
+      clearTimeout(late)
+      if (target.bytesWritten === 0)
+        log.warn(
+          { code: 'GH_FORWARD', ...about },
+          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] of gatehouse.toml, and that it runs`,
+        )
+      conn.destroy()
+    })
+    target.once('connect', () => {
+      clearTimeout(late)
+      if (forward.proxyProtocol !== 'off')
+        target.write(proxyHeader(forward.proxyProtocol, this.#ends(conn, forward.port)))
+      for (const [from, to] of [
+        [conn, target],
+        [target, conn],
+      ] as const) {
+        from.once('close', () => {
+          if (from.readableEnded) to.end()
+          else to.destroy()
+        })
+        from.pipe(to)
+      }
+    })
+    conn.once('close', () =>
+      log.info({ ...about, ms: Math.round(performance.now() - begun) }, 'forward'),
+    )
+  }
+
+  #ends(conn: TailnetConn, destinationPort: number): Parameters<typeof proxyHeader>[1] {
+    const six = conn.remoteAddress.includes(':')
+    const destination =
+      this.#options.addresses().find((candidate) => candidate.includes(':') === six) ??
+      (six ? '::' : '0.0.0.0')
+    return { source: conn.remoteAddress, sourcePort: conn.remotePort, destination, destinationPort }
+  }
+}
+
+/**
+ * Where a target is: `unix:/path`, `host:port` or `[address]:port`; checked by {@link
+ * file://./../config/schema.ts}.
+ */
+function address(target: string): { path: string } | { host: string; port: number } {
+  if (target.startsWith('unix:')) return { path: target.slice('unix:'.length) }
+  const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(target)!
+  return { host: host!, port: Number(port) }
+}

@@ -1,0 +1,351 @@
+import { EventEmitter } from 'node:events'
+import type { Status } from '@gatehouse/tsnet'
+import { GatehouseError, oneLine, reason } from '../../base/errors.ts'
+import { Backoff } from '../shared/backoff.ts'
+import type { Logger } from '../shared/log.ts'
+import type { Problems } from '../shared/problems.ts'
+import { probeControl } from './probe.ts'
+import type { Tailnet, TailnetConn, TailnetListener } from './tailnet.ts'
+
+/** Options of {@link Node}. */
+export interface NodeOptions {
+  /** Makes the tailnet server; called again when one could not be started. */
+  create: () => Tailnet | Promise<Tailnet>
+  controlURL: string | undefined
+  /** True when there is an auth key, for the wording of cures. */
+  hasAuthKey: boolean
+  problems: Problems
+  log: Logger
+  /**
+   * Milliseconds, for tests: `retry` first and longest wait, `patience` until a start counts as
+   * stuck, `poll` between looks.
+   */
+  timing?: { retry?: [number, number]; patience?: number; poll?: number }
+}
+
+/**
+ * The node's life on the tailnet: starts it, joins, joins again when that fails, watches it, and
+ * says what is wrong.
+ *
+ * Emits `started` (Tailnet) once it can listen, `status` (Status) whenever there is a newer one,
+ * and `fatal` (Error) when the tailnet server has died and the process must start anew.
+ */
+export class Node extends EventEmitter {
+  #options: NodeOptions
+  #tailnet: Tailnet | undefined
+  #closed = new AbortController()
+  #status: Status | undefined
+  /** Tailscale Services it is to host. */
+  services: readonly string[] = []
+  #loginURL: string | undefined
+  /** Set while the control server refuses the key: says more than the state does. */
+  #refused = false
+  #joining = false
+  #pendingSince = Date.now()
+  #emptySince: number | undefined
+  #poll: NodeJS.Timeout | undefined
+  #looking: Promise<void> | undefined
+
+  constructor(options: NodeOptions) {
+    super()
+    this.#options = options
+  }
+
+  get tailnet(): Tailnet | undefined {
+    return this.#tailnet
+  }
+  get status(): Status | undefined {
+    return this.#status
+  }
+  get loginURL(): string | undefined {
+    return this.#status?.backendState === 'Running'
+      ? undefined
+      : this.#status?.authURL || this.#loginURL
+  }
+  get running(): boolean {
+    return this.#status?.backendState === 'Running'
+  }
+
+  /** Full name that was assigned, lower case, without the trailing dot. */
+  get name(): string | undefined {
+    const name = this.#status?.self?.dnsName.replace(/\.$/, '').toLowerCase()
+    return name === undefined || name === '' || !this.running ? undefined : name
+  }
+
+  /**
+   * Names there may be certificates for, and are to be; empty until joined. The control server says
+   * which (DNSConfig.CertDomains, those of Services this node may host among them), as for
+   * Tailscale's own certificates (feature/acme/cert.go, resolveCertDomain); a Service that the node
+   * may host but is not to is left out.
+   */
+  get names(): string[] {
+    if (!this.running || this.#status === undefined) return []
+    const { certDomains, services = {}, magicDNSSuffix } = this.#status
+    const idle = new Set(
+      Object.keys(services)
+        .filter((service) => !this.services.includes(service))
+        .map((service) => `${service.slice('svc:'.length)}.${magicDNSSuffix}`),
+    )
+    return certDomains.filter((name) => !idle.has(name))
+  }
+
+  /**
+   * Starts; resolves when the server can listen. Never rejects: it is tried until it works or
+   * {@link close} is called.
+   */
+  async start(): Promise<void> {
+    const { create, problems, timing } = this.#options
+    const backoff = new Backoff(...(timing?.retry ?? ([2_000, 120_000] as const)))
+    while (!this.#closed.signal.aborted) {
+      const tailnet = await create()
+      tailnet.on('error', (err: Error) => {
+        if (!this.#closed.signal.aborted && this.#tailnet === tailnet) this.emit('fatal', err)
+      })
+      tailnet.on('state', () => {
+        void this.look()
+      })
+      tailnet.on('loginURL', (url: string) => {
+        this.#loginURL = url
+        void this.look()
+      })
+      try {
+        await tailnet.start()
+        this.#tailnet = tailnet
+        this.#pendingSince = Date.now()
+        this.emit('started', tailnet)
+        this.#join()
+        void this.look()
+        return
+      } catch (err) {
+        problems.set(
+          'tailnet',
+          new GatehouseError(
+            'GH_TAILNET_START',
+            `the tailnet node cannot start: ${reason(err)}`,
+            'Check free space and permissions of /var/lib/gatehouse. The gateway goes on trying',
+            { cause: err },
+          ),
+          'error',
+        )
+        await tailnet.close().catch(() => {})
+        await this.#wait(backoff.next())
+      }
+    }
+  }
+
+  /** A port of the node, listened on until it works. */
+  async listen(
+    port: number,
+    accept: (conn: TailnetConn) => void,
+  ): Promise<TailnetListener | undefined> {
+    const { problems, timing } = this.#options
+    const backoff = new Backoff(...(timing?.retry ?? ([1_000, 30_000] as const)))
+    while (!this.#closed.signal.aborted && this.#tailnet !== undefined) {
+      try {
+        const listener = await this.#tailnet.listen(port)
+        listener.on('connection', accept)
+        problems.clear('listener', `tailnet port ${port} is open`)
+        return listener
+      } catch (err) {
+        problems.set(
+          'listener',
+          new GatehouseError(
+            'GH_LISTEN',
+            `tailnet port ${port} cannot be opened: ${reason(err)}`,
+            'The gateway goes on trying',
+            { cause: err },
+          ),
+        )
+        await this.#wait(backoff.next())
+      }
+    }
+    return undefined
+  }
+
+  #join(): void {
+    if (this.#joining || this.#tailnet === undefined) return
+    this.#joining = true
+    void this.#up(this.#tailnet).finally(() => {
+      this.#joining = false
+    })
+  }
+
+  async #up(tailnet: Tailnet): Promise<void> {
+    const { problems, timing } = this.#options
+    const backoff = new Backoff(...(timing?.retry ?? ([10_000, 300_000] as const)))
+    while (!this.#closed.signal.aborted) {
+      try {
+        this.#take(await tailnet.up({ signal: this.#closed.signal }))
+        return
+      } catch (err) {
+        if (this.#closed.signal.aborted) return
+        this.#refused = true
+        if ((err as NodeJS.ErrnoException).code === 'TSNET_AUTH') {
+          problems.set(
+            'tailnet',
+            new GatehouseError(
+              'GH_AUTH_KEY',
+              `the control server does not accept this node: ${withoutKeys(reason(err))}`,
+              this.#options.hasAuthKey
+                ? "Make a new auth key in the admin console (Settings, Keys), write it as auth_key into gatehouse.toml on the card's first partition and restart the device"
+                : "Write an auth_key into gatehouse.toml on the card's first partition and restart the device",
+              { cause: err },
+            ),
+            'error',
+          )
+        } else {
+          problems.set(
+            'tailnet',
+            new GatehouseError(
+              'GH_TAILNET_UP',
+              `the node cannot join: ${withoutKeys(reason(err))}`,
+              'The gateway goes on trying; look at `journalctl -u gatehouse`',
+              { cause: err },
+            ),
+          )
+        }
+        await this.#wait(backoff.next())
+      }
+    }
+  }
+
+  /** Takes the newest status now. Never rejects. */
+  async look(): Promise<void> {
+    this.#looking ??= this.#look().finally(() => {
+      this.#looking = undefined
+    })
+    await this.#looking
+  }
+
+  async #look(): Promise<void> {
+    clearTimeout(this.#poll)
+    const tailnet = this.#tailnet
+    if (tailnet === undefined || this.#closed.signal.aborted) return
+    try {
+      this.#take(await tailnet.status())
+      await this.#judge()
+    } catch (err) {
+      this.#options.log.debug(`status: ${reason(err)}`)
+    }
+    if (this.#closed.signal.aborted) return
+    const settled = this.running && this.names.length > 0
+    // An approval is not told, only seen.
+    const pending = this.services.some((service) => this.#status?.services?.[service] === undefined)
+    this.#poll = setTimeout(
+      () => {
+        void this.look()
+      },
+      this.#options.timing?.poll ?? (settled ? (pending ? 5_000 : 30_000) : 3_000),
+    )
+    this.#poll.unref()
+  }
+
+  #take(status: Status): void {
+    const was = this.#status
+    this.#status = status
+    if (status.backendState === 'Running') {
+      this.#refused = false
+      this.#loginURL = undefined
+      if (this.#options.problems.get('tailnet')?.code !== 'GH_CONTROL_LOST')
+        this.#options.problems.clear('tailnet', 'the tailnet is well again')
+      if (was?.backendState !== 'Running' && this.name !== undefined) {
+        this.#options.log.info(
+          { name: this.name, addresses: status.tailscaleIPs },
+          `joined the tailnet as ${this.name}`,
+        )
+      }
+    } else if (was?.backendState === 'Running') {
+      this.#pendingSince = Date.now()
+      // Expired or removed: what brings it back (a login, a new key) is up's business.
+      this.#join()
+    }
+    this.emit('status', status)
+  }
+
+  async #judge(): Promise<void> {
+    const { problems, timing, controlURL } = this.#options
+    const status = this.#status!
+    if (status.backendState === 'Running') {
+      this.#judgeHTTPS(status)
+      const lost = status.health.find((text) => /coordination server|control server/i.test(text))
+      if (lost === undefined) problems.clear('tailnet', 'the control server is there again')
+      else
+        problems.set(
+          'tailnet',
+          new GatehouseError(
+            'GH_CONTROL_LOST',
+            `the connection to the control server is lost: ${lost.replace(/\.$/, '')}`,
+            'Check the network; peers that are known can still connect. The gateway goes on trying',
+          ),
+        )
+      return
+    }
+    if (this.#refused) return
+    if (status.backendState === 'NeedsMachineAuth') {
+      problems.set(
+        'tailnet',
+        new GatehouseError(
+          'GH_APPROVAL_NEEDED',
+          'the node waits to be approved',
+          'Approve it in the admin console (Machines)',
+        ),
+      )
+    } else if (this.loginURL !== undefined) {
+      problems.set(
+        'tailnet',
+        new GatehouseError(
+          'GH_LOGIN_NEEDED',
+          'the node is not logged in',
+          `Open ${this.loginURL} in a browser and log in; or write an auth_key into gatehouse.toml on the card's first partition`,
+        ),
+      )
+    } else if (Date.now() - this.#pendingSince > (timing?.patience ?? 20_000)) {
+      const error = await probeControl(controlURL)
+      if (!this.running && !this.#refused && this.loginURL === undefined)
+        problems.set('tailnet', error)
+    }
+  }
+
+  #judgeHTTPS(status: Status): void {
+    const { problems, timing } = this.#options
+    if (status.certDomains.length > 0) {
+      this.#emptySince = undefined
+      problems.clear('https', 'HTTPS is enabled on the tailnet')
+      return
+    }
+    // The names come with the first netmap, which may be a moment behind the state.
+    this.#emptySince ??= Date.now()
+    if (Date.now() - this.#emptySince < (timing?.patience ?? 10_000)) return
+    problems.set(
+      'https',
+      new GatehouseError(
+        'GH_HTTPS_DISABLED',
+        'HTTPS is not enabled on the tailnet, so there can be no certificate',
+        'Enable it in the admin console: DNS, HTTPS Certificates, Enable HTTPS. The gateway notices by itself',
+      ),
+    )
+  }
+
+  async close(): Promise<void> {
+    this.#closed.abort()
+    clearTimeout(this.#poll)
+    await this.#tailnet?.close()
+  }
+
+  async #wait(ms: number): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const done = (): void => {
+        clearTimeout(timer)
+        this.#closed.signal.removeEventListener('abort', done)
+        resolve()
+      }
+      const timer = setTimeout(done, ms)
+      this.#closed.signal.addEventListener('abort', done)
+    })
+  }
+}
+
+/** Blots out anything that looks like a key in words that come from elsewhere. */
+function withoutKeys(text: string): string {
+  return oneLine(text).replace(/\btskey-[A-Za-z0-9-]+/g, 'tskey-…')
+}

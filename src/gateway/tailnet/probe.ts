@@ -1,0 +1,119 @@
+import { get as httpGet } from 'node:http'
+import { get as httpsGet } from 'node:https'
+import { GatehouseError, reason } from '../../base/errors.ts'
+
+/** Tailscale's own control server (ipn.DefaultControlURL). */
+export const defaultControlURL = 'https://controlplane.tailscale.com'
+
+/**
+ * Why a node that has been starting for a while has not joined: asks the control server for its
+ * key, as any client does first, and words what goes wrong.
+ */
+export async function probeControl(
+  controlURL: string = defaultControlURL,
+  timeout = 5_000,
+): Promise<GatehouseError> {
+  const host = URL.parse(controlURL)?.host ?? controlURL
+  const unreachable = (message: string, cure: string): GatehouseError =>
+    new GatehouseError(
+      'GH_CONTROL_UNREACHABLE',
+      `the control server ${host} cannot be reached: ${message}`,
+      cure,
+    )
+  const retry = 'The gateway goes on trying'
+  const portal =
+    'A network that wants you to log in on a page of its own first answers like this too: use another, or have this device let through.'
+  try {
+    const { status, text } = await ask(new URL('/key?v=1', controlURL), timeout)
+    if (status >= 500) return unreachable(`it answers ${status}`, `Try again later. ${retry}`)
+    if (!isKey(text))
+      return unreachable(
+        `something else answers in its place (${status})`,
+        `Check control_url in gatehouse.toml. ${portal} ${retry}`,
+      )
+    return new GatehouseError(
+      'GH_TAILNET_SLOW',
+      `the control server ${host} answers, but the node has not joined yet`,
+      `Wait a minute; then look at \`journalctl -u gatehouse\`. ${retry}`,
+    )
+  } catch (err) {
+    // A host with several addresses fails with an AggregateError: its first error is the cause.
+    const cause =
+      err instanceof AggregateError && err.errors.length > 0
+        ? (err.errors[0] as Error)
+        : (err as Error)
+    const code = (cause as NodeJS.ErrnoException).code ?? cause.name
+    if (code === 'ENOTFOUND' || code === 'EAI_AGAIN')
+      return unreachable(
+        `its name is not found (${code})`,
+        `Check the network cable or WiFi, the router's DNS, and control_url in gatehouse.toml. ${retry}`,
+      )
+    if (code === 'ENETUNREACH' || code === 'EHOSTUNREACH' || code === 'EADDRNOTAVAIL')
+      return unreachable(
+        `there is no network (${code})`,
+        `Check the network cable or WiFi. ${retry}`,
+      )
+    if (code === 'ECONNREFUSED')
+      return unreachable(
+        'it refuses connections (ECONNREFUSED)',
+        `Check control_url in gatehouse.toml and that the server runs. ${retry}`,
+      )
+    if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code))
+      return unreachable(
+        `its certificate is not trusted (${code})`,
+        `Check the clock (timedatectl) and control_url in gatehouse.toml. ${portal} ${retry}`,
+      )
+    if (code === 'ETIMEDOUT')
+      return unreachable(
+        'no answer',
+        `Check the internet connection and that the network lets TCP port 443 out. ${retry}`,
+      )
+    return unreachable(reason(err), `Check the network and control_url in gatehouse.toml. ${retry}`)
+  }
+}
+
+/**
+ * Whether this is what a control server has under /key: its keys as JSON, of old ones the key
+ * alone. A login page is neither.
+ */
+function isKey(text: string): boolean {
+  if (/^(mkey:)?[0-9a-f]{64}$/.test(text.trim())) return true
+  try {
+    const keys: unknown = JSON.parse(text)
+    return typeof keys === 'object' && keys !== null
+  } catch {
+    return false
+  }
+}
+
+/** The most that is read of an answer. Bytes. */
+const most = 1 << 16
+
+/** Status and text of a GET. Not fetch, which refuses ports that browsers block. */
+async function ask(url: URL, timeout: number): Promise<{ status: number; text: string }> {
+  return await new Promise((resolve, reject) => {
+    const request = (url.protocol === 'http:' ? httpGet : httpsGet)(
+      url,
+      { agent: false },
+      (response) => {
+        let text = ''
+        response
+          .setEncoding('utf8')
+          .on('data', (piece: string) => {
+            text += piece
+            if (text.length > most) response.destroy(new Error('its answer is far too long'))
+          })
+          .on('error', reject)
+          .on('end', () => {
+            resolve({ status: response.statusCode ?? 0, text })
+          })
+      },
+    )
+    const timer = setTimeout(
+      () => request.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })),
+      timeout,
+    )
+    request.once('close', () => clearTimeout(timer))
+    request.on('error', reject)
+  })
+}

@@ -1,0 +1,312 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { parseConfig } from '../../../src/config/config.ts'
+import { forbidden } from '../../../src/config/addresses.ts'
+import { gatewayTargets, unreachable } from '../../../src/firewall/gateway-targets.ts'
+import { hosts, script, targets } from '../../../src/firewall/apply.ts'
+import { parseEgress } from '../../../src/config/egress.ts'
+import { grace, resolveNames } from '../../../src/firewall/resolve.ts'
+import type { Known } from '../../../src/firewall/resolve.ts'
+import { drops, overview, render } from '../../../src/firewall/show.ts'
+
+const good: Array<[string, unknown]> = [
+  [
+    '192.168.1.10:1883/tcp',
+    { host: { address: '192.168.1.10', family: 4 }, ports: [1883, 1883], protocol: 'tcp' },
+  ],
+  [
+    '192.168.1.0/24:9000-9010/udp',
+    { host: { address: '192.168.1.0/24', family: 4 }, ports: [9000, 9010], protocol: 'udp' },
+  ],
+  [
+    '[fd00::10]:502',
+    { host: { address: 'fd00::10', family: 6 }, ports: [502, 502], protocol: 'tcp' },
+  ],
+  [
+    'Broker.Example.org.:8883',
+    { host: { name: 'broker.example.org' }, ports: [8883, 8883], protocol: 'tcp' },
+  ],
+]
+for (const [text, expected] of good) {
+  test(`allow: ${text} is understood`, () => {
+    assert.deepEqual(parseEgress(text), { egress: { text, ...(expected as object) } })
+  })
+}
+
+const bad: Array<[string, RegExp]> = [
+  ['palete', /no preset of this name/],
+  ['https://example.org/x', /a URL, not a host and port.*"example\.org:443"/],
+  ['fd00::1:80', /needs brackets/],
+  ['example.org', /not a host and port/],
+  ['example.org:70000', /from 1 to 65535/],
+  ['example.org:5-4', /the lower one first/],
+  ['example.org:80/sctp', /neither tcp nor udp/],
+  ['1.2.3.4.5:80', /not an IPv4 address/],
+  ['0.0.0.0/0:443', /as good as no list/],
+  ['127.0.0.1:1880', /this machine itself/],
+  ['localhost:1880', /this machine itself/],
+  ['[::1]:80', /this machine itself/],
+  ['[::ffff:127.0.0.1]:80', /this machine itself|in disguise/],
+  ['169.254.169.254:80', /link-local/],
+  ['100.101.102.103:22', /the tailnet/],
+  ['nas.tail0a1b2.ts.net:22', /the tailnet/],
+  ['printer.local:631', /mDNS/],
+  ['a b:80', /not a host name/],
+  ['x" accept; flush ruleset; #:80', /not a host/],
+]
+for (const [text, expected] of bad) {
+  test(`allow: ${text} is refused, with what to write`, () => {
+    const read = parseEgress(text)
+    assert.ok('wrong' in read)
+    assert.match(`${read.wrong.message} ${read.wrong.cure}`, expected)
+    assert.ok(read.wrong.cure.length > 0)
+  })
+}
+
+test('a wrong entry is told with its line in gatehouse.toml', () => {
+  assert.throws(
+    () =>
+      parseConfig(
+        '[node_red]\nallow = ["192.168.1.10:1883", "127.0.0.1:1880"]\n',
+        'gatehouse.toml',
+      ),
+    /gatehouse\.toml line 2: allow "127\.0\.0\.1:1880"/,
+  )
+  assert.deepEqual(parseConfig('', 'gatehouse.toml').node_red.allow, [])
+})
+
+test('the preset palette stands for the registry that is set', () => {
+  assert.deepEqual(targets(['palette'], 'https://npm.example.org'), [
+    { text: 'palette', host: { name: 'npm.example.org' }, ports: [443, 443], protocol: 'tcp' },
+  ])
+  assert.deepEqual(targets(['palette'], 'http://[fd00::5]:4873/')[0]!.host, {
+    address: 'fd00::5',
+    family: 6,
+  })
+})
+
+const addresses = (known: Record<string, Known>, name: string): string[] =>
+  Object.keys(known[name]!.addresses)
+
+test('a name that leads to this machine, the tailnet or the like is not followed (DNS rebinding)', async () => {
+  const inside = [
+    '127.0.0.1',
+    '::1',
+    '::ffff:10.0.0.1',
+    '0.0.0.0',
+    '169.254.169.254',
+    'fe80::1',
+    '100.64.0.1',
+    'fd7a:115c:a1e0::1',
+    '224.0.0.1',
+    '192.168.1.7',
+    '64:ff9b::7f00:1',
+  ]
+  const known = await resolveNames(
+    ['evil.example'],
+    {},
+    async () => [...inside, '203.0.113.5'],
+    0,
+    ['192.168.1.7'],
+  )
+  assert.deepEqual(addresses(known, 'evil.example'), ['203.0.113.5'])
+  assert.deepEqual(Object.keys(known['evil.example']!.refused).toSorted(), inside.toSorted())
+  for (const address of ['10.0.0.1', '192.168.1.8', '203.0.113.5', 'fd00::1', '2001:db8::1'])
+    assert.equal(forbidden(address, ['192.168.1.7']), undefined, address)
+})
+
+test("an address that is allowed and becomes this machine's own is taken back at once", async () => {
+  const before = await resolveNames(['x.example'], {}, async () => ['192.168.1.7'], 0, [])
+  assert.deepEqual(
+    addresses(
+      await resolveNames(['x.example'], before, async () => ['192.168.1.8'], 1, ['192.168.1.7']),
+      'x.example',
+    ),
+    ['192.168.1.8'],
+  )
+})
+
+test('addresses of the answer before stay for a while, without an answer all stay', async () => {
+  let known = await resolveNames(['a.example'], {}, async () => ['203.0.113.1'], 0, [])
+  known = await resolveNames(['a.example'], known, async () => ['203.0.113.2'], 1000, [])
+  assert.deepEqual(addresses(known, 'a.example'), ['203.0.113.1', '203.0.113.2'])
+  assert.match(hosts(known, false), /^203\.0\.113\.2 a\.example$/m)
+  assert.doesNotMatch(hosts(known, false), /203\.0\.113\.1/, 'new connections go to the new one')
+  const failed = await resolveNames(
+    ['a.example'],
+    known,
+    async () => {
+      throw new Error('no answer')
+    },
+    10 * grace,
+    [],
+  )
+  assert.deepEqual(
+    [addresses(failed, 'a.example'), failed['a.example']!.problem],
+    [['203.0.113.1', '203.0.113.2'], 'no answer'],
+  )
+  known = await resolveNames(['a.example'], failed, async () => ['203.0.113.3'], 10 * grace, [])
+  assert.deepEqual(addresses(known, 'a.example'), ['203.0.113.3'])
+  assert.deepEqual(
+    Object.keys(await resolveNames([], known, async () => [], 0, [])),
+    [],
+    'a name off the list is forgotten',
+  )
+})
+
+test('Node-RED is told IPv6 addresses only where there is IPv6', async () => {
+  const known = await resolveNames(
+    ['a.example'],
+    {},
+    async () => ['203.0.113.1', '2001:db8::1'],
+    0,
+    [],
+  )
+  assert.doesNotMatch(hosts(known, false), /2001/)
+  assert.match(hosts(known, true), /^2001:db8::1 a\.example$/m)
+})
+
+test('the script replaces the list in one transaction', () => {
+  const [egress] = targets(['a.example:80-90/udp'])
+  assert.equal(
+    script('node-red', [{ egress: egress!, addresses: ['203.0.113.1', '2001:db8::1'] }]),
+    'flush chain inet gatehouse node-red-allow\n' +
+      'add rule inet gatehouse node-red-allow ip daddr { 203.0.113.1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n' +
+      'add rule inet gatehouse node-red-allow ip6 daddr { 2001:db8::1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n',
+  )
+  assert.equal(
+    script('node-red', [{ egress: egress!, addresses: [] }]),
+    'flush chain inet gatehouse node-red-allow\n',
+  )
+})
+
+test("the gateway's targets are those of apps and forwards: each once, no unix sockets, nor what it may reach anyway", () => {
+  const config = parseConfig(
+    `
+[[app]]
+path = "/a/"
+upstreams = ["http://127.0.0.1:3000", "https://nas.example.org:5001", "unix:/run/a.sock", "https://cloud.example.org"]
+[[app]]
+path = "/b/"
+upstreams = ["http://[fd00::5]:8080", "http://127.0.0.1", "http://127.0.0.1:3000", "http://192.168.1.9:80"]
+[[forward]]
+port = 22
+target = "127.0.0.1:22"
+[[forward]]
+port = 5432
+target = "Db.example.org:5432"
+[[forward]]
+port = 8081
+target = "localhost:8081"
+[[forward]]
+port = 23
+target = "unix:/run/x.sock"
+[[forward]]
+sni = ["git.example.org"]
+target = "192.168.1.20:443"
+`,
+    'f',
+  )
+  const seen = gatewayTargets(config).map(
+    ({ host, ports, protocol }) =>
+      `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`,
+  )
+  assert.deepEqual(seen, [
+    '127.0.0.1 3000-3000/tcp',
+    'nas.example.org 5001-5001/tcp',
+    'fd00::5 8080-8080/tcp',
+    '127.0.0.1 80-80/tcp',
+    '127.0.0.1 22-22/tcp',
+    'db.example.org 5432-5432/tcp',
+    '127.0.0.1 8081-8081/tcp',
+    '::1 8081-8081/tcp',
+  ])
+  assert.deepEqual(gatewayTargets(parseConfig('', 'f')), [])
+  const [egress] = gatewayTargets(config)
+  assert.equal(
+    script('gatehouse', [{ egress: egress!, addresses: ['127.0.0.1'] }]),
+    'flush chain inet gatehouse gatehouse-allow\n' +
+      'add rule inet gatehouse gatehouse-allow ip daddr { 127.0.0.1 } tcp dport 3000 accept comment "gatehouse: http://127.0.0.1:3000"\n',
+  )
+  assert.deepEqual(['127.0.0.1', '::1', '192.168.1.9'].map(unreachable), [
+    undefined,
+    undefined,
+    undefined,
+  ])
+  for (const address of [
+    '100.64.0.9',
+    '224.0.0.1',
+    '169.254.169.254',
+    '0.0.0.0',
+    '::ffff:127.0.0.1',
+  ])
+    assert.equal(typeof unreachable(address), 'string', address)
+})
+
+test("gatehouse firewall reads rules, counters and the kernel's log", () => {
+  const rules = overview([
+    { rule: { chain: 'in', comment: 'DHCP answers', expr: [{ match: {} }, { accept: null }] } },
+    { rule: { chain: 'in', expr: [{ goto: { target: 'drop-in' } }] } },
+    { rule: { chain: 'out', comment: 'gatehouse: UDP', expr: [{ accept: null }] } },
+    { rule: { chain: 'node-red-allow', comment: 'node-red: x', expr: [{ accept: null }] } },
+    { counter: { name: 'dropped-in', comment: 'nothing listens', packets: 7, bytes: 400 } },
+  ])
+  assert.deepEqual(rules, {
+    in: ['DHCP answers'],
+    out: ['gatehouse: UDP'],
+    dropped: [{ name: 'dropped-in', comment: 'nothing listens', packets: 7 }],
+  })
+  const recent = drops(
+    [
+      {
+        MESSAGE:
+          'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=10.0.0.9 DST=1.1.1.1 LEN=60 PROTO=TCP SPT=4 DPT=443 UID=603 GID=603',
+        __REALTIME_TIMESTAMP: '1795257848704000',
+      },
+      { MESSAGE: 'something else about gatehouse-drop ', __REALTIME_TIMESTAMP: '1795257848704000' },
+    ]
+      .map((line) => JSON.stringify(line))
+      .join('\n'),
+  )
+  assert.deepEqual(
+    recent.map(({ why, what }) => [why, what]),
+    [['out-node-red', 'TCP 10.0.0.9 → 1.1.1.1 port 443, user 603']],
+  )
+  const text = render(
+    rules,
+    {
+      at: '2026-11-21T10:00:00.000Z',
+      entries: [
+        {
+          text: 'a.example:80',
+          addresses: ['203.0.113.1'],
+          refused: { '127.0.0.1': 'this machine itself' },
+        },
+      ],
+      names: {},
+    },
+    recent,
+  )
+  for (const part of [
+    /DHCP answers/,
+    /node-red: a\.example:80 = 203\.0\.113\.1/,
+    /refused: 127\.0\.0\.1, this machine itself/,
+    /7 {2}in {14}nothing listens/,
+    /TCP 10\.0\.0\.9 → 1\.1\.1\.1 port 443/,
+  ])
+    assert.match(text, part)
+  assert.match(render(rules, undefined, []), /node-red: nobody/)
+  assert.match(
+    render(
+      rules,
+      {
+        at: '2026-11-21T10:00:00.000Z',
+        entries: [],
+        gateway: [{ text: 'db.example.org:5432', addresses: ['10.0.0.3'], refused: {} }],
+        names: {},
+      },
+      [],
+    ),
+    /gatehouse: db\.example\.org:5432 = 10\.0\.0\.3\n {2}node-red: nobody/,
+  )
+})

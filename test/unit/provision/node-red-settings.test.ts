@@ -1,0 +1,151 @@
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+
+const root = mkdtempSync(join(tmpdir(), 'gh-node-red-settings-'))
+after(() => rmSync(root, { recursive: true, force: true }))
+const source = join(import.meta.dirname, '../../../overlays/usr/lib/gatehouse')
+
+/**
+ * Node-RED's settings as the appliance has them, with what systemd hands over; and what was said on
+ * standard error.
+ */
+function settings(
+  own: string | undefined,
+  env: Record<string, string> = {},
+): { settings: Record<string, any>; said: string } {
+  const directory = mkdtempSync(join(root, 's-'))
+  const credentials = join(directory, 'credentials')
+  mkdirSync(credentials)
+  writeFileSync(join(credentials, 'channel'), 'c'.repeat(64))
+  writeFileSync(join(credentials, 'credential-secret'), 'ab'.repeat(32))
+  if (own !== undefined) writeFileSync(join(credentials, 'settings.js'), own)
+  // Beside no package.json that says "module".
+  copyFileSync(join(source, 'node-red-settings.js'), join(directory, 'settings.cjs'))
+  copyFileSync(join(source, 'node-red-auth.cjs'), join(directory, 'node-red-auth.cjs'))
+  const { stdout, stderr, status } = spawnSync(
+    process.execPath,
+    [
+      '-e',
+      `console.log(JSON.stringify(require(${JSON.stringify(join(directory, 'settings.cjs'))})))`,
+    ],
+    {
+      encoding: 'utf8',
+      env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, ...env },
+    },
+  )
+  assert.equal(status, 0, stderr)
+  return { settings: JSON.parse(stdout), said: stderr }
+}
+
+test('nothing is installed and nothing fetched unless the list allows the palette', () => {
+  const { settings: strict } = settings(undefined)
+  assert.deepEqual(strict['externalModules'].palette, {
+    allowInstall: false,
+    allowUpload: false,
+    allowUpdate: false,
+  })
+  assert.deepEqual(
+    [
+      strict['externalModules'].modules.allowInstall,
+      strict['functionExternalModules'],
+      strict['editorTheme'].palette.catalogues,
+    ],
+    [false, false, []],
+  )
+  const { settings: open } = settings(undefined, {
+    GATEHOUSE_PALETTE: 'yes',
+    GATEHOUSE_FUNCTION_MODULES: 'yes',
+  })
+  assert.deepEqual(
+    [
+      open['externalModules'].palette.allowInstall,
+      open['externalModules'].modules.allowInstall,
+      open['functionExternalModules'],
+    ],
+    [true, true, true],
+  )
+  assert.equal(strict['credentialSecret'], 'ab'.repeat(32))
+  assert.equal(strict['uiPort'], '/run/node-red/http.sock')
+})
+
+test("a user's own settings count, but not for what belongs to the appliance", () => {
+  const { settings: merged, said } = settings(
+    'module.exports = { flowFilePretty: false, functionGlobalContext: { answer: 42 }, uiPort: 1880, adminAuth: null, credentialSecret: "mine" }',
+  )
+  assert.deepEqual(
+    [merged['flowFilePretty'], merged['functionGlobalContext']],
+    [false, { answer: 42 }],
+  )
+  assert.deepEqual(
+    [merged['uiPort'], merged['credentialSecret']],
+    ['/run/node-red/http.sock', 'ab'.repeat(32)],
+  )
+  assert.ok(merged['adminAuth'])
+  assert.match(said, /uiPort, adminAuth, credentialSecret cannot be set there/)
+})
+
+test('projects are on by configuration and not otherwise, whatever else of the editor a user sets', () => {
+  const own =
+    'module.exports = { editorTheme: { page: { title: "Mine" }, projects: { enabled: true, workflow: { mode: "auto" } } } }'
+  for (const [env, enabled] of [
+    [{}, false],
+    [{ GATEHOUSE_PROJECTS: 'yes' }, true],
+  ] as const) {
+    assert.equal(settings(undefined, env).settings['editorTheme'].projects.enabled, enabled)
+    const { editorTheme } = settings(own, env).settings
+    assert.deepEqual(
+      [editorTheme.page.title, editorTheme.projects],
+      ['Mine', { enabled, workflow: { mode: 'auto' } }],
+    )
+  }
+})
+
+test('a mistake in them is said, and Node-RED starts without them', () => {
+  for (const own of ['throw new Error("oops")', 'module.exports = 5', 'require("./not-there")']) {
+    const { settings: without, said } = settings(own)
+    assert.equal(without['flowFile'], 'flows.json')
+    assert.match(said, /settings_file is not used: /)
+  }
+})
+
+test('flows that bring Node-RED down three times are left stopped, until a start ends in good order', () => {
+  const cache = mkdtempSync(join(root, 'cache-'))
+  const credentials = mkdtempSync(join(root, 'credentials-'))
+  writeFileSync(join(credentials, 'channel'), 'c'.repeat(64))
+  writeFileSync(join(credentials, 'credential-secret'), 'ab'.repeat(32))
+  copyFileSync(join(source, 'node-red-settings.js'), join(cache, 'settings.cjs'))
+  copyFileSync(join(source, 'node-red-auth.cjs'), join(cache, 'node-red-auth.cjs'))
+  const start = (end: string): { safe: string; said: string } => {
+    const { stdout, stderr } = spawnSync(
+      process.execPath,
+      [
+        '-e',
+        `const { safeMode } = require(${JSON.stringify(join(cache, 'settings.cjs'))}); require('node:fs').writeSync(1, String(safeMode)); ${end}`,
+      ],
+      {
+        encoding: 'utf8',
+        env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, CACHE_DIRECTORY: cache },
+      },
+    )
+    return { safe: stdout, said: stderr }
+  }
+  const down = "process.kill(process.pid, 'SIGKILL')"
+  assert.deepEqual(
+    [start(down).safe, start('process.exit(1)').safe, start(down).safe],
+    ['undefined', 'undefined', 'undefined'],
+  )
+  const fourth = start(down)
+  assert.equal(fourth.safe, 'true')
+  assert.match(fourth.said, /gone down three times within ten minutes.*deploy/)
+  assert.equal(start('process.exit(0)').safe, 'true')
+  assert.equal(start(down).safe, 'undefined', 'that one was stopped in good order')
+  // Of an earlier boot, and of long ago.
+  writeFileSync(join(cache, 'starts'), JSON.stringify([1e9, 1e9, 1e9]))
+  assert.equal(start('process.exit(0)').safe, 'undefined')
+  writeFileSync(join(cache, 'starts'), '[1, 2')
+  assert.equal(start('process.exit(0)').safe, 'undefined')
+})

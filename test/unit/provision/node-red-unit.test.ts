@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import { defaults, parseConfig } from '../../../src/config/config.ts'
+import { applyDropIn } from '../../../src/provision/drop-in.ts'
+import { nodeRedDropIn } from '../../../src/provision/node-red-unit.ts'
+import { provision } from '../../../src/provision/provision.ts'
+
+const root = mkdtempSync(join(tmpdir(), 'gh-node-red-unit-'))
+after(() => rmSync(root, { recursive: true, force: true }))
+
+const dropIn = (toml: string): string =>
+  nodeRedDropIn(parseConfig(`[node_red]\n${toml}\n`, 'gatehouse.toml').node_red, '/config')
+
+test('nothing configured: no drop-in, and systemd is not bothered', async () => {
+  assert.equal(nodeRedDropIn(defaults().node_red, '/config'), '')
+  await applyDropIn('node-red.service', '', join(root, 'units'))
+  assert.ok(!existsSync(join(root, 'units')))
+})
+
+test('a list lifts the private network and no more; another list is the same drop-in', () => {
+  const text = dropIn('allow = ["10.0.0.1:80"]')
+  assert.match(text, /^PrivateNetwork=no$/m)
+  assert.match(text, /^IPAddressDeny=localhost .*100\.64\.0\.0\/10/m)
+  assert.match(text, /^BindReadOnlyPaths=\/run\/gatehouse-firewall\/hosts:\/etc\/hosts$/m)
+  assert.doesNotMatch(text, /PALETTE|Device|10\.0\.0\.1/)
+  assert.equal(dropIn('allow = ["b.example:443", "10.0.0.2:81"]'), text)
+})
+
+test("each device gives its own class and group, and none another's", () => {
+  const serial = dropIn('devices = ["serial"]')
+  assert.match(serial, /^PrivateDevices=no\nDevicePolicy=closed$/m)
+  assert.match(serial, /^DeviceAllow=char-ttyUSB rw$/m)
+  assert.match(serial, /^SupplementaryGroups=dialout$/m)
+  assert.doesNotMatch(serial, /i2c|gpio|video|PrivateNetwork/)
+  assert.doesNotMatch(dropIn('devices = ["i2c"]'), /tty|dialout/)
+})
+
+test('projects are switched on by the environment', () => {
+  assert.match(dropIn('projects = true'), /^Environment=GATEHOUSE_PROJECTS=yes$/m)
+  assert.equal(dropIn('projects = false'), '')
+})
+
+test('a registry cannot smuggle in another setting', () => {
+  const text = dropIn('allow = ["palette"]\nregistry = "https://npm.example.org/%22/\\\\\\"x"')
+  assert.equal(text.split('\n').filter((line) => line.includes('npm_config_registry')).length, 1)
+  assert.doesNotMatch(text, /[^%]%2/, 'no specifier')
+})
+
+test('settings_file is taken over for systemd alone to read; what is no JavaScript is named with its line', async () => {
+  const boot = mkdtempSync(join(root, 'boot-'))
+  const paths = { boot, config: join(boot, 'config'), problem: join(boot, 'problem') }
+  writeFileSync(join(boot, 'gatehouse.toml'), '[node_red]\nsettings_file = "mine.js"\n')
+  writeFileSync(join(boot, 'mine.js'), '\uFEFFmodule.exports = {\n  flowFilePretty: false }\n')
+  assert.deepEqual(await provision(paths, async (_name, secret) => secret), { outcome: 'new' })
+  assert.match(
+    dropIn('settings_file = "mine.js"'),
+    /^LoadCredential=settings\.js:\/config\/mine\.js$/m,
+  )
+  writeFileSync(join(boot, 'mine.js'), 'module.exports = {\n  flowFilePretty = false }\n')
+  const { outcome, problem } = await provision(paths, async (_name, secret) => secret)
+  assert.equal(outcome, 'kept')
+  assert.match(problem!, /mine\.js is not JavaScript: line 2: .*GH_CONFIG_SETTINGS_FILE/)
+  writeFileSync(join(boot, 'gatehouse.toml'), '')
+  await provision(paths, async (_name, secret) => secret)
+  assert.ok(!existsSync(join(paths.config, 'mine.js')), 'a file no longer named goes')
+})
