@@ -104,11 +104,9 @@ async function load(): Promise<{ ms: number; bytes: number; requests: number }> 
   const begun = performance.now()
   let requests = 0
   const get = async (path: string): Promise<string> => {
-    const accept = path.endsWith('#html')
-      ? 'text/html'
-      : path === '/nodes' || path === '/plugins'
-        ? 'application/json'
-        : '*/*'
+    let accept = '*/*'
+    if (path.endsWith('#html')) accept = 'text/html'
+    else if (path === '/nodes' || path === '/plugins') accept = 'application/json'
     const answer = await request(origin + path.split('#', 1)[0], {
       dispatcher: agent,
       headers: { accept, 'accept-encoding': 'gzip, deflate, br, zstd', 'accept-language': 'en-US' },
@@ -133,13 +131,8 @@ async function load(): Promise<{ ms: number; bytes: number; requests: number }> 
 }
 
 function decode(coding: string, bytes: Buffer): string {
-  return (
-    coding === 'br'
-      ? brotliDecompressSync(bytes)
-      : coding === 'zstd'
-        ? zstdDecompressSync(bytes)
-        : gunzipSync(bytes)
-  ).toString()
+  const decoders = { br: brotliDecompressSync, zstd: zstdDecompressSync, gzip: gunzipSync }
+  return decoders[coding as keyof typeof decoders](bytes).toString()
 }
 
 await load()

@@ -113,22 +113,14 @@ export async function report(before: string, after: string, debs: string): Promi
       const deb = files.find((file) => file.startsWith(`${name}_${now.replaceAll(':', '%3a')}_`))
       const changelog = deb === undefined ? undefined : await changelogOf(join(debs, deb), name)
       const found = changelog === undefined ? undefined : advisories(changelog, old)
-      note =
-        found === undefined
-          ? '  (its changelog does not tell)'
-          : found.length === 0
-            ? ''
-            : `  closes ${found.join(', ')}`
+      if (found === undefined) note = '  (its changelog does not tell)'
+      else if (found.length > 0) note = `  closes ${found.join(', ')}`
       for (const advisory of found ?? [])
         closed.set(advisory, [...(closed.get(advisory) ?? []), name])
     }
-    lines.push(
-      old === undefined
-        ? `+ ${type} ${name} ${now}`
-        : now === undefined
-          ? `- ${type} ${name} ${old}`
-          : `  ${type} ${name} ${old} → ${now}${note}`,
-    )
+    if (old === undefined) lines.push(`+ ${type} ${name} ${now}`)
+    else if (now === undefined) lines.push(`- ${type} ${name} ${old}`)
+    else lines.push(`  ${type} ${name} ${old} → ${now}${note}`)
   }
   const advisory = [...closed.keys()].toSorted((a, b) =>
     a.localeCompare(b, 'en', { numeric: true }),

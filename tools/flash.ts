@@ -336,8 +336,8 @@ async function main(device: string, image: string, keep: boolean): Promise<void>
     expected,
     (what, part) => {
       const line = `${what} ${String(Math.floor(part * 100)).padStart(3)} %`
-      if (line !== last)
-        process.stdout.write(process.stdout.isTTY ? `\r${line}` : part === 1 ? `${line}\n` : '')
+      if (line !== last && process.stdout.isTTY) process.stdout.write(`\r${line}`)
+      else if (line !== last && part === 1) process.stdout.write(`${line}\n`)
       last = line
     },
     { keep },

@@ -56,9 +56,10 @@ export async function call(
           .on('end', () => {
             try {
               const json = text !== '' && response.headers['content-type'] === 'application/json'
+              const body: unknown = json ? JSON.parse(text) : text
               resolve({
                 status: response.statusCode ?? 0,
-                body: text === '' ? undefined : json ? JSON.parse(text) : text,
+                body: text === '' ? undefined : body,
               })
             } catch (err) {
               reject(new Error(`${socketPath} answers no JSON`, { cause: err }))

@@ -33,18 +33,18 @@ export interface CertsRecord {
   result: 'ok' | 'waiting' | 'failed'
   names: string[]
   /** Set unless ok: cause and cure in one line. */
-  problem?: string
+  problem?: string | undefined
   /** Set with {@link problem}. */
-  code?: FailureCode
+  code?: FailureCode | undefined
   /** Set with {@link problem}: the worst of all names. */
-  severity?: Severity
+  severity?: Severity | undefined
   /**
    * Set with {@link problem} once certificates were looked at: whole days until the first
    * certificate that is due expires; 0 when there is none or it has.
    */
-  daysLeft?: number
+  daysLeft?: number | undefined
   /** Earliest next attempt, RFC 3339. */
-  next?: string
+  next?: string | undefined
   /** Those there are, with the moment (RFC 3339) each is renewed at and who chose it. */
   certificates?: Array<{
     name: string
@@ -166,8 +166,11 @@ export function urgency(
 ): { severity: Severity; daysLeft: number; overdue: boolean } {
   const left = certificate.notAfter.getTime() - now.getTime()
   const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
+  let severity: 'error' | 'warning' | 'info' = 'info'
+  if (left <= life / 6) severity = 'error'
+  else if (left <= life / 4) severity = 'warning'
   return {
-    severity: left <= life / 6 ? 'error' : left <= life / 4 ? 'warning' : 'info',
+    severity,
     daysLeft: Math.max(0, Math.floor(left / day)),
     overdue: now > renewAt(certificate),
   }

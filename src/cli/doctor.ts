@@ -37,7 +37,8 @@ export async function runDoctor(paths: Paths, { json }: { json: boolean }): Prom
     reached = false
   }
   process.stdout.write(json ? `${JSON.stringify(checks, undefined, 2)}\n` : report(checks))
-  return !reached ? 2 : checks.some(({ result }) => result === 'fail') ? 1 : 0
+  if (!reached) return 2
+  return checks.some(({ result }) => result === 'fail') ? 1 : 0
 }
 
 /** The findings for a person. */

@@ -44,3 +44,9 @@ export function forbidden(address: string, own: Iterable<string> = []): string |
   }
   return [...own].includes(address) ? 'this machine itself' : undefined
 }
+
+/** 4 or 6 for what is written as an address of that family; undefined for a name. */
+export function familyOf(host: string): 4 | 6 | undefined {
+  if (host.includes(':')) return 6
+  return /^[\d.]+$/.test(host) ? 4 : undefined
+}

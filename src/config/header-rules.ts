@@ -46,12 +46,9 @@ export function applyRules(headers: Headers, { remove, set, add }: HeaderRules):
   for (const [name, value] of add) {
     const before = headers[name]
     // Set-Cookie alone may not be joined (RFC 9110 §5.3).
-    headers[name] =
-      before === undefined
-        ? value
-        : name === 'set-cookie'
-          ? [before, value].flat()
-          : `${[before].flat().join(', ')}, ${value}`
+    if (before === undefined) headers[name] = value
+    else if (name === 'set-cookie') headers[name] = [before, value].flat()
+    else headers[name] = `${[before].flat().join(', ')}, ${value}`
   }
   return headers
 }

@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
+import { familyOf } from './addresses.ts'
 import type { Egress, Preset } from './egress.ts'
 
 /** Where the image has npm, as part of Node-RED. */
@@ -21,7 +22,7 @@ export function expandPreset(preset: Preset, options: PresetOptions = {}): Egres
   const url = new URL(options.registry ?? defaultRegistry(options.npm ?? npmDirectory))
   const port = Number(url.port || (url.protocol === 'https:' ? 443 : 80))
   const name = url.hostname.replace(/^\[|\]$/g, '')
-  const family = name.includes(':') ? 6 : /^[\d.]+$/.test(name) ? 4 : undefined
+  const family = familyOf(name)
   return [
     {
       text: preset,

@@ -24,6 +24,7 @@ export interface Key<T, D extends T | undefined = T | undefined> {
  * Keys of one table by their name in TypeScript; in the file a name is written in snake case
  * ({@link tomlName}).
  */
+// oxlint-disable-next-line typescript/no-explicit-any -- a key of any type is one
 export type Keys = Record<string, Key<any, any>>
 
 function key<T>(kind: Kind<T>, options: { default: NoInfer<T>; example: string }): Key<T, T>
@@ -31,7 +32,7 @@ function key<T>(kind: Kind<T>, options: { example: string; secret?: boolean }): 
 function key<T>(
   kind: Kind<T>,
   options: { default?: T; example: string; secret?: boolean },
-): Key<T, any> {
+): Key<T, T | undefined> {
   return {
     kind,
     default: options.default,
@@ -545,6 +546,7 @@ export const schema = {
  * entries.
  */
 export const entryChecks: {
+  // oxlint-disable-next-line typescript/no-explicit-any -- each takes an entry of its own table
   [T in keyof Config]?: (entry: any, others: any[]) => Wrong | undefined
 } = {
   tailnet: ({ authKey, clientSecret, tags }: Config['tailnet']) => {

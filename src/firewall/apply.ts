@@ -186,7 +186,7 @@ export async function apply(
     hosts(Object.fromEntries(named(egress).map((name) => [name, names[name]!])), withIPv6),
   )
   const kept = (entries: Array<Entry & { egress: Egress }>): Entry[] =>
-    entries.map(({ egress: _, ...rest }) => rest)
+    entries.map(({ egress: _egress, ...rest }) => rest)
   const applied: Applied = {
     at: new Date().toISOString(),
     entries: kept(forNodeRed),

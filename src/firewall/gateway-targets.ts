@@ -1,5 +1,5 @@
 import type { Config } from '../config/config.ts'
-import { forbidden } from '../config/addresses.ts'
+import { familyOf, forbidden } from '../config/addresses.ts'
 import type { Egress } from '../config/egress.ts'
 
 /**
@@ -35,7 +35,7 @@ export function gatewayTargets({ app, forward }: Pick<Config, 'app' | 'forward'>
         ports: [port, port],
         protocol: 'tcp',
       })
-      const family = host.includes(':') ? 6 : /^[\d.]+$/.test(host) ? 4 : undefined
+      const family = familyOf(host)
       if (host === 'localhost')
         return [egress({ address: '127.0.0.1', family: 4 }), egress({ address: '::1', family: 6 })]
       if (anywhere.includes(port) && !(family !== undefined && isLoopback(host))) return []
@@ -56,5 +56,5 @@ export function unreachable(address: string): string | undefined {
 }
 
 function isLoopback(address: string): boolean {
-  return /^127\./.test(address) || address === '::1'
+  return address.startsWith('127.') || address === '::1'
 }

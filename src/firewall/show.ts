@@ -91,9 +91,10 @@ export function render(rules: Overview, applied: Applied | undefined, recent: Dr
   ]
   const list = (caller: Caller, entries: readonly Entry[]): void => {
     for (const { text, addresses, refused, problem } of entries) {
-      lines.push(
-        `  ${caller}: ${text}${addresses.length === 0 ? '  NOT NOW' : addresses.length === 1 && text.includes(addresses[0]!) ? '' : ` = ${addresses.join(', ')}`}`,
-      )
+      // An entry that is an address itself needs no other.
+      const same = addresses.length === 1 && text.includes(addresses[0]!)
+      const found = same ? '' : ` = ${addresses.join(', ')}`
+      lines.push(`  ${caller}: ${text}${addresses.length === 0 ? '  NOT NOW' : found}`)
       for (const [address, why] of Object.entries(refused))
         lines.push(`    refused: ${address}, ${why}`)
       if (problem !== undefined) lines.push(`    ${problem}`)

@@ -653,12 +653,9 @@ export class Gateway {
   #say(): void {
     if (this.#closing) return
     const problem = this.problems.list()[0]
-    const line =
-      problem !== undefined
-        ? `${problem.message}. ${problem.cure}`
-        : this.#https !== undefined && this.#node?.name !== undefined
-          ? `serving https://${this.#node.name}/`
-          : 'joining the tailnet'
+    const name = this.#https === undefined ? undefined : this.#node?.name
+    const well = name === undefined ? 'joining the tailnet' : `serving https://${name}/`
+    const line = problem === undefined ? well : `${problem.message}. ${problem.cure}`
     if (line === this.#line) return
     this.#line = line
     this.#options.onState?.(line)

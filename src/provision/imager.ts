@@ -69,7 +69,7 @@ function readWifi(wifis: unknown, ignored: string[]): ImagerSettings['wifi'] {
     .find((value) => typeof value === 'string')
   return {
     ssid,
-    ...(key === undefined ? {} : { password: String(key) }),
+    ...(key === undefined ? {} : { password: String(key as string | number) }),
     ...(typeof country === 'string' ? { country } : {}),
     ...(hidden === true ? { hidden } : {}),
   }

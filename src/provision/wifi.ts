@@ -36,13 +36,7 @@ export function wifiConfig({
       '[wifi] has no country, which decides the channels that may be used',
       'Write country = "DE", with your country\'s two letters',
     )
-  const keys =
-    password === undefined
-      ? ['key_mgmt=NONE']
-      : /^[0-9a-f]{64}$/i.test(password)
-        ? ['key_mgmt=WPA-PSK WPA-PSK-SHA256', `psk=${password}`]
-        : // Quoted to the line's last quotation mark, which a passphrase may hold too.
-          ['key_mgmt=WPA-PSK WPA-PSK-SHA256 SAE', `psk="${password}"`, `sae_password="${password}"`]
+  const keys = keyLines(password)
   return [
     '# Written by gatehouse provision: [wifi] in gatehouse.toml.',
     `country=${country}`,
@@ -56,4 +50,13 @@ export function wifiConfig({
     '}',
     '',
   ].join('\n')
+}
+
+/** The lines of wpa_supplicant.conf that say how to join. */
+function keyLines(password: string | undefined): string[] {
+  if (password === undefined) return ['key_mgmt=NONE']
+  if (/^[0-9a-f]{64}$/i.test(password))
+    return ['key_mgmt=WPA-PSK WPA-PSK-SHA256', `psk=${password}`]
+  // Quoted to the line's last quotation mark, which a passphrase may hold too.
+  return ['key_mgmt=WPA-PSK WPA-PSK-SHA256 SAE', `psk="${password}"`, `sae_password="${password}"`]
 }

@@ -120,6 +120,8 @@ interface Undici {
  * library hides that, of no type. Its maker closes it.
  */
 // oxlint-disable-next-line no-explicit-any
+// oxlint-disable typescript/no-explicit-any -- where the types of fetch are not there, what it
+// takes is not known either
 export type Dispatcher = (RequestInit extends { dispatcher?: infer D }
   ? unknown extends D
     ? any
@@ -128,6 +130,7 @@ export type Dispatcher = (RequestInit extends { dispatcher?: infer D }
   close(): Promise<void>
   destroy(): Promise<void>
 }
+// oxlint-enable typescript/no-explicit-any
 
 /** undici, an optional peer dependency. */
 export async function loadUndici(): Promise<Undici> {

@@ -413,9 +413,9 @@ export class Server extends EventEmitter<Events> {
     const end = async (): Promise<void> => {
       this.open.delete(id)
       if (!this.ended)
-        await this.request('unlisten', { listener: id }).catch((err) =>
-          this.ended ? undefined : Promise.reject(err),
-        )
+        await this.request('unlisten', { listener: id }).catch((err) => {
+          if (!this.ended) throw err
+        })
     }
     const listener = new Listener(...address(answer), end, answer.fqdn)
     this.open.set(id, listener)

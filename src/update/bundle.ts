@@ -73,10 +73,13 @@ export function imageVersion(osRelease: string): string | undefined {
   return /^IMAGE_VERSION="?([^"\n]+)"?$/m.exec(osRelease)?.[1]
 }
 
+const mebibyte = 2 ** 20
+
 /**
  * Room for a file of an update, bytes: the slots of overlays/usr/lib/repart.d, and a kernel image
  * of which the card's FAT partition holds two.
  */
 export function largest(name: string): number {
-  return (name.endsWith('.root') ? 512 : name.endsWith('.verity') ? 16 : 100) * 2 ** 20
+  if (name.endsWith('.root')) return 512 * mebibyte
+  return (name.endsWith('.verity') ? 16 : 100) * mebibyte
 }

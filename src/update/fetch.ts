@@ -17,7 +17,8 @@ import { webSource } from './source.ts'
  */
 export async function whoAsks(paths: UpdatePaths): Promise<'force' | 'asked' | undefined> {
   const asked = await readFile(paths.asked, 'utf8').catch(() => undefined)
-  return asked === undefined ? undefined : asked === 'force' ? 'force' : 'asked'
+  if (asked === undefined) return undefined
+  return asked === 'force' ? 'force' : 'asked'
 }
 
 /** Why [updates] keeps an update away, wherever it comes from; undefined when it does not. */

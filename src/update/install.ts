@@ -106,7 +106,7 @@ export async function install(
       }).catch((err: { stderr?: string }) => {
         throw new GatehouseError(
           'GH_UPDATE_WRITE',
-          `the update could not be written: ${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? String(err)))}`,
+          `the update could not be written: ${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? 'no reason was given'))}`,
           'The system that runs is untouched. If this goes on, the card is failing',
         )
       })

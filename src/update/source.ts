@@ -49,7 +49,7 @@ export function webSource(url: string): Source {
     from = 0,
   ): Promise<{ response: Response; alive: () => void }> => {
     const stuck = new AbortController()
-    let timer = setTimeout(() => {
+    const timer = setTimeout(() => {
       stuck.abort(new Error(`no data for ${patience / 1000} s`))
     }, patience)
     timer.unref()
@@ -128,14 +128,8 @@ export function folderSource(folder: string, name: string): Source {
       join(folder, file),
       constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK,
     ).catch((err: NodeJS.ErrnoException) => {
-      throw wrong(
-        err.code === 'ENOENT'
-          ? 'is missing'
-          : err.code === 'ELOOP'
-            ? 'is a link'
-            : `cannot be read: ${reason(err)}`,
-        err,
-      )
+      const known: Record<string, string> = { ENOENT: 'is missing', ELOOP: 'is a link' }
+      throw wrong(known[err.code ?? ''] ?? `cannot be read: ${reason(err)}`, err)
     })
     const stat = await handle.stat()
     if (stat.isFile()) return { handle, size: stat.size, wrong }

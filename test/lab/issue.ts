@@ -166,8 +166,9 @@ try {
     for (; time < begin + days * day; time += day / 4) {
       const passed = (time - begin) / day
       const wrong = options.wrongClock?.find(({ from, to }) => passed >= from && passed < to)?.clock
-      const clock =
-        wrong === undefined ? time : typeof wrong === 'number' ? wrong : time + wrong.ahead
+      let clock = time
+      if (typeof wrong === 'number') clock = wrong
+      else if (wrong !== undefined) clock = time + wrong.ahead
       const record = await run(
         options,
         () => new Date(clock),

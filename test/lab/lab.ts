@@ -267,7 +267,7 @@ export class Lab {
     // A route to nowhere: without one, what the servers send outside would fail before it is
     // counted.
     await this.#ip(this.ns, 'route', 'add', 'default', 'via', '10.77.0.254', 'dev', 'br0')
-    await must(await this.#run(['ip', 'netns', 'exec', this.ns, 'nft', '-f', '-'], ruleset), 'nft')
+    must(await this.#run(['ip', 'netns', 'exec', this.ns, 'nft', '-f', '-'], ruleset), 'nft')
   }
 
   async #makeNamespace(ns: string): Promise<void> {
@@ -277,7 +277,7 @@ export class Lab {
       `/etc/netns/${ns}/resolv.conf`,
       'nameserver 10.77.0.1\noptions timeout:2 attempts:2\n',
     )
-    await must(await this.#run(['ip', 'netns', 'add', ns]), 'ip netns add')
+    must(await this.#run(['ip', 'netns', 'add', ns]), 'ip netns add')
     await this.#ip(ns, 'link', 'set', 'lo', 'up')
   }
 
@@ -433,7 +433,7 @@ export class Lab {
 
   /** Packets that tried to leave the segment, since the start. */
   async leaked(): Promise<number> {
-    const { stdout } = await must(
+    const { stdout } = must(
       await this.#run([
         'ip',
         'netns',
@@ -458,7 +458,7 @@ export class Lab {
 
   /** Who tried to send where, for the message of a test that found {@link leaked} above zero. */
   async leaks(): Promise<{ from: string; to: string }[]> {
-    const { stdout } = await must(
+    const { stdout } = must(
       await this.#run([
         'ip',
         'netns',
@@ -646,7 +646,7 @@ export class Lab {
   }
 
   async #ip(ns: string, ...args: string[]): Promise<void> {
-    await must(await this.#run(['ip', '-n', ns, ...args]), `ip ${args.join(' ')}`)
+    must(await this.#run(['ip', '-n', ns, ...args]), `ip ${args.join(' ')}`)
   }
 
   async #run(argv: string[], input?: string): Promise<Result> {

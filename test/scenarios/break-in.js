@@ -393,4 +393,4 @@ const kinds = {
     }
   },
 }
-Promise.resolve(kinds[what]()).then(() => process.exit(0))
+void Promise.resolve(kinds[what]()).then(() => process.exit(0))

@@ -483,7 +483,8 @@ export class Machine {
     ]
     // TCG: la57 (five-level page tables) only makes every page walk longer. arm64: the Pi 4's
     // processor.
-    const cpu = accelerator === 'kvm' ? 'host' : arch === 'amd64' ? 'max,la57=off' : 'cortex-a72'
+    const emulated = arch === 'amd64' ? 'max,la57=off' : 'cortex-a72'
+    const cpu = accelerator === 'kvm' ? 'host' : emulated
     return [
       ...fromTree(arch === 'amd64' ? 'qemu-system-x86_64' : 'qemu-system-aarch64'),
       '-L',
@@ -594,7 +595,7 @@ export class Machine {
         process.off('exit', this.#onExit)
         this.#shell?.destroy()
         this.#failPending(new Error(`machine: QEMU has ended. ${this.#stderr.trim()}`))
-        Promise.all([
+        void Promise.all([
           tool('ip', ['-n', namespace, 'link', 'del', 'dev', this.#tap]).catch(() => {}), // the namespace may be gone, and the tap with it
           rm(this.#sockets, { recursive: true, force: true }),
         ]).then(() => done())
@@ -836,11 +837,15 @@ export class Machine {
             error?: { desc: string }
           }
           if (message.QMP !== undefined) socket.write('{"execute":"qmp_capabilities"}\n')
-          else if (message.error !== undefined)
-            (socket.end(), fail(new Error(`machine: QEMU: ${message.error.desc}`)))
-          else if (message.return !== undefined && ++answers === 1)
+          else if (message.error !== undefined) {
+            socket.end()
+            fail(new Error(`machine: QEMU: ${message.error.desc}`))
+          } else if (message.return !== undefined && ++answers === 1)
             socket.write(`${JSON.stringify(command)}\n`)
-          else if (message.return !== undefined) (socket.end(), done(message.return))
+          else if (message.return !== undefined) {
+            socket.end()
+            done(message.return)
+          }
         }
       })
     })

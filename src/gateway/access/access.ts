@@ -35,7 +35,7 @@ export interface Access {
   /**
    * What is wrong with the grants, where a value of them was not understood and so gives nothing.
    */
-  problem?: string
+  problem?: string | undefined
 }
 
 const nothing: Access = { rights: new Set(), from: 'none' }
@@ -69,12 +69,8 @@ export function decide(
     if (typeof read === 'string') problem = read
     else for (const right of read) rights.add(right)
   }
-  const names =
-    peer.node.tags.length > 0
-      ? peer.node.tags
-      : peer.user === undefined
-        ? []
-        : [peer.user.loginName]
+  const person = peer.user === undefined ? [] : [peer.user.loginName]
+  const names = peer.node.tags.length > 0 ? peer.node.tags : person
   let listed = false
   for (const right of ['view', 'edit', 'use'] as const) {
     if (!settings[right].some((name) => names.includes(name))) continue
@@ -83,11 +79,8 @@ export function decide(
   }
   if (rights.has('edit')) rights.add('view')
   if (granted !== undefined || listed) {
-    return {
-      rights,
-      from: rights.size === 0 ? 'none' : granted === undefined ? 'settings' : 'grant',
-      ...(problem === undefined ? {} : { problem }),
-    }
+    const source = granted === undefined ? 'settings' : 'grant'
+    return { rights, from: rights.size === 0 ? 'none' : source, problem }
   }
   return owns(peer, self) ? { rights: new Set(allRights), from: 'owner' } : nothing
 }

@@ -44,13 +44,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
   ): void => {
     request.whoIs = whoIs
     request.access = access
-    const path = request.url.split('?', 1)[0]!
-    const rights: Right[] =
-      path.startsWith(ownPrefix) && request.to.service === undefined
-        ? ['status']
-        : request.to.right !== undefined
-          ? [request.to.right]
-          : needed(request.method, path, request.headers.upgrade !== undefined)
+    const rights = rightsFor(request)
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what
       // is for the editor does not go to them.
@@ -108,6 +102,31 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
   })
 })
 
+/** The rights that a request needs; all of them. */
+function rightsFor(request: FastifyRequest): Right[] {
+  const path = request.url.split('?', 1)[0]!
+  if (path.startsWith(ownPrefix) && request.to.service === undefined) return ['status']
+  if (request.to.right !== undefined) return [request.to.right]
+  return needed(request.method, path, request.headers.upgrade !== undefined)
+}
+
+/** What a page calls whoever sent a request. */
+function nameOf(whoIs: WhoIs | undefined): string {
+  if (whoIs === undefined) return 'A device the tailnet does not know'
+  const { name, tags } = whoIs.node
+  return tags.length > 0 ? `${name} (${tags.join(', ')})` : (whoIs.user?.loginName ?? name)
+}
+
+/** Why a peer has no rights, where that is not plain; to be put behind what it may not do. */
+function causeOf({ whoIs, access }: FastifyRequest, self: WhoIs | undefined): string {
+  if (access?.problem !== undefined)
+    return `. The grant in the policy is not understood: ${access.problem}`
+  const ownerless = self === undefined || self.node.tags.length > 0
+  if (whoIs !== undefined && access?.from === 'none' && ownerless)
+    return '. This device is tagged, so it has no owner who may do everything, and the policy grants nothing'
+  return ''
+}
+
 const words: Record<Right, string> = {
   view: 'see the flows',
   edit: 'change the flows',
@@ -124,12 +143,7 @@ async function forbid(
   const { whoIs, access } = request
   // The connection of an upload that is refused holds the rest of its body.
   if (request.method !== 'GET' && request.method !== 'HEAD') reply.raw.shouldKeepAlive = false
-  const who =
-    whoIs === undefined
-      ? 'A device the tailnet does not know'
-      : whoIs.node.tags.length > 0
-        ? `${whoIs.node.name} (${whoIs.node.tags.join(', ')})`
-        : (whoIs.user?.loginName ?? whoIs.node.name)
+  const who = nameOf(whoIs)
   const may = rights.map((right) => words[right]).join(' and ')
   if (peerOf(request.raw.socket).local) {
     return await sendError(
@@ -144,14 +158,7 @@ async function forbid(
       ),
     )
   }
-  const cause =
-    access?.problem !== undefined
-      ? `. The grant in the policy is not understood: ${access.problem}`
-      : whoIs !== undefined &&
-          access?.from === 'none' &&
-          (self === undefined || self.node.tags.length > 0)
-        ? '. This device is tagged, so it has no owner who may do everything, and the policy grants nothing'
-        : ''
+  const cause = causeOf(request, self)
   return await sendError(
     request,
     reply,

@@ -27,15 +27,20 @@ export function statement(
 ): string {
   const payload = Buffer.from(
     JSON.stringify({
-      username:
-        typeof peer === 'string'
-          ? peer
-          : peer.node.tags.length === 0 && peer.user !== undefined
-            ? peer.user.loginName
-            : peer.node.name,
-      permissions: access.rights.has('edit') ? '*' : access.rights.has('view') ? 'read' : '',
+      username: typeof peer === 'string' ? peer : usernameOf(peer),
+      permissions: permissionsOf(access),
       expires: now + lifetime,
     }),
   ).toString('base64url')
   return `${payload}.${createHmac('sha256', key).update(payload).digest('base64url')}`
+}
+
+function usernameOf({ node, user }: WhoIs): string {
+  return node.tags.length === 0 && user !== undefined ? user.loginName : node.name
+}
+
+/** In the words of Node-RED's adminAuth. */
+function permissionsOf({ rights }: Access): '*' | 'read' | '' {
+  if (rights.has('edit')) return '*'
+  return rights.has('view') ? 'read' : ''
 }

@@ -257,12 +257,9 @@ export class Exchange implements Dispatcher.DispatchHandler {
       return
     }
     const { code } = error as NodeJS.ErrnoException
-    const limit =
-      code === totalTimeoutCode
-        ? 'total_timeout'
-        : code === 'UND_ERR_BODY_TIMEOUT'
-          ? 'idle_timeout'
-          : undefined
+    let limit: string | undefined
+    if (code === totalTimeoutCode) limit = 'total_timeout'
+    else if (code === 'UND_ERR_BODY_TIMEOUT') limit = 'idle_timeout'
     if (limit !== undefined)
       this.#options.log.warn(
         { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },

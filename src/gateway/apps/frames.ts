@@ -64,7 +64,7 @@ export class FrameGate {
 function payloadLength(header: number[]): number | undefined {
   if (header.length < 2) return undefined
   const short = header[1]! & 0x7f
-  const extended = short === 126 ? 2 : short === 127 ? 8 : 0
+  const extended = { 126: 2, 127: 8 }[short] ?? 0
   const mask = (header[1]! & 0x80) === 0 ? 0 : 4
   if (header.length < 2 + extended + mask) return undefined
   // Above 2^53 bytes the sum is inexact; such a frame would take a year.

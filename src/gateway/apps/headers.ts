@@ -84,14 +84,7 @@ export function qEncode(text: string): string {
   const words: string[] = []
   let word = ''
   for (const character of text.toWellFormed()) {
-    const encoded =
-      character === ' '
-        ? '_'
-        : /^[!-<>@-^`-~]$/.test(character)
-          ? character
-          : [...Buffer.from(character)]
-              .map((byte) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`)
-              .join('')
+    const encoded = qCharacter(character)
     if (word.length + encoded.length > room) {
       words.push(word)
       word = ''
@@ -100,6 +93,14 @@ export function qEncode(text: string): string {
   }
   words.push(word)
   return words.map((part) => `${prefix}${part}?=`).join(' ')
+}
+
+function qCharacter(character: string): string {
+  if (character === ' ') return '_'
+  if (/^[!-<>@-^`-~]$/.test(character)) return character
+  return [...Buffer.from(character)]
+    .map((byte) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`)
+    .join('')
 }
 
 /**

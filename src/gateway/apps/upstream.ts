@@ -132,11 +132,12 @@ export class Upstream extends EventEmitter {
     if (err === undefined) this.#become('up', undefined)
     else this.down(err)
     clearTimeout(this.#timer)
+    const whileUp = this.#healthPath === undefined ? 30_000 : 10_000
     this.#timer = setTimeout(
       () => {
         void this.check()
       },
-      this.#state === 'down' ? 2_000 : this.#healthPath === undefined ? 30_000 : 10_000,
+      this.#state === 'down' ? 2_000 : whileUp,
     )
     this.#timer.unref()
   }

@@ -119,6 +119,7 @@ class StreamResponse extends Http2ServerResponse {
 }
 
 // Node ends the stream of a request that was taken back by itself, and calls that finished.
+// oxlint-disable-next-line typescript/unbound-method -- called with its `this` below
 const { get: finished } = Object.getOwnPropertyDescriptor(
   Http2ServerResponse.prototype,
   'writableFinished',

@@ -95,10 +95,13 @@ function key(expiry: string | undefined, running: boolean, now: Date): Check[] {
     return running ? [{ name: 'node key', result: 'ok', found: 'does not expire' }] : []
   const left = Date.parse(expiry) - now.getTime()
   const when = `${expiry.slice(0, 10)}, ${left < 0 ? 'which is over' : `in ${Math.floor(left / day)} days`}`
+  let result: Check['result'] = 'ok'
+  if (left < 0) result = 'fail'
+  else if (left < 14 * day) result = 'warn'
   return [
     {
       name: 'node key',
-      result: left < 0 ? 'fail' : left < 14 * day ? 'warn' : 'ok',
+      result,
       found: `expires on ${when}`,
       ...(left < 14 * day ? { cure } : {}),
     },

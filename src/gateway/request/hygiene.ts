@@ -8,17 +8,18 @@ import { plugin } from '../shared/plugin.ts'
 import { ambiguity, canonicalTarget, hostName, streamAmbiguity } from './target.ts'
 import type { Refusal } from './target.ts'
 
+/** Errors of Node's parser that have a status of their own. */
+const byteErrors: Record<string, string> = {
+  HPE_HEADER_OVERFLOW: '431 Request Header Fields Too Large',
+  ERR_HTTP_REQUEST_TIMEOUT: '408 Request Timeout',
+}
+
 /**
  * Fastify's `clientErrorHandler`, for bytes that are no request: a status, and the end of the
  * connection. Said before anything is known of the request, so in the barest form.
  */
 export function refuseBytes(err: Error & { code?: string }, socket: Duplex): void {
-  const status =
-    err.code === 'HPE_HEADER_OVERFLOW'
-      ? '431 Request Header Fields Too Large'
-      : err.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? '408 Request Timeout'
-        : '400 Bad Request'
+  const status = byteErrors[err.code ?? ''] ?? '400 Bad Request'
   condemned.add(socket)
   // Not into an answer that has begun: it would be taken for a part of it.
   if (
@@ -57,11 +58,10 @@ const condemned = new WeakSet<object>()
  */
 export function rewriteUrl(request: IncomingMessage): string {
   // For a request over HTTP/2 the socket is its stream: frames cannot be taken for one another.
+  const ambiguous = request.httpVersionMajor === 2 ? streamAmbiguity : ambiguity
   const refused = condemned.has(request.socket)
     ? { status: 400 as const, message: 'a request before this one was refused' }
-    : request.httpVersionMajor === 2
-      ? streamAmbiguity(request)
-      : ambiguity(request)
+    : ambiguous(request)
   const target = refused ?? canonicalTarget(request.url ?? '', request.headers.host ?? '')
   if (typeof target === 'string') return target
   refusals.set(request, target)

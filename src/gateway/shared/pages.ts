@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { GatehouseError } from '../../base/errors.ts'
+import type { GatehouseError } from '../../base/errors.ts'
 
 /**
  * A page for a person: status, what is wrong, what to do. Self-contained, no script.

@@ -1,5 +1,5 @@
 import { EventEmitter } from 'node:events'
-import { GatehouseError } from '../../base/errors.ts'
+import type { GatehouseError } from '../../base/errors.ts'
 import type { Severity } from '../../certs/record.ts'
 import type { Logger } from './log.ts'
 

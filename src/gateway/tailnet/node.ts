@@ -80,7 +80,7 @@ export class Node extends EventEmitter {
    */
   get names(): string[] {
     if (!this.running || this.#status === undefined) return []
-    const { certDomains, services = {}, magicDNSSuffix } = this.#status
+    const { certDomains, services, magicDNSSuffix } = this.#status
     const idle = new Set(
       Object.keys(services)
         .filter((service) => !this.services.includes(service))
@@ -235,7 +235,7 @@ export class Node extends EventEmitter {
       () => {
         void this.look()
       },
-      this.#options.timing?.poll ?? (settled ? (pending ? 5_000 : 30_000) : 3_000),
+      this.#options.timing?.poll ?? pollInterval(settled, pending),
     )
     this.#poll.unref()
   }
@@ -348,4 +348,10 @@ export class Node extends EventEmitter {
 /** Blots out anything that looks like a key in words that come from elsewhere. */
 function withoutKeys(text: string): string {
   return oneLine(text).replace(/\btskey-[A-Za-z0-9-]+/g, 'tskey-…')
+}
+
+/** How long until the node's status is asked for again. Milliseconds. */
+function pollInterval(settled: boolean, pending: boolean): number {
+  if (!settled) return 3_000
+  return pending ? 5_000 : 30_000
 }

@@ -25,7 +25,7 @@ export function putSockName(out: Uint8Array, address: string, port: number): voi
     address.split('.').forEach((part, i) => (out[12 + i] = Number(part)))
   } else {
     // An IPv4 tail and a zone are possible; `::` stands for as many zero groups as are missing.
-    const [head = '', tail] = address.replace(/%.*$/, '').split('::') as [string, string?]
+    const [head, tail] = address.replace(/%.*$/, '').split('::') as [string, string?]
     const groups = (s: string | undefined) =>
       (s ?? '')
         .split(':')
@@ -37,12 +37,14 @@ export function putSockName(out: Uint8Array, address: string, port: number): voi
         })
     const left = groups(head)
     const right = groups(tail)
-    ;[...left, ...new Array<number>(8 - left.length - right.length).fill(0), ...right].forEach(
-      (g, i) => {
-        out[2 * i] = g >> 8
-        out[2 * i + 1] = g & 0xff
-      },
-    )
+    ;[
+      ...left,
+      ...Array.from({ length: 8 - left.length - right.length }, () => 0),
+      ...right,
+    ].forEach((g, i) => {
+      out[2 * i] = g >> 8
+      out[2 * i + 1] = g & 0xff
+    })
   }
   out[16] = port & 0xff
   out[17] = port >> 8
@@ -117,7 +119,7 @@ export class DgramSocket implements UDPSocket {
   private readonly socket: dgram.Socket
   private readonly queue: { data: Uint8Array; from: dgram.RemoteInfo }[] = []
   private readonly family: number
-  private failed: unknown
+  private failed: Error | undefined
 
   /** Binds at once. Throws what bind gives. */
   constructor(memory: Memory, address: string, family: 4 | 6, port: number, wake: () => void) {
@@ -132,7 +134,7 @@ export class DgramSocket implements UDPSocket {
         (done as (e: null, a: string, f: number) => void)(null, host, family),
     })
     this.socket.on('error', (err) => {
-      this.failed = err
+      this.failed = err as Error
     })
     this.socket.on('message', (data, from) => {
       if (this.queue.length < UDP_QUEUE) this.queue.push({ data, from })

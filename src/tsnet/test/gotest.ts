@@ -47,6 +47,7 @@ export async function goTest(
         stderr: fd,
         returnOnExit: true,
       })
+      // oxlint-disable-next-line eslint/prefer-const -- what is given to it asks for it later
       let instance: WebAssembly.Instance | undefined
       const given = host?.(() => instance!.exports.memory as WebAssembly.Memory) ?? {}
       const unknown = new Proxy(given, {

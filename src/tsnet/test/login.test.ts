@@ -104,7 +104,8 @@ test('the environment: TS_AUTHKEY before TS_AUTH_KEY before TS_CLIENT_SECRET, th
       { TS_CONTROL_URL: controlURL, ...env },
       { dir: freshDir(), hostname: `env${i}`, ...options },
     )
-    assert.deepEqual(got, joins ? (tagged ? ['tag:lab'] : []) : 'TSNET_AUTH', `case ${i}`)
+    const tags = tagged ? ['tag:lab'] : []
+    assert.deepEqual(got, joins ? tags : 'TSNET_AUTH', `case ${i}`)
   }
 })
 

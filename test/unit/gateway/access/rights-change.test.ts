@@ -119,12 +119,19 @@ test('closing the gateway says so to every WebSocket', { timeout: 30_000 }, asyn
 
 /** A frame as a server sends it. */
 function frame(length: number, opcode = 2): Buffer {
-  const header =
-    length < 126
-      ? [length]
-      : length < 65_536
-        ? [126, length >> 8, length & 255]
-        : [127, 0, 0, 0, 0, length >>> 24, (length >> 16) & 255, (length >> 8) & 255, length & 255]
+  let header = [
+    127,
+    0,
+    0,
+    0,
+    0,
+    length >>> 24,
+    (length >> 16) & 255,
+    (length >> 8) & 255,
+    length & 255,
+  ]
+  if (length < 126) header = [length]
+  else if (length < 65_536) header = [126, length >> 8, length & 255]
   return Buffer.concat([Buffer.from([0x80 | opcode, ...header]), Buffer.alloc(length, 0x81)])
 }
 

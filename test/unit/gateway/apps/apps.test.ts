@@ -53,7 +53,8 @@ async function server(
     else handler(request, response)
   })
   await new Promise<void>((resolve) => {
-    where === 0 ? http.listen(0, '127.0.0.1', resolve) : http.listen(where, resolve)
+    if (where === 0) http.listen(0, '127.0.0.1', resolve)
+    else http.listen(where, resolve)
   })
   http.unref()
   return {
