@@ -119,7 +119,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
 
   const code = await ended
   notifier.status('closing')
-  await notifier.stopping()
+  notifier.stopping()
   // What does not close by then is cut: systemd would only kill it later.
   const late = setTimeout(() => {
     log.warn('not closed within 10 s')

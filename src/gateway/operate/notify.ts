@@ -1,43 +1,48 @@
-import { execFile } from 'node:child_process'
-import { promisify } from 'node:util'
 import { oneLine, reason } from '../../base/errors.ts'
 import type { Logger } from '../shared/log.ts'
 
-const run = promisify(execFile)
+/** libsystemd's own, so that the protocol (credentials, abstract addresses) is not ours to keep. */
+const library = 'libsystemd.so.0'
+
+/** Options of {@link Notifier}. */
+export interface NotifierOptions {
+  /** systemd's variables: NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID. Default: the process's own. */
+  env?: NodeJS.ProcessEnv
+  /** Default: this process's ID. */
+  pid?: number
+  /** Default: libsystemd's. */
+  library?: string
+}
 
 /**
  * Tells systemd how the service is (sd_notify(3)): readiness, a line of status, reloading,
- * stopping, the watchdog. It goes through the program systemd-notify, as Node has no datagram
- * sockets of the unix kind: the unit needs `NotifyAccess=all`. Does nothing outside systemd.
- * Messages go out one after another, only the newest status of those that wait is sent, and a
- * failure is logged once and never matters otherwise.
+ * stopping, the watchdog. libsystemd is called in this process by node:ffi, so that the unit can
+ * say `NotifyAccess=main`: nothing else that runs as the gateway's user is listened to, and no
+ * program is started for a sign of life. Does nothing outside systemd. A failure is logged once and
+ * never matters otherwise.
  */
 export class Notifier {
   #log: Logger
-  #enabled: boolean
-  #socket: string | undefined
-  #queue: string[][] = []
+  #send: ((message: string) => void) | undefined
   #status: string | undefined
-  #sent: string | undefined
-  #busy: Promise<void> | undefined
   #watchdog: NodeJS.Timeout | undefined
   /** How often systemd wants a sign of life, in milliseconds; undefined when it does not. */
   readonly watchdogInterval: number | undefined
 
-  constructor(log: Logger, env: NodeJS.ProcessEnv = process.env, pid: number = process.pid) {
+  constructor(
+    log: Logger,
+    { env = process.env, pid = process.pid, library: name = library }: NotifierOptions = {},
+  ) {
     this.#log = log
-    this.#socket = env.NOTIFY_SOCKET
-    this.#enabled = env.NOTIFY_SOCKET !== undefined && env.NOTIFY_SOCKET !== ''
+    if (env.NOTIFY_SOCKET !== undefined && env.NOTIFY_SOCKET !== '') this.#send = this.#open(name)
     const usec = Number(env.WATCHDOG_USEC)
-    this.watchdogInterval =
-      usec > 0 && (env.WATCHDOG_PID === undefined || Number(env.WATCHDOG_PID) === pid)
-        ? usec / 1000
-        : undefined
+    const ours = env.WATCHDOG_PID === undefined || Number(env.WATCHDOG_PID) === pid
+    this.watchdogInterval = usec > 0 && ours ? usec / 1000 : undefined
   }
 
   /** READY=1: started, or reloaded. */
   ready(): void {
-    this.#push(['READY=1'])
+    this.#tell('READY=1')
   }
 
   /**
@@ -45,20 +50,21 @@ export class Notifier {
    * from one before by it.
    */
   reloading(): void {
-    this.#push(['RELOADING=1', `MONOTONIC_USEC=${process.hrtime.bigint() / 1000n}`])
+    this.#tell(`RELOADING=1\nMONOTONIC_USEC=${process.hrtime.bigint() / 1000n}`)
   }
 
-  /** STOPPING=1. Resolves when systemd has it, or cannot be told. */
-  async stopping(): Promise<void> {
+  /** STOPPING=1. systemd has it when this returns. */
+  stopping(): void {
     clearInterval(this.#watchdog)
-    this.#push(['STOPPING=1'])
-    await this.#busy
+    this.#tell('STOPPING=1')
   }
 
   /** STATUS=, one line for `systemctl status`. */
   status(text: string): void {
-    this.#status = oneLine(text)
-    this.#flush()
+    const line = oneLine(text)
+    if (line === this.#status) return
+    this.#status = line
+    this.#tell(`STATUS=${line}`)
   }
 
   /**
@@ -66,14 +72,14 @@ export class Notifier {
    * alone would only show that the event loop turns.
    */
   watch(alive: () => Promise<boolean>): void {
-    if (this.watchdogInterval === undefined || !this.#enabled) return
+    if (this.watchdogInterval === undefined || this.#send === undefined) return
     const interval = this.watchdogInterval
     const look = async (): Promise<void> => {
       const late = Promise.withResolvers<boolean>()
       const timer = setTimeout(() => late.resolve(false), interval / 2)
       const well = await Promise.race([alive().catch(() => false), late.promise])
       clearTimeout(timer)
-      if (well) this.#push(['WATCHDOG=1'])
+      if (well) this.#tell('WATCHDOG=1')
       else
         this.#log.error(
           { code: 'GH_WATCHDOG' },
@@ -87,40 +93,36 @@ export class Notifier {
     void look()
   }
 
-  #push(message: string[]): void {
-    if (!this.#enabled) return
-    this.#queue.push(message)
-    this.#flush()
-  }
-
-  #flush(): void {
-    if (!this.#enabled || this.#busy !== undefined) return
-    this.#busy = this.#send().finally(() => {
-      this.#busy = undefined
-    })
-  }
-
-  async #send(): Promise<void> {
-    for (;;) {
-      const message = this.#queue.shift() ?? []
-      if (this.#status !== this.#sent) {
-        this.#sent = this.#status
-        message.push(`STATUS=${this.#status}`)
-      }
-      if (message.length === 0) return
-      try {
-        await run('systemd-notify', message, {
-          timeout: 30_000,
-          env: { PATH: process.env.PATH, NOTIFY_SOCKET: this.#socket },
-        })
-      } catch (err) {
-        this.#enabled = false
-        this.#log.warn(
-          { code: 'GH_NOTIFY' },
-          `systemd cannot be told the state: ${reason(err)}. Check that systemd-notify is installed and the unit says NotifyAccess=all`,
-        )
-        return
-      }
+  #tell(message: string): void {
+    try {
+      this.#send?.(message)
+    } catch (err) {
+      this.#fail(err)
     }
+  }
+
+  /** sd_notify(3): above zero when the message has gone, a negated errno when it could not. */
+  #open(name: string): ((message: string) => void) | undefined {
+    try {
+      const ffi = process.getBuiltinModule('node:ffi')
+      const { functions } = ffi.dlopen(name, {
+        sd_notify: { return: 'int32', arguments: ['int32', 'string'] },
+      })
+      return (message) => {
+        const result = functions.sd_notify(0, message)
+        if (result < 0) throw new Error(`sd_notify: error ${-result}`)
+      }
+    } catch (err) {
+      this.#fail(err)
+      return undefined
+    }
+  }
+
+  #fail(err: unknown): void {
+    this.#send = undefined
+    this.#log.warn(
+      { code: 'GH_NOTIFY' },
+      `systemd cannot be told the state: ${reason(err)}. The image must have ${library}`,
+    )
   }
 }

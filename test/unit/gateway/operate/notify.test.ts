@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pino } from 'pino'
+import type { Logger } from '../../../../src/gateway/shared/log.ts'
 import { Notifier } from '../../../../src/gateway/operate/notify.ts'
 import { NotifySocket } from '../../support/notify.ts'
 
@@ -17,19 +18,26 @@ async function until(what: string, condition: () => boolean, seconds = 20): Prom
 
 const quiet = pino({ enabled: false })
 
-test('systemd is told everything in order, the newest status alone', async () => {
+/** libsystemd asks the process's own environment where to send to. */
+function notifierOn(socket: NotifySocket, log: Logger, env: NodeJS.ProcessEnv = {}): Notifier {
+  process.env.NOTIFY_SOCKET = socket.path
+  return new Notifier(log, { env: { NOTIFY_SOCKET: socket.path, ...env } })
+}
+
+test('systemd is told everything in order, and the same status once', async () => {
   await using socket = await NotifySocket.open()
-  const notifier = new Notifier(quiet, { NOTIFY_SOCKET: socket.path })
+  const notifier = notifierOn(socket, quiet)
   notifier.ready()
-  for (const line of ['one', 'two', 'three\nlines']) notifier.status(line)
+  for (const line of ['one', 'one', 'three\nlines']) notifier.status(line)
   await until('ready', () => socket.with('STATUS=three').length === 1)
-  assert.deepEqual(socket.messages, [['READY=1'], ['STATUS=three lines']])
+  assert.deepEqual(socket.messages, [['READY=1'], ['STATUS=one'], ['STATUS=three lines']])
   const before = process.hrtime.bigint() / 1000n
   notifier.reloading()
   notifier.ready()
-  await notifier.stopping()
+  notifier.stopping()
+  await until('stopping', () => socket.with('STOPPING=1').length === 1)
   assert.deepEqual(
-    socket.messages.slice(2).map((message) => message[0]),
+    socket.messages.slice(3).map((message) => message[0]),
     ['RELOADING=1', 'READY=1', 'STOPPING=1'],
   )
   const usec = BigInt(socket.with('MONOTONIC_USEC=')[0]![1]!.split('=')[1]!)
@@ -47,8 +55,7 @@ test('the watchdog hears of a process that is alive, and not of one whose parts 
       },
     },
   )
-  const notifier = new Notifier(log, {
-    NOTIFY_SOCKET: socket.path,
+  const notifier = notifierOn(socket, log, {
     WATCHDOG_USEC: '400000',
     WATCHDOG_PID: String(process.pid),
   })
@@ -63,16 +70,28 @@ test('the watchdog hears of a process that is alive, and not of one whose parts 
   assert.equal(socket.with('WATCHDOG=1').length, count)
   alive = async () => true
   await until('signs of life again', () => socket.with('WATCHDOG=1').length > count)
-  await notifier.stopping()
+  notifier.stopping()
 })
 
 test('outside systemd nothing is sent, and a watchdog of another process is none of ours', () => {
-  assert.equal(new Notifier(quiet, {}).watchdogInterval, undefined)
-  assert.equal(
-    new Notifier(quiet, { WATCHDOG_USEC: '1000000', WATCHDOG_PID: '1' }).watchdogInterval,
-    undefined,
-  )
-  assert.equal(new Notifier(quiet, { WATCHDOG_USEC: '180000000' }).watchdogInterval, 180_000)
+  const interval = (env: NodeJS.ProcessEnv): number | undefined =>
+    new Notifier(quiet, { env }).watchdogInterval
+  assert.equal(interval({}), undefined)
+  assert.equal(interval({ WATCHDOG_USEC: '1000000', WATCHDOG_PID: '1' }), undefined)
+  assert.equal(interval({ WATCHDOG_USEC: '180000000' }), 180_000)
+})
+
+test('without libsystemd the gateway runs, and says once that systemd is not told', async () => {
+  await using socket = await NotifySocket.open()
+  const lines: string[] = []
+  const log = pino({}, { write: (line: string) => void lines.push(line) })
+  const env = { NOTIFY_SOCKET: socket.path }
+  const notifier = new Notifier(log, { env, library: 'libnothing.so.0' })
+  notifier.ready()
+  notifier.status('one')
+  assert.equal(lines.length, 1)
+  assert.match(lines[0]!, /GH_NOTIFY.*libsystemd/)
+  assert.deepEqual(socket.messages, [])
 })
 
 test('gatehouse serve as systemd sees it: ready, reloading and ready again, stopping', async () => {
