@@ -196,6 +196,14 @@ export const schema = {
       example: '["serial"]',
     }),
     /**
+     * Foreign origins whose pages may call what flows serve. Default: none, only the device's own
+     * pages.
+     */
+    allowOrigins: key(listOf(text(checkOrigin)), {
+      default: [],
+      example: '["https://panel.example"]',
+    }),
+    /**
      * The registry that the preset `palette` stands for and nodes are installed from. Default:
      * npm's own.
      */
@@ -264,6 +272,14 @@ export const schema = {
       strip: key(flag(), { default: false, example: 'true' }),
       /** The right a peer needs. Default: use. */
       right: key(oneOf('view', 'edit', 'use'), { default: 'use', example: '"use"' }),
+      /**
+       * Foreign origins whose pages may call the app. Default: none, only pages of the app's own
+       * origin.
+       */
+      allowOrigins: key(listOf(text(checkOrigin)), {
+        default: [],
+        example: '["https://panel.example"]',
+      }),
       /**
        * Name that an https upstream's certificate must have (and that is asked for, SNI). Default:
        * the host.
@@ -701,6 +717,19 @@ function checkUpstream(value: string): Wrong | undefined {
   return {
     message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`,
     cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
+  }
+}
+
+function checkOrigin(value: string, key: { name: string }): Wrong | undefined {
+  const parsed = URL.parse(value)
+  const origin =
+    parsed !== null && /^https?:$/.test(parsed.protocol) && !parsed.hostname.includes('*')
+      ? parsed.origin
+      : undefined
+  if (origin === value) return undefined
+  return {
+    message: `${key.name}, ${quote(value)}, is not an origin: https:// or http://, a host in lower case, a port unless it is the usual one, and nothing behind`,
+    cure: `Write allow_origins = [${JSON.stringify(origin ?? 'https://panel.example')}]`,
   }
 }
 

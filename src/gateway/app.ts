@@ -21,6 +21,7 @@ import { measure } from './request/metrics.ts'
 import type { Metrics } from './request/metrics.ts'
 import { sendError } from './shared/pages.ts'
 import { proxy } from './apps/proxy.ts'
+import { requestOrigin } from './access/request-origin.ts'
 import type { GatewayStatus } from './operate/status.ts'
 import { statusPage } from './operate/status-page.ts'
 import { websocket } from './apps/websocket.ts'
@@ -130,6 +131,7 @@ export async function createApp({
   await app.register(hygiene, { names })
   await app.register(limitRequests, { limits })
   await app.register(chooseApp, { apps })
+  await app.register(requestOrigin, { log })
   await app.register(authorize, { guard })
   await app.register(statusPage, { status })
   await app.register(websocket, { metrics })

@@ -331,7 +331,10 @@ export class Gateway {
    * Takes over settings; they hold for what comes from now on, and nothing that is open is dropped.
    */
   configure(
-    config: Pick<Config, 'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network'>,
+    config: Pick<
+      Config,
+      'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network' | 'node_red'
+    >,
   ): void {
     this.#localRights = config.local_network.listen ? config.local_network.rights : []
     this.guard.local = this.#localRights
@@ -339,6 +342,7 @@ export class Gateway {
     // What is stored came of other apps, or by other rules.
     if (this.apps.configure(config.app, this.#options.authority ?? (() => undefined)))
       this.delivery.cache.purge()
+    this.apps.nodeRed.allowOrigins = config.node_red.allowOrigins
     this.services.configure(config.app.flatMap(({ service }) => service ?? []))
     this.#takeNames()
     this.forwards.configure(config.forward)

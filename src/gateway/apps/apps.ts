@@ -29,6 +29,8 @@ export class App {
   readonly right: Right | undefined
   /** What is changed in the headers of its requests, and of its answers. */
   readonly rules: { request: HeaderRules; answer: HeaderRules } | undefined
+  /** Foreign origins whose pages may call it (request-origin.ts); of Node-RED, only its flows. */
+  allowOrigins: readonly string[]
   /** Milliseconds from a request's headers to the end of its answer; 0 is no limit. */
   readonly totalTimeout: number
   /** In the order they are tried. */
@@ -42,6 +44,7 @@ export class App {
     strip,
     right,
     rules,
+    allowOrigins,
     totalTimeout,
     upstreams,
   }: Pick<
@@ -53,6 +56,7 @@ export class App {
     | 'strip'
     | 'right'
     | 'rules'
+    | 'allowOrigins'
     | 'totalTimeout'
     | 'upstreams'
   >) {
@@ -63,6 +67,7 @@ export class App {
     this.strip = strip
     this.right = right
     this.rules = rules
+    this.allowOrigins = allowOrigins
     this.totalTimeout = totalTimeout
     this.upstreams = upstreams
   }
@@ -126,6 +131,7 @@ export class Apps {
       strip: false,
       right: undefined,
       rules: undefined,
+      allowOrigins: [],
       totalTimeout: 0,
       upstreams: [nodeRed],
     })
@@ -152,6 +158,7 @@ export class Apps {
         const {
           service,
           right,
+          allowOrigins,
           upstreams,
           serverName,
           caFile,
@@ -183,6 +190,7 @@ export class Apps {
           path,
           right,
           rules,
+          allowOrigins,
           totalTimeout,
           strip: entry.strip && path !== '/',
           upstreams: upstreams.map((url) => {

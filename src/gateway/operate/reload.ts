@@ -5,8 +5,8 @@ import type { Logger } from '../shared/log.ts'
 import type { Problems } from '../shared/problems.ts'
 
 /**
- * Tables whose keys the running gateway takes over. What other units read (certificates, Node-RED,
- * firewall) is theirs to take.
+ * Tables, and single keys, that the running gateway takes over. What other units read
+ * (certificates, Node-RED, firewall) is theirs to take.
  */
 const live: ReadonlySet<string> = new Set([
   'access',
@@ -15,6 +15,7 @@ const live: ReadonlySet<string> = new Set([
   'app',
   'forward',
   'local_network',
+  'node_red.allow_origins',
 ])
 
 /** Options of {@link Reloader}. */
@@ -70,7 +71,7 @@ export class Reloader {
     apply(next)
     this.#current = next
     problems.clear('configuration', 'the configuration is well again')
-    const changed = keys.filter((key) => live.has(key.split('.', 1)[0]!))
+    const changed = keys.filter((key) => live.has(key.split('.', 1)[0]!) || live.has(key))
     const restart = keys.filter((key) => !changed.includes(key))
     if (keys.length > 0)
       log.info(

@@ -20,6 +20,7 @@ const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): S
   upstreams,
   strip: false,
   right: 'use',
+  allowOrigins: [],
   serverName: undefined,
   caFile: undefined,
   healthPath: undefined,
