@@ -79,6 +79,16 @@ export const schema = {
     ),
     /** Control server, http or https. Default: Tailscale's own. */
     controlURL: key(text(url('https:', 'http:')), { example: '"https://headscale.example.org"' }),
+    /**
+     * PEM file with authorities trusted for the control server and its relays beside the public
+     * ones, a plain name beside gatehouse.toml. Default: the public ones alone.
+     */
+    caFile: key(text(checkAuthorityFile), { example: '"authority.pem"' }),
+    /**
+     * Whether Tailscale's relays, at addresses compiled in, may be asked for the address of
+     * Tailscale's control server when the network's DNS has failed. Never asked for another one.
+     */
+    bootstrapDNS: key(flag(), { default: true, example: 'false' }),
   },
   certificates: {
     /** ACME directory, https. Default: Let's Encrypt. */
@@ -87,18 +97,7 @@ export const schema = {
      * PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml.
      * Default: the system's.
      */
-    // Only .pem: the name is used in a directory that also holds gatehouse.toml and authkey.
-    caFile: key(
-      text((value) =>
-        /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
-          ? undefined
-          : {
-              message: `ca_file ${quote(value)} is not a plain file name ending in .pem`,
-              cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"',
-            },
-      ),
-      { example: '"authority.pem"' },
-    ),
+    caFile: key(text(checkAuthorityFile), { example: '"authority.pem"' }),
     /** Contact given to the authority. Default: none. */
     email: key(
       text((value) =>
@@ -299,17 +298,7 @@ export const schema = {
        * PEM file with the authorities an https upstream is verified by, beside gatehouse.toml.
        * Default: the system's.
        */
-      caFile: key(
-        text((value) =>
-          /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
-            ? undefined
-            : {
-                message: `ca_file ${quote(value)} is not a plain file name ending in .pem`,
-                cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"',
-              },
-        ),
-        { example: '"authority.pem"' },
-      ),
+      caFile: key(text(checkAuthorityFile), { example: '"authority.pem"' }),
       /**
        * Path, as the app sees it, that each upstream is asked for every 10 s (every 2 s while it is
        * down): up is what answers 200 to 399. Default: up is what takes a connection.
@@ -652,6 +641,18 @@ export type Config = {
 /** A key's name in the file: authKey is auth_key, controlURL is control_url. */
 export function tomlName(name: string): string {
   return name.replace(/([a-z0-9])([A-Z])/g, '$1_$2').toLowerCase()
+}
+
+/**
+ * Only .pem: the name is used in a directory that also holds gatehouse.toml and authkey.
+ */
+function checkAuthorityFile(value: string): Wrong | undefined {
+  return /^[A-Za-z0-9_][A-Za-z0-9_.-]*\.pem$/.test(value)
+    ? undefined
+    : {
+        message: `ca_file ${quote(value)} is not a plain file name ending in .pem`,
+        cure: 'Put the file beside gatehouse.toml and write its name alone: ca_file = "authority.pem"',
+      }
 }
 
 function checkHostname(value: string): Wrong | undefined {

@@ -280,7 +280,7 @@ export async function runApply(paths: Paths): Promise<number> {
   }
   const count = applied.entries.filter(({ addresses }) => addresses.length > 0).length
   process.stdout.write(
-    `Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}${applied.gateway === undefined ? '' : `; the gateway may connect to ${applied.gateway.filter(({ addresses }) => addresses.length > 0).length} of ${applied.gateway.length} targets of apps and forwards`}\n`,
+    `Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}${applied.gateway === undefined ? '' : `; the gateway may connect to ${applied.gateway.filter(({ addresses }) => addresses.length > 0).length} of ${applied.gateway.length} targets of control server, apps and forwards`}\n`,
   )
   return all.some(({ addresses, problem }) => problem !== undefined && addresses.length === 0)
     ? 1

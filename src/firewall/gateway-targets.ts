@@ -9,12 +9,17 @@ import type { Egress } from '../config/egress.ts'
 const anywhere = [80, 443]
 
 /**
- * Where the gateway has to connect to, by TCP, for the apps and forwards of a configuration; each
- * once. Unix sockets are no business of the firewall's, nor is what the shipped rules allow it
+ * Where the gateway has to connect to, by TCP, for a control server of one's own, and for the apps
+ * and forwards of a configuration; each once. Unix sockets are no business of the firewall's, nor is what the shipped rules allow it
  * anyway.
  */
-export function gatewayTargets({ app, forward }: Pick<Config, 'app' | 'forward'>): Egress[] {
+export function gatewayTargets({
+  tailnet,
+  app,
+  forward,
+}: Pick<Config, 'tailnet' | 'app' | 'forward'>): Egress[] {
   const written = [
+    ...(tailnet.controlURL === undefined ? [] : [tailnet.controlURL]),
     ...app.flatMap(({ upstreams }) => upstreams),
     ...forward.map(({ target }) => target),
   ]

@@ -102,6 +102,7 @@ export class Gateway {
   #app: FastifyInstance | undefined
   #node: Node | undefined
   #controlURL: string | undefined
+  #controlAuthority: string | undefined
   #redirect: Server
   #admin: Server
   #certs: Server
@@ -311,6 +312,7 @@ export class Gateway {
     return await examine({
       node: this.#node,
       controlURL: this.#controlURL,
+      controlAuthority: this.#controlAuthority,
       certificates: this.certificates,
       upstream: this.upstream,
       guard: this.guard,
@@ -360,6 +362,7 @@ export class Gateway {
     const node = new Node({ ...options, problems: this.problems, log: this.#options.log })
     this.#node = node
     this.#controlURL = options.controlURL
+    this.#controlAuthority = options.controlAuthority
     node.on('fatal', (err: Error) => {
       this.#options.onFatal?.(err)
     })

@@ -35,6 +35,17 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
   }
   const { promise: ended, resolve: end } = Promise.withResolvers<number>()
   let told = Promise.resolve()
+  const authority = (file: string): string | undefined => {
+    try {
+      return readFileSync(join(paths.config, file), 'utf8')
+    } catch (err) {
+      log.error(
+        { code: 'GH_CA_FILE' },
+        `${file} cannot be read: ${reason(err)}. Put it beside gatehouse.toml and restart the device`,
+      )
+      return undefined
+    }
+  }
   const gateway = new Gateway({
     version,
     log,
@@ -43,17 +54,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
     runtime: paths.runtime,
     nodeRed: paths.nodeRed,
     channelKey,
-    authority: (file) => {
-      try {
-        return readFileSync(join(paths.config, file), 'utf8')
-      } catch (err) {
-        log.error(
-          { code: 'GH_CA_FILE' },
-          `${file} cannot be read: ${reason(err)}. Put it beside gatehouse.toml and restart the device`,
-        )
-        return undefined
-      }
-    },
+    authority,
     admin: where('admin', paths.admin),
     certs: where('certs', paths.certs),
     onState: (line) => {
@@ -112,7 +113,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
       })
   })
   log.info({ version, node: process.version }, 'gatehouse is up')
-  void joinTailnet(gateway, paths, begun).catch((err: unknown) => {
+  void joinTailnet(gateway, paths, begun, authority).catch((err: unknown) => {
     log.fatal({ code: 'GH_INTERNAL', err }, `the gateway failed: ${reason(err)}`)
     end(1)
   })
@@ -131,7 +132,12 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
 }
 
 /** Waits for a configuration that is right, then joins. */
-async function joinTailnet(gateway: Gateway, paths: Paths, begun: Begun): Promise<void> {
+async function joinTailnet(
+  gateway: Gateway,
+  paths: Paths,
+  begun: Begun,
+  authority: (file: string) => string | undefined,
+): Promise<void> {
   for (;;) {
     try {
       const authKey = await readAuthKey(paths.credentials)
@@ -140,6 +146,8 @@ async function joinTailnet(gateway: Gateway, paths: Paths, begun: Begun): Promis
       const config = await loadConfig(paths.config)
       await gateway.join({
         controlURL: config.tailnet.controlURL,
+        controlAuthority:
+          config.tailnet.caFile === undefined ? undefined : authority(config.tailnet.caFile),
         hasAuthKey: authKey !== undefined,
         create: () => begun.take(tailnetOptions(paths, config, authKey)),
       })

@@ -126,7 +126,7 @@ export async function provision(
         'Write both as the authority gave them, or neither',
       )
     }
-    for (const file of [caFile, ...config.app.map((app) => app.caFile)])
+    for (const file of [config.tailnet.caFile, caFile, ...config.app.map((app) => app.caFile)])
       if (file !== undefined) files.set(file, await readAuthorities(paths.boot, file))
     if (settingsFile !== undefined)
       files.set(settingsFile, await readSettings(paths.boot, settingsFile))
@@ -360,7 +360,7 @@ export async function runProvision(paths: Paths, seal: Seal = sealWithHostKey): 
 
 /**
  * A file that is there when a unit has something to do: `console` for gatehouse-console.service
- * ([console] login), `targets` for gatehouse-firewall.service (targets of apps and forwards). In
+ * ([console] login), `targets` for gatehouse-firewall.service (a control server, targets of apps and forwards). In
  * /run, so that it is gone with the power.
  */
 async function flag(paths: Paths, name: 'console' | 'targets', on: boolean): Promise<void> {

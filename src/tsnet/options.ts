@@ -16,17 +16,25 @@ export function startParams(
   env: NodeJS.ProcessEnv,
 ): Omit<StartParams, 'rootsPEM' | 'ownStore' | 'state' | 'stateFile'> {
   const authKey = options.authKey || env.TS_AUTHKEY || env.TS_AUTH_KEY || ''
+  const controlURL = options.controlURL || env.TS_CONTROL_URL || ''
   return {
     hostname: options.hostname || 'tsnet',
     authKey,
     // A client secret given as the auth key is one too, by its prefix (tskey-client-).
     clientSecret: authKey ? '' : options.clientSecret || env.TS_CLIENT_SECRET || '',
-    controlURL: options.controlURL || env.TS_CONTROL_URL || '',
+    controlURL,
+    bootstrapDNS: options.bootstrapDNS ?? isTailscales(controlURL),
     advertiseTags: options.advertiseTags ?? [],
     ephemeral: options.ephemeral ?? false,
     port: options.port ?? 0,
     verbose: options.verbose ?? false,
   }
+}
+
+/** Whether a control server is one of Tailscale's, which the empty string stands for. */
+function isTailscales(controlURL: string): boolean {
+  const host = URL.parse(controlURL)?.hostname ?? ''
+  return controlURL === '' || host === 'tailscale.com' || host.endsWith('.tailscale.com')
 }
 
 /**

@@ -14,7 +14,9 @@ export interface WorkerData {
 }
 
 /** Parameters of the shim's `start` (../go/main.go, startParams). */
-export type StartParams = Required<Omit<CommonOptions, 'env' | 'caFile' | 'network'>> & {
+export type StartParams = Required<
+  Omit<CommonOptions, 'env' | 'caFile' | 'extraCAFile' | 'network'>
+> & {
   rootsPEM: string
   stateFile: string
   ownStore: boolean

@@ -71,6 +71,21 @@ const CLOSE_MS = 5000
 
 const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed')
 
+/** The text of a file with authorities. Throws TSNET_ROOTS when there is none to be had. */
+async function authorities(option: string, file: string): Promise<string> {
+  let text: string
+  try {
+    text = await readFile(file, 'utf8')
+  } catch (err) {
+    throw new TsnetError('TSNET_ROOTS', `${option} cannot be read: ${(err as Error).message}`, {
+      cause: err,
+    })
+  }
+  if (!text.includes('-----BEGIN CERTIFICATE-----'))
+    throw new TsnetError('TSNET_ROOTS', `${option}: no certificate in ${file}`)
+  return text
+}
+
 /** Callers that wait for something may give it up. */
 export interface WaitOptions {
   signal?: AbortSignal
@@ -123,16 +138,10 @@ export class Server extends EventEmitter<Events> {
 
   private async doStart(): Promise<void> {
     const { options } = this
-    let rootsPEM = rootCertificates.join('\n')
-    if (options.caFile) {
-      try {
-        rootsPEM = await readFile(options.caFile, 'utf8')
-      } catch (err) {
-        throw new TsnetError('TSNET_ROOTS', `caFile cannot be read: ${(err as Error).message}`, {
-          cause: err,
-        })
-      }
-    }
+    const rootsPEM = [
+      options.caFile ? await authorities('caFile', options.caFile) : rootCertificates.join('\n'),
+      ...(options.extraCAFile ? [await authorities('extraCAFile', options.extraCAFile)] : []),
+    ].join('\n')
     let state: string | undefined
     if (options.store) {
       try {

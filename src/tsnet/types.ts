@@ -70,6 +70,17 @@ export interface CommonOptions {
   verbose?: boolean
   /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
   caFile?: string
+  /**
+   * PEM file with authorities trusted beside those: of a control server whose certificate no public
+   * authority signed. Default: none.
+   */
+  extraCAFile?: string
+  /**
+   * Whether Tailscale's relays, at addresses that are compiled in, may be asked for the address of
+   * the control server when the name servers have failed. They know Tailscale's own names alone.
+   * Default: true where the control server is Tailscale's own, else false.
+   */
+  bootstrapDNS?: boolean
 }
 
 /** One of both is required; with both, `store` keeps the identity. */

@@ -26,6 +26,8 @@ export interface Check {
 export interface Patient {
   node: Node | undefined
   controlURL: string | undefined
+  /** PEM text: its authority, where it has one of its own. */
+  controlAuthority?: string | undefined
   certificates: Certificates
   upstream: Upstream
   guard: Guard
@@ -60,8 +62,8 @@ export async function examine(patient: Patient): Promise<Check[]> {
   ]
 }
 
-async function control({ controlURL }: Patient): Promise<Check> {
-  const error = await probeControl(controlURL)
+async function control({ controlURL, controlAuthority }: Patient): Promise<Check> {
+  const error = await probeControl(controlURL, controlAuthority)
   // It answers: that the node has not joined is not the network's fault, and has a check of its
   // own.
   if (error.code === 'GH_TAILNET_SLOW')

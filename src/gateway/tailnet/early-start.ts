@@ -1,3 +1,4 @@
+import { join } from 'node:path'
 import { Server } from '@gatehouse/tsnet'
 import type { ServerOptions } from '@gatehouse/tsnet'
 import type { Config } from '../../config/config.ts'
@@ -11,7 +12,7 @@ const wireGuardPort = 41641
 /** What the tailnet server is made with. */
 export function tailnetOptions(
   paths: Paths,
-  { tailnet: { hostname, controlURL, tags } }: Pick<Config, 'tailnet'>,
+  { tailnet: { hostname, controlURL, caFile, bootstrapDNS, tags } }: Pick<Config, 'tailnet'>,
   authKey: string | undefined,
 ): ServerOptions {
   return {
@@ -21,6 +22,8 @@ export function tailnetOptions(
     ...(authKey === undefined ? {} : { authKey }),
     advertiseTags: tags,
     ...(controlURL === undefined ? {} : { controlURL }),
+    ...(caFile === undefined ? {} : { extraCAFile: join(paths.config, caFile) }),
+    ...(bootstrapDNS ? {} : { bootstrapDNS }),
     // The appliance's logs stay on it.
     env: { TS_NO_LOGS_NO_SUPPORT: 'true' },
   }

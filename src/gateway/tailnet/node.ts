@@ -12,6 +12,8 @@ export interface NodeOptions {
   /** Makes the tailnet server; called again when one could not be started. */
   create: () => Tailnet | Promise<Tailnet>
   controlURL: string | undefined
+  /** PEM text: what the control server is verified by beside the public authorities. */
+  controlAuthority?: string | undefined
   /** True when there is an auth key, for the wording of cures. */
   hasAuthKey: boolean
   problems: Problems
@@ -263,7 +265,7 @@ export class Node extends EventEmitter {
   }
 
   async #judge(): Promise<void> {
-    const { problems, timing, controlURL } = this.#options
+    const { problems, timing, controlURL, controlAuthority } = this.#options
     const status = this.#status!
     if (status.backendState === 'Running') {
       this.#judgeHTTPS(status)
@@ -300,7 +302,7 @@ export class Node extends EventEmitter {
         ),
       )
     } else if (Date.now() - this.#pendingSince > (timing?.patience ?? 20_000)) {
-      const error = await probeControl(controlURL)
+      const error = await probeControl(controlURL, controlAuthority)
       if (!this.running && !this.#refused && this.loginURL === undefined)
         problems.set('tailnet', error)
     }

@@ -1,5 +1,6 @@
 import { get as httpGet } from 'node:http'
 import { get as httpsGet } from 'node:https'
+import { rootCertificates } from 'node:tls'
 import { GatehouseError, reason } from '../../base/errors.ts'
 
 /** Tailscale's own control server (ipn.DefaultControlURL). */
@@ -8,9 +9,13 @@ export const defaultControlURL = 'https://controlplane.tailscale.com'
 /**
  * Why a node that has been starting for a while has not joined: asks the control server for its
  * key, as any client does first, and words what goes wrong.
+ *
+ * @param authority PEM text: what its certificate may be verified by beside the public authorities
+ * @param timeout in milliseconds
  */
 export async function probeControl(
   controlURL: string = defaultControlURL,
+  authority?: string,
   timeout = 5_000,
 ): Promise<GatehouseError> {
   const host = URL.parse(controlURL)?.host ?? controlURL
@@ -24,7 +29,7 @@ export async function probeControl(
   const portal =
     'A network that wants you to log in on a page of its own first answers like this too: use another, or have this device let through.'
   try {
-    const { status, text } = await ask(new URL('/key?v=1', controlURL), timeout)
+    const { status, text } = await ask(new URL('/key?v=1', controlURL), authority, timeout)
     if (status >= 500) return unreachable(`it answers ${status}`, `Try again later. ${retry}`)
     if (!isKey(text))
       return unreachable(
@@ -61,7 +66,7 @@ export async function probeControl(
     if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code))
       return unreachable(
         `its certificate is not trusted (${code})`,
-        `Check the clock (timedatectl) and control_url in gatehouse.toml. ${portal} ${retry}`,
+        `Check control_url in gatehouse.toml, and ca_file under [tailnet] where the server has an authority of its own. ${portal} ${retry}`,
       )
     if (code === 'ETIMEDOUT')
       return unreachable(
@@ -90,11 +95,18 @@ function isKey(text: string): boolean {
 const most = 1 << 16
 
 /** Status and text of a GET. Not fetch, which refuses ports that browsers block. */
-async function ask(url: URL, timeout: number): Promise<{ status: number; text: string }> {
+async function ask(
+  url: URL,
+  authority: string | undefined,
+  timeout: number,
+): Promise<{ status: number; text: string }> {
   return await new Promise((resolve, reject) => {
     const request = (url.protocol === 'http:' ? httpGet : httpsGet)(
       url,
-      { agent: false },
+      {
+        agent: false,
+        ...(authority === undefined ? {} : { ca: [...rootCertificates, authority] }),
+      },
       (response) => {
         let text = ''
         response

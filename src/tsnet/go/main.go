@@ -27,6 +27,7 @@ import (
 	"github.com/tailscale/wireguard-go/device"
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
+	"tailscale.com/net/dnsfallback"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/logger"
@@ -73,6 +74,7 @@ type startParams struct {
 	Ephemeral     bool     `json:"ephemeral"`
 	Port          uint16   `json:"port"`
 	RootsPEM      string   `json:"rootsPEM"`
+	BootstrapDNS  bool     `json:"bootstrapDNS"`
 	StateFile     string   `json:"stateFile"` // its name outside, for messages
 	OwnStore      bool     `json:"ownStore"`  // the caller keeps the state, which begins as State
 	State         string   `json:"state"`
@@ -282,6 +284,7 @@ func (n *node) start(p startParams) error {
 		}
 		x509.SetFallbackRoots(pool) // there are no system roots on wasip1
 	}
+	dnsfallback.Disabled = !p.BootstrapDNS
 	st, err := n.openStore(p)
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}

@@ -16,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"tailscale.com/net/dnscache"
 	"tailscale.com/net/netmon"
 	"tailscale.com/net/netns"
 	"tailscale.com/types/nettype"
@@ -61,6 +62,9 @@ func installHostNetwork() {
 			return c, nil
 		},
 	}
+	// What Tailscale looks up for the control client, DERP and its own cache goes through a resolver of its own, which
+	// would ask an address that Go chose (there is no resolv.conf here), and so nobody.
+	dnscache.Get().Forward = net.DefaultResolver
 }
 
 type hostInterface struct {

@@ -216,8 +216,10 @@ test('authorities that are none are TSNET_ROOTS', async () => {
   await other.make({ caFile: file })
   assert.equal((await other.fails((k) => k.server.start())).code, 'TSNET_ROOTS')
   await writeFile(file, 'nothing')
-  await other.make({ caFile: file })
-  assert.equal((await other.fails((k) => k.server.start())).code, 'TSNET_ROOTS')
+  for (const options of [{ caFile: file }, { extraCAFile: file }]) {
+    await other.make({ caFile: '', ...options })
+    assert.equal((await other.fails((k) => k.server.start())).code, 'TSNET_ROOTS')
+  }
 })
 
 test('after all of it the process ends by itself, and nothing left the lab', async () => {

@@ -30,6 +30,8 @@ test('an empty file is the defaults', () => {
     clientSecret: undefined,
     tags: [],
     controlURL: undefined,
+    caFile: undefined,
+    bootstrapDNS: true,
   })
   assert.deepEqual(config.certificates, {
     directory: letsEncrypt,
@@ -83,7 +85,7 @@ const cases: Array<{
     code: 'GH_CONFIG_UNKNOWN_KEY',
     line: 2,
     says: /unknown key firewall/,
-    cure: /keys of \[tailnet\] are hostname, auth_key, client_secret, tags and control_url/,
+    cure: /keys of \[tailnet\] are hostname, auth_key, client_secret, tags, control_url, ca_file and bootstrap_dns/,
   },
   {
     name: 'a key in the wrong table',

@@ -180,9 +180,11 @@ test('the script replaces the list in one transaction', () => {
   )
 })
 
-test("the gateway's targets are those of apps and forwards: each once, no unix sockets, nor what it may reach anyway", () => {
+test("the gateway's targets are those of control_url, apps and forwards: each once, no unix sockets, nor what it may reach anyway", () => {
   const config = parseConfig(
     `
+[tailnet]
+control_url = "https://headscale.example.org:8443"
 [[app]]
 path = "/a/"
 upstreams = ["http://127.0.0.1:3000", "https://nas.example.org:5001", "unix:/run/a.sock", "https://cloud.example.org"]
@@ -212,6 +214,7 @@ target = "192.168.1.20:443"
       `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`,
   )
   assert.deepEqual(seen, [
+    'headscale.example.org 8443-8443/tcp',
     '127.0.0.1 3000-3000/tcp',
     'nas.example.org 5001-5001/tcp',
     'fd00::5 8080-8080/tcp',
@@ -222,7 +225,12 @@ target = "192.168.1.20:443"
     '::1 8081-8081/tcp',
   ])
   assert.deepEqual(gatewayTargets(parseConfig('', 'f')), [])
-  const [egress] = gatewayTargets(config)
+  // On 443 the shipped rules let the gateway out anywhere.
+  assert.deepEqual(
+    gatewayTargets(parseConfig('[tailnet]\ncontrol_url = "https://headscale.example.org"', 'f')),
+    [],
+  )
+  const [, egress] = gatewayTargets(config)
   assert.equal(
     script('gatehouse', [{ egress: egress!, addresses: ['127.0.0.1'] }]),
     'flush chain inet gatehouse gatehouse-allow\n' +

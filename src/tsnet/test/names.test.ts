@@ -1,0 +1,53 @@
+/** The control server has a name: the host's name servers are asked for it, and nobody else is. */
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+import { Lab } from '../../../test/lab/lab.ts'
+import { eventually, WasmNode } from './support.ts'
+
+let lab: Lab
+
+before(async () => {
+  lab = await Lab.start({ name: 'tname' })
+})
+after(async () => await lab?.stop())
+
+test('a control server by name: the name servers of the host are asked, and the node joins', async (t) => {
+  const begun = performance.now()
+  const node = await WasmNode.up(lab, { controlURL: 'http://control.lab.test' })
+  t.diagnostic(`joined in ${Math.round(performance.now() - begun)} ms`)
+  assert.equal(node.status.backendState, 'Running')
+  const asked = (await lab.queries()).filter((q) => q.name === 'control.lab.test')
+  assert.ok(
+    asked.some((q) => q.type === 'A' && q.rcode === 'NOERROR'),
+    JSON.stringify(asked),
+  )
+  await node.run((k) => k.server.close())
+  assert.equal(await node.end(), 0)
+  assert.equal(node.stderr, '')
+})
+
+test('a control server of no known address: it says so, and asks no servers that it was not told of', async () => {
+  const node = await WasmNode.process(lab, { controlURL: 'http://nowhere.lab.test' })
+  await node.make()
+  await node.run((k) => k.server.start())
+  const said = await eventually(
+    'the name in the health warnings',
+    async () =>
+      (await node.run((k) => k.server.status())).health.find((h) => h.includes('nowhere.lab.test')),
+    20_000,
+  )
+  assert.match(said, /no such host/)
+  await node.run((k) => k.server.close())
+  assert.equal(await lab.leaked(), 0, JSON.stringify(await lab.leaks()))
+})
+
+test('bootstrap DNS where it is wanted: tried once the name servers have failed, and seen as a leak', async () => {
+  const node = await WasmNode.process(lab, {
+    controlURL: 'http://nowhere.lab.test',
+    bootstrapDNS: true,
+  })
+  await node.make()
+  await node.run((k) => k.server.start())
+  await eventually('packets to the servers that are compiled in', () => lab.leaked(), 30_000)
+  await node.run((k) => k.server.close())
+})
