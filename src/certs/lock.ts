@@ -1,41 +1,43 @@
-import { stat } from 'node:fs/promises'
-import { createServer } from 'node:net'
+import { spawn } from 'node:child_process'
+import { open, stat } from 'node:fs/promises'
+import { once } from 'node:events'
 import { GatehouseError } from '../base/errors.ts'
 
 /**
  * Keeps a second agent from working on the same state, for as long as this process lives or until
  * the returned function is called.
  *
- * It is an abstract unix socket (unix(7)) named after the state directory: the kernel lets one
- * process bind it and frees it with that process, however it ends. So there is no stale lock to
- * detect, and nothing on the disk. It goes by network namespace, which all agents of a machine
- * share.
+ * It is an flock(2) of the state directory itself. Only who may read that directory can ask for it,
+ * and that is its user (0700): an abstract socket, which whoever shares the network namespace may
+ * take first, would let a flow keep certificates from being renewed. The kernel frees it with the
+ * process, however that ends, so there is no stale lock to detect, and nothing is on the disk.
  *
+ * Node.js has no flock(2), and flock(1) takes a descriptor that it inherits: the lock belongs to
+ * the open file, which both share, so it stays when flock(1) has ended.
+ *
+ * @param state a directory of this user's own
  * @throws GatehouseError GH_CERTS_BUSY when another agent runs
  */
-export async function lock(state: string): Promise<() => void> {
-  const { dev, ino } = await stat(state)
-  const server = createServer((socket) => {
-    socket.destroy()
-  })
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (err: NodeJS.ErrnoException) => {
-      reject(
-        err.code === 'EADDRINUSE'
-          ? new GatehouseError(
-              'GH_CERTS_BUSY',
-              'certificates are being looked after already',
-              'Wait until that run is done: journalctl -fu gatehouse-certs',
-              { cause: err },
-            )
-          : err,
-      )
+export async function lock(state: string): Promise<() => Promise<void>> {
+  const directory = await open(state, 'r')
+  try {
+    const child = spawn('flock', ['--nonblock', '--conflict-exit-code', '75', '3'], {
+      stdio: ['ignore', 'ignore', 'inherit', directory.fd],
     })
-    server.listen(`\0gatehouse-certs-${dev}-${ino}`, resolve)
-  })
-  server.unref()
-  return () => {
-    server.close()
+    const [code] = (await once(child, 'close')) as [number | null]
+    if (code === 75)
+      throw new GatehouseError(
+        'GH_CERTS_BUSY',
+        'certificates are being looked after already',
+        'Wait until that run is done: it takes ten minutes at most',
+      )
+    if (code !== 0) throw new Error(`${state} cannot be locked: flock ended with ${code}`)
+  } catch (err) {
+    await directory.close()
+    throw err
+  }
+  return async () => {
+    await directory.close()
   }
 }
 

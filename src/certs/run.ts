@@ -45,7 +45,7 @@ export async function runCerts(
   }
   const state = paths.state('/var/lib/gatehouse-certs')
   let goodTime: GoodTime | undefined
-  let unlock: () => void
+  let unlock: () => Promise<void>
   try {
     await mkdir(state, { recursive: true, mode: 0o700 })
     await ownsState(state)
@@ -132,7 +132,7 @@ export async function runCerts(
       ),
     )
   } finally {
-    unlock()
+    await unlock()
   }
 }
 

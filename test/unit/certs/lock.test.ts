@@ -3,20 +3,22 @@
  * user.
  */
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
+  chmodSync,
   chownSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readFileSync,
   readdirSync,
   rmSync,
   writeFileSync,
 } from 'node:fs'
 import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { after, test } from 'node:test'
 import { lock } from '../../../src/certs/lock.ts'
@@ -102,8 +104,11 @@ test('a second agent says that one runs and leaves all as it is; one that was ki
     assert.ok(existsSync(join(tls, 'status.json')))
     assert.deepEqual(readdirSync(state), [], 'nothing of the lock is on the disk')
     const unlock = await lock(state)
-    unlock()
-    ;(await lock(state))()
+    await assert.rejects(lock(state), { code: 'GH_CERTS_BUSY' })
+    await unlock()
+    await (
+      await lock(state)
+    )()
   } finally {
     first.child.kill('SIGKILL')
     gateway.closeAllConnections()
@@ -113,9 +118,39 @@ test('a second agent says that one runs and leaves all as it is; one that was ki
 
 test("agents of two machines' states do not hold each other up", async () => {
   const [one, other] = [await lock(machine().state), await lock(machine().state)]
-  one()
-  other()
+  await one()
+  await other()
 })
+
+test(
+  "the lock can be taken by the state's own user alone, and by no name in the network namespace",
+  { skip: process.getuid!() !== 0 && 'needs root to be another user' },
+  async () => {
+    const { state } = machine()
+    for (const directory of [root, dirname(state)]) chmodSync(directory, 0o755)
+    chmodSync(state, 0o700)
+    chownSync(state, 602, 602)
+    const sockets = (): string[] =>
+      readFileSync('/proc/net/unix', 'utf8')
+        .split('\n')
+        .filter((line) => line.includes('gatehouse-certs'))
+    const before = sockets()
+    const unlock = await lock(state)
+    assert.deepEqual(sockets(), before, 'no socket is the lock')
+    await unlock()
+    // As Node-RED's user: holding it would keep certificates from being renewed.
+    const taken = spawnSync('flock', ['--nonblock', state, 'true'], {
+      uid: 603,
+      gid: 603,
+      encoding: 'utf8',
+    })
+    assert.notEqual(taken.status, 0)
+    assert.match(taken.stderr, /Permission denied/)
+    await (
+      await lock(state)
+    )()
+  },
+)
 
 test(
   'another user, root too, is sent to systemctl and makes no file',
