@@ -1,4 +1,6 @@
 import { request } from 'node:http'
+import type { IncomingMessage } from 'node:http'
+import { text as readText } from 'node:stream/consumers'
 import { reason } from './errors.ts'
 
 /** What came back from a control socket. */
@@ -20,13 +22,54 @@ export function unreachable(err: unknown, socket: string): { message: string; cu
   return { message: reason(err), cure: 'Look at journalctl -u gatehouse' }
 }
 
+/** What to ask for, for {@link exchange}. */
+export interface Ask {
+  /** Default: GET. */
+  method?: string
+  path: string
+  headers?: Record<string, string>
+  /** Default: none. */
+  body?: string
+  /** Milliseconds until the whole answer, default 20 s. */
+  timeout?: number
+}
+
 /**
- * One request with a JSON body over a unix socket. The answer's body is what its JSON says, or its
- * text where it is none.
+ * One HTTP request over a unix socket, with the whole answer as text.
+ *
+ * @throws the system's error when the socket cannot be reached, Error when there is no answer in
+ *   time
+ */
+export async function exchange(
+  socketPath: string,
+  { method = 'GET', path, headers = {}, body, timeout = 20_000 }: Ask,
+): Promise<{ status: number; type: string | undefined; text: string }> {
+  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
+  const signal = AbortSignal.timeout(timeout)
+  const host = { host: 'gatehouse' }
+  request({ socketPath, method, path, agent: false, signal, headers: { ...host, ...headers } })
+    .on('response', resolve)
+    .on('error', reject)
+    .end(body)
+  try {
+    const response = await promise
+    return {
+      status: response.statusCode ?? 0,
+      type: response.headers['content-type'],
+      text: await readText(response),
+    }
+  } catch (err) {
+    if (!signal.aborted) throw err
+    throw new Error(`${socketPath} does not answer within ${timeout / 1000} s`, { cause: err })
+  }
+}
+
+/**
+ * One request with a JSON body over a control socket. The answer's body is what its JSON says, or
+ * its text when it is not JSON.
  *
  * @param timeout milliseconds until the whole answer, default 20 s
- * @throws the system's error when the socket cannot be reached, Error when there is no answer in
- *   time or it is no JSON
+ * @throws as {@link exchange} does, and Error when what says that it is JSON is not
  */
 export async function call(
   socketPath: string,
@@ -35,45 +78,18 @@ export async function call(
   body?: unknown,
   timeout = 20_000,
 ): Promise<Answer> {
-  return await new Promise((resolve, reject) => {
-    const outgoing = request(
-      {
-        socketPath,
-        method,
-        path,
-        agent: false,
-        signal: AbortSignal.timeout(timeout),
-        headers: { host: 'gatehouse', 'content-type': 'application/json' },
-      },
-      (response) => {
-        let text = ''
-        response
-          .setEncoding('utf8')
-          .on('data', (piece: string) => {
-            text += piece
-          })
-          .on('error', reject)
-          .on('end', () => {
-            try {
-              const json = text !== '' && response.headers['content-type'] === 'application/json'
-              const body: unknown = json ? JSON.parse(text) : text
-              resolve({
-                status: response.statusCode ?? 0,
-                body: text === '' ? undefined : body,
-              })
-            } catch (err) {
-              reject(new Error(`${socketPath} answers no JSON`, { cause: err }))
-            }
-          })
-      },
-    )
-    outgoing.on('error', (err: Error) => {
-      reject(
-        err.name === 'AbortError' || err.name === 'TimeoutError'
-          ? new Error(`${socketPath} does not answer within ${timeout / 1000} s`, { cause: err })
-          : err,
-      )
-    })
-    outgoing.end(body === undefined ? undefined : JSON.stringify(body))
+  const { status, type, text } = await exchange(socketPath, {
+    method,
+    path,
+    headers: { 'content-type': 'application/json' },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    timeout,
   })
+  if (text === '') return { status, body: undefined }
+  if (type !== 'application/json') return { status, body: text }
+  try {
+    return { status, body: JSON.parse(text) as unknown }
+  } catch (err) {
+    throw new Error(`${socketPath} answers with JSON that is not valid`, { cause: err })
+  }
 }

@@ -9,6 +9,7 @@ import { reason } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import type { RenewalInfo } from './ari.ts'
 import { IssueError } from './failure.ts'
+import { day } from '../base/time.ts'
 
 /** Options of {@link createIssuer}. */
 export interface IssuerOptions {
@@ -67,8 +68,6 @@ export interface Issuer {
    */
   renewalInfo: (id: string) => Promise<RenewalInfo | undefined>
 }
-
-const day = 86_400_000
 
 interface Answer {
   status: number

@@ -14,6 +14,7 @@ import { parseCertificate, renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
 import { History, readRecord, urgency } from './record.ts'
 import type { CertsRecord, Severity } from './record.ts'
+import { day } from '../base/time.ts'
 
 /** What {@link renew} works with. */
 export interface AgentOptions {
@@ -32,7 +33,6 @@ export interface AgentOptions {
   goodTime?: () => Date | undefined
 }
 
-const day = 86_400_000
 const mode = 0o640
 /**
  * Free space a run makes sure of before it asks for a certificate: several times a chain and key.

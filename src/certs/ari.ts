@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { writeFileAtomic } from '../base/files.ts'
 import { renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
+import { minute } from '../base/time.ts'
 
 /** When an authority would have a certificate renewed (RFC 9773 §4.2). */
 export interface RenewalInfo {
@@ -68,7 +69,6 @@ function children(data: Buffer): Element[] {
   return elements
 }
 
-const minute = 60_000
 /** How often an authority is asked: as it says, between a minute and a day (RFC 9773 §4.3.2). */
 const [soonest, latest] = [minute, 24 * 60 * minute]
 /** Where it does not say, or gives an error that will not pass (§4.3.2, §4.3.3). */

@@ -3,9 +3,7 @@ import { join } from 'node:path'
 import { GatehouseError } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import { builtAt } from '../base/version.ts'
-
-const minute = 60_000
-const hour = 60 * minute
+import { minute, hour } from '../base/time.ts'
 
 /**
  * The last moment that was certainly right, kept over reboots: a board without a battery starts

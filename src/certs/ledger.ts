@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { writeFileAtomic } from '../base/files.ts'
 import { failures, isFailureCode } from './failure.ts'
 import type { FailureCode } from './failure.ts'
+import { hour } from '../base/time.ts'
 
 /** A certificate that was asked for. */
 interface Issue {
@@ -25,7 +26,6 @@ interface Entry {
   issues: Issue[]
 }
 
-const hour = 3_600_000
 const week = 7 * 24 * hour
 /** First wait of each kind; it doubles up to the longest. Milliseconds. */
 const first = { soon: 30_000, later: 15 * 60_000 } as const

@@ -4,6 +4,7 @@ import { isFailureCode } from './failure.ts'
 import type { FailureCode } from './failure.ts'
 import { renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
+import { day } from '../base/time.ts'
 
 /**
  * How much a person need care: `info`: it will most likely pass; `warning`: look at it this week;
@@ -87,7 +88,6 @@ export async function readRecord(tlsDirectory: string): Promise<CertsRecord | un
   }
 }
 
-const day = 86_400_000
 const notesKept = { number: 8, span: 30 * day } as const
 
 /** The counts and notes that go from record to record. */

@@ -4,6 +4,9 @@
  * decided by the same lists.
  */
 
+/** Headers of a message, names in lower case. */
+export type Headers = Record<string, string | string[]>
+
 /**
  * The request header in which the gateway tells Node-RED who asks (adminAuth's tokenHeader). Copies
  * that come in are deleted.

@@ -1,9 +1,8 @@
 import { ownHeader } from './header-names.ts'
+import type { Headers } from './header-names.ts'
 
 /** Which way a header goes: with a request to the app, or with its answer to the peer. */
 export type Direction = 'request' | 'answer'
-
-type Headers = Record<string, string | string[]>
 
 /** What [[app]] changes in the headers one way. Names in lower case. */
 export interface HeaderRules {

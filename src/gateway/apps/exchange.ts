@@ -12,8 +12,7 @@ import { secure } from '../request/hygiene.ts'
 import type { Logger } from '../shared/log.ts'
 import { dispatchWithTrailers } from './trailers.ts'
 import type { Upstream } from './upstream.ts'
-
-type Headers = Record<string, string | string[]>
+import type { Headers } from '../../config/header-names.ts'
 
 const noTrailers: ReadonlySet<string> = new Set()
 

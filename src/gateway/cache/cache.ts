@@ -3,8 +3,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Logger } from '../shared/log.ts'
 import { compressWhole, compressible, worthwhile } from './compress.ts'
 import type { Coding } from './compress.ts'
-
-type Headers = Record<string, string | string[]>
+import type { Headers } from '../../config/header-names.ts'
 
 /** A request as the cache looks at it. */
 export interface CacheRequest {

@@ -10,8 +10,7 @@ import { compressStream, negotiate, worthwhile } from './compress.ts'
 import type { Coding } from './compress.ts'
 import { secure } from '../request/hygiene.ts'
 import { plugin } from '../shared/plugin.ts'
-
-type Headers = Record<string, string | string[]>
+import type { Headers } from '../../config/header-names.ts'
 
 /** How the cache came to an answer. */
 type How = 'hit' | 'revalidated' | 'stored'

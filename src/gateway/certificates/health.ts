@@ -4,8 +4,8 @@ import type { Certificate } from '../../certs/pem.ts'
 import { urgency } from '../../certs/record.ts'
 import type { CertsRecord } from '../../certs/record.ts'
 import type { Level } from '../shared/problems.ts'
+import { hour } from '../../base/time.ts'
 
-const hour = 3_600_000
 /**
  * The timer runs the agent each hour: after a day without a run something is wrong with the unit.
  */

@@ -1,4 +1,4 @@
-import { request as httpRequest } from 'node:http'
+import { exchange } from '../../base/control-client.ts'
 import { reason } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { policyFor } from '../access/access.ts'
@@ -11,6 +11,7 @@ import { probeControl } from '../tailnet/probe.ts'
 import type { Problems } from '../shared/problems.ts'
 import type { Services } from '../tailnet/services.ts'
 import type { Upstream } from '../apps/upstream.ts'
+import { day } from '../../base/time.ts'
 
 /** One link of the chain from a peer's browser to Node-RED. */
 export interface Check {
@@ -37,8 +38,6 @@ export interface Patient {
   services: Services
   now?: Date
 }
-
-const day = 86_400_000
 
 /** Peers asked about their rights, at most: each is a call to the node's thread. */
 const maxPeers = 100
@@ -166,43 +165,13 @@ function certificate({ node, certificates, problems, serving }: Patient, now: Da
   })
 }
 
-/** GET from Node-RED. Rejects when it does not answer within ten seconds. */
-async function get(
-  socketPath: string,
-  path: string,
-  headers: Record<string, string> = {},
-): Promise<{ status: number; text: string }> {
-  return await new Promise((resolve, reject) => {
-    const request = httpRequest(
-      {
-        socketPath,
-        path,
-        agent: false,
-        headers: { host: 'gatehouse', ...headers },
-        signal: AbortSignal.timeout(10_000),
-      },
-      (response) => {
-        let text = ''
-        response
-          .setEncoding('utf8')
-          .on('data', (piece: string) => {
-            text += piece
-          })
-          .on('error', reject)
-          .on('end', () => {
-            resolve({ status: response.statusCode ?? 0, text })
-          })
-      },
-    )
-    request.on('error', reject)
-    request.end()
-  })
-}
+/** How long Node-RED may take to answer a check. Milliseconds. */
+const patience = 10_000
 
 async function upstream({ upstream: { socket } }: Patient): Promise<Check> {
   const start = performance.now()
   try {
-    const { status } = await get(socket, '/')
+    const { status } = await exchange(socket, { path: '/', timeout: patience })
     const ms = Math.round(performance.now() - start)
     if (status !== 200)
       return {
@@ -243,9 +212,13 @@ async function login({ upstream: { socket }, channelKey }: Patient): Promise<Che
     capMap: {},
   }
   try {
-    const { status, text } = await get(socket, '/settings', {
-      accept: 'application/json',
-      [channelHeader]: statement(channelKey, doctor, { rights: new Set(['view']), from: 'none' }),
+    const { status, text } = await exchange(socket, {
+      path: '/settings',
+      headers: {
+        accept: 'application/json',
+        [channelHeader]: statement(channelKey, doctor, { rights: new Set(['view']), from: 'none' }),
+      },
+      timeout: patience,
     })
     const user =
       status === 200

@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events'
 import type { Status } from '@gatehouse/tsnet'
 import { GatehouseError, oneLine, reason } from '../../base/errors.ts'
+import { sleep } from '../../base/time.ts'
 import { Backoff } from '../shared/backoff.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problems } from '../shared/problems.ts'
@@ -130,7 +131,7 @@ export class Node extends EventEmitter {
           'error',
         )
         await tailnet.close().catch(() => {})
-        await this.#wait(backoff.next())
+        await sleep(backoff.next(), this.#closed.signal)
       }
     }
   }
@@ -158,7 +159,7 @@ export class Node extends EventEmitter {
             { cause: err },
           ),
         )
-        await this.#wait(backoff.next())
+        await sleep(backoff.next(), this.#closed.signal)
       }
     }
     return undefined
@@ -206,7 +207,7 @@ export class Node extends EventEmitter {
             ),
           )
         }
-        await this.#wait(backoff.next())
+        await sleep(backoff.next(), this.#closed.signal)
       }
     }
   }
@@ -332,18 +333,6 @@ export class Node extends EventEmitter {
     this.#closed.abort()
     clearTimeout(this.#poll)
     await this.#tailnet?.close()
-  }
-
-  async #wait(ms: number): Promise<void> {
-    await new Promise<void>((resolve) => {
-      const done = (): void => {
-        clearTimeout(timer)
-        this.#closed.signal.removeEventListener('abort', done)
-        resolve()
-      }
-      const timer = setTimeout(done, ms)
-      this.#closed.signal.addEventListener('abort', done)
-    })
   }
 }
 

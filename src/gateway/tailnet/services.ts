@@ -1,4 +1,5 @@
 import { GatehouseError, reason } from '../../base/errors.ts'
+import { sleep } from '../../base/time.ts'
 import { Backoff } from '../shared/backoff.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Node } from './node.ts'
@@ -216,15 +217,7 @@ export class Services {
               { cause: err },
             )
         this.judge()
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(done, backoff.next())
-          function done(): void {
-            clearTimeout(timer)
-            signal.removeEventListener('abort', done)
-            resolve()
-          }
-          signal.addEventListener('abort', done)
-        })
+        await sleep(backoff.next(), signal)
       }
     }
   }
