@@ -1,8 +1,11 @@
 import { execFile } from 'node:child_process'
 import { readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { promisify } from 'node:util'
+import { isDeepStrictEqual, promisify } from 'node:util'
+import { parse } from 'smol-toml'
 import { writeFileAtomic } from './files.ts'
+import { scanToml } from './toml-scan.ts'
+import type { TomlEntry } from './toml-scan.ts'
 
 const run = promisify(execFile)
 
@@ -67,21 +70,111 @@ export async function writeCard(boot: string, path: string, content: string): Pr
   })
 }
 
+/** Keys that add the device to the tailnet, once. */
+const once = new Set(['auth_key', 'client_secret'])
+
 /**
- * gatehouse.toml without its auth key or OAuth client secret: the line stays as a comment that says
- * what became of it. All else, comments and line ends included, is left as the person wrote it.
+ * gatehouse.toml without its auth key or OAuth client secret, in whatever way TOML lets them be
+ * written: a comment says what became of each. All else, comments and line ends included, is left
+ * as the person wrote it; but for the secret itself where it stands once more, in a comment say.
  *
- * @returns undefined when there is no such line
+ * @returns undefined when there is none
  */
 export function withoutAuthKey(text: string): string | undefined {
-  // A string of any of TOML's one-line forms; the key may be quoted too. Multi-line strings are no
-  // auth keys (see checkAuthKey).
-  const line =
-    /^([ \t]*)(?:tailnet\s*\.\s*)?("auth_key"|'auth_key'|auth_key|"client_secret"|'client_secret'|client_secret)\s*=\s*("[^"\r\n]*"|'[^'\r\n]*')([^\r\n]*)$/gm
-  let found = false
-  const changed = text.replace(line, (_all, indent: string, key: string) => {
-    found = true
-    return `${indent}# ${key.replaceAll(/["']/g, '')}: used to join the tailnet, and taken off the card. The device keeps its own identity.`
-  })
-  return found ? changed : undefined
+  // One without a whole value has no place to take it out of.
+  const entries = scanToml(text).entries.filter(
+    ({ path, value, end }) => end > value && path.some((part) => once.has(part)),
+  )
+  // A key below the key (which is a mistake) goes with it.
+  const outer = entries.filter(
+    (entry) => !entries.some((other) => other !== entry && within(entry, other)),
+  )
+  const before = parsed(text)
+  if (outer.length === 0) {
+    const swept = before === undefined ? sweep(text) : text
+    return swept === text ? undefined : swept
+  }
+  const secrets = outer
+    .map(({ value, end }) => parsed(`x = ${text.slice(value, end)}`)?.x)
+    .filter((secret): secret is string => typeof secret === 'string' && secret.length >= 12)
+  const scrub = (result: string): string =>
+    secrets.reduce((rest, secret) => rest.replaceAll(secret, '(taken off the card)'), result)
+
+  // From the end, so that the places before stay right.
+  let result = text
+  for (const entry of outer.toReversed()) result = without(result, entry)
+  result = scrub(result)
+  if (before === undefined) return sweep(result)
+  if (sameButSecrets(before, parsed(result))) return result
+
+  // Never the secret: rather a comment of all that is in one statement with it.
+  result = text
+  for (const { statement, end } of outer.toReversed()) {
+    const [first, last] = [lineStart(result, statement), lineEnd(result, end)]
+    const commented = result.slice(first, last).replaceAll(/^/gm, '# ')
+    result = `${result.slice(0, first)}# The key could not be taken out alone: what was written with it is a comment now.\n${commented}${result.slice(last)}`
+  }
+  for (const { value, end } of outer)
+    result = result.replaceAll(text.slice(value, end), '(taken off the card)')
+  return scrub(result)
+}
+
+/**
+ * Of a file that is not TOML, and of which nothing was read: what looks like a key all the same (a
+ * quotation mark is missing, a colon stands for the equals sign).
+ */
+function sweep(text: string): string {
+  return text.replaceAll(/tskey-(?:auth|client)-[A-Za-z0-9-]{8,}/g, '(taken off the card)')
+}
+
+const within = (inner: TomlEntry, outer: TomlEntry): boolean =>
+  outer.start <= inner.start && inner.end <= outer.end
+
+/** Offsets of a line's beginning and of its end, the line end not included. */
+const lineStart = (text: string, at: number): number => text.lastIndexOf('\n', at - 1) + 1
+const lineEnd = (text: string, at: number): number => {
+  const end = text.indexOf('\n', at)
+  if (end === -1) return text.length
+  return text[end - 1] === '\r' ? end - 1 : end
+}
+
+function without(text: string, { path, start, end, inline, statement }: TomlEntry): string {
+  const key = path.find((part) => once.has(part))!
+  const said = `# ${key}: used to join the tailnet, and taken off the card. The device keeps its own identity.`
+  if (!inline) return `${text.slice(0, start)}${said}${text.slice(end)}`
+  // With the comma behind it; where it is the last, with the one before.
+  let [from, to] = [start, end]
+  const before = /,\s*$/.exec(text.slice(0, start))
+  const behind = /^\s*,[ \t]*/.exec(text.slice(end))
+  if (behind !== null) to += behind[0].length
+  else if (before !== null) from -= before[0].length
+  else to += /^[ \t]*/.exec(text.slice(end))![0].length
+  const line = lineStart(text, statement)
+  const indent = /^[ \t]*/.exec(text.slice(line))![0]
+  const eol = text[lineEnd(text, statement)] === '\r' ? '\r\n' : '\n'
+  return `${text.slice(0, line)}${indent}${said}${eol}${text.slice(line, from)}${text.slice(to)}`
+}
+
+function parsed(text: string): Record<string, unknown> | undefined {
+  try {
+    return parse(text.replace(/^\uFEFF/, ''))
+  } catch {
+    return undefined
+  }
+}
+
+/** Whether one document says what another says, but for the keys that are gone. */
+function sameButSecrets(before: unknown, after: unknown): boolean {
+  const strip = (value: unknown): unknown => {
+    if (Array.isArray(value)) return value.map(strip)
+    if (typeof value !== 'object' || value === null || value instanceof Date) return value
+    return Object.fromEntries(
+      Object.entries(value)
+        .filter(([name]) => !once.has(name))
+        .map(([name, inner]) => [name, strip(inner)])
+        // A table that held nothing else may be gone with it.
+        .filter(([, inner]) => typeof inner !== 'object' || JSON.stringify(inner) !== '{}'),
+    )
+  }
+  return after !== undefined && isDeepStrictEqual(strip(before), strip(after))
 }

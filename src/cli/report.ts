@@ -1,3 +1,4 @@
+import { isUtf8 } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -111,15 +112,19 @@ export async function runReport(paths: Paths): Promise<number> {
 
 /**
  * The identity is on disk since before the node was "Running". The card comes first, since the next
- * boot would take the key from it again; provisioning then replaces the sealed copy by an empty
+ * boot would take the key from it again; provisioning then replaces the copy in /run by an empty
  * one, and a power cut between the two is put right by that boot.
  */
 async function forgetAuthKey({ boot }: Pick<Paths, 'boot'>): Promise<void> {
   const file = join(boot, 'gatehouse.toml')
-  const without = withoutAuthKey(await readFile(file, 'utf8').catch(() => ''))
+  const data = await readFile(file).catch(() => Buffer.alloc(0))
+  // What is not UTF-8 was never read, so no key of it was used; yet it comes off, and each byte of
+  // the rest stays.
+  const encoding = isUtf8(data) ? 'utf8' : 'latin1'
+  const without = withoutAuthKey(data.toString(encoding))
   if (without === undefined) return
   await withCard(boot, async () => {
-    await writeFileAtomic(file, without, 0o700)
+    await writeFileAtomic(file, Buffer.from(without, encoding), 0o700)
   })
   process.stdout.write('the auth key has been used and is taken off the card\n')
   spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {

@@ -1,6 +1,6 @@
 import { parse, stringify } from 'smol-toml'
 import { GatehouseError, oneLine } from '../base/errors.ts'
-import { locate } from './locate.ts'
+import { locator } from './locate.ts'
 import { migrate, moved } from './migrate.ts'
 import type { Moved } from './migrate.ts'
 import { entryChecks, schema as tables, tomlName } from './schema.ts'
@@ -105,14 +105,13 @@ export function parseConfig(
   const config = defaults() as unknown as Record<string, unknown>
   const issues: ConfigIssue[] = []
   const { document, notes, origins, twice } = migrate(written, moves)
+  const locate = locator(text)
   const lineOf = (...path: string[]): number => {
     const origin = origins.get(path.filter((part) => !/^\d+$/.test(part)).join('.'))?.split('.')
     return (
-      (origin === undefined
-        ? undefined
-        : locate(text, [origin[0]!, ...path.slice(1, -1), origin[1]!])) ??
-      locate(text, path) ??
-      locate(text, path.slice(0, 1)) ??
+      (origin === undefined ? undefined : locate([origin[0]!, ...path.slice(1, -1), origin[1]!])) ??
+      locate(path) ??
+      locate(path.slice(0, 1)) ??
       1
     )
   }
