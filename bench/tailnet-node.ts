@@ -10,13 +10,14 @@ export interface Options {
   dir: string
   hostname: string
   controlURL: string
+  extraCAFile: string
   authKey: string
   origin: string
   pem: string
   name: string
 }
 
-const { dir, hostname, controlURL, authKey, origin, pem, name } = JSON.parse(
+const { dir, hostname, controlURL, extraCAFile, authKey, origin, pem, name } = JSON.parse(
   process.argv[2]!,
 ) as Options
 const gateway = subject(dir, pem, name, origin, {
@@ -34,5 +35,5 @@ await gateway.start()
 await gateway.join({
   controlURL,
   hasAuthKey: true,
-  create: () => new Server({ dir: join(dir, 'state'), hostname, controlURL, authKey }),
+  create: () => new Server({ dir: join(dir, 'state'), hostname, controlURL, extraCAFile, authKey }),
 })

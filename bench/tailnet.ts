@@ -56,6 +56,7 @@ export async function measureTailnet({
       await writeFile(files.key, text.slice(text.indexOf('-----BEGIN PRIVATE')), { mode: 0o600 })
       const child = lab.exec(await lab.host(hostname, ip), argv(files), {
         stdio: ['pipe', 'pipe', 'inherit'],
+        env: { ...process.env, SSL_CERT_FILE: lab.ready.authority },
       })
       children.push(child)
       await new Promise((resolve, reject) => {
@@ -73,6 +74,7 @@ export async function measureTailnet({
         dir: path.join(lab.dir, 'ours'),
         hostname: 'ours',
         controlURL: lab.ready.controlURL,
+        extraCAFile: lab.ready.authority,
         authKey: lab.ready.authKey,
         origin,
         pem,

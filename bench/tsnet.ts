@@ -18,11 +18,10 @@ import { build } from 'esbuild'
 import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
-import readline from 'node:readline'
-import type { ChildProcess } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Lab, type LabClient } from '../test/lab/lab.ts'
+import { type Kind, Program } from '../test/lab/program.ts'
 import { ratioPlot, type Row } from './plot.ts'
 import { cpuSeconds, memory, resetPeak } from './proc.ts'
 
@@ -39,7 +38,6 @@ const rounds = Number(options.rounds)
 const ms = Number(options.ms)
 const measures = ['down', 'up', 'down8', 'up8', 'rtt'] as const
 type Measure = (typeof measures)[number]
-type Kind = 'wasm' | 'native'
 /** Seconds over which idle CPU is counted. */
 const idleSeconds = 10
 const manyStreams = 1000
@@ -66,81 +64,11 @@ async function bundle(dir: string): Promise<void> {
   await copyFile(path.join(src, 'build/tsnet.wasm'), path.join(dir, 'tsnet.wasm'))
 }
 
-class Program {
-  readonly kind: Kind
-  readonly child: ChildProcess
-  readonly ip: string
-  readonly joinedMs: number
-
-  constructor(kind: Kind, child: ChildProcess, ip: string, joinedMs: number) {
-    this.kind = kind
-    this.child = child
-    this.ip = ip
-    this.joinedMs = joinedMs
-  }
-
-  static async start(lab: Lab, ns: string, kind: Kind): Promise<Program> {
-    const dir = path.join(lab.dir, kind)
-    const keyFile = path.join(lab.dir, 'bench-authkey')
-    await writeFile(keyFile, lab.ready.authKey, { mode: 0o600 })
-    const native = [
-      lab.bin,
-      'load-node',
-      '--dir',
-      dir,
-      '--control',
-      lab.ready.controlURL,
-      '--hostname',
-      kind,
-      '--authkey-file',
-      keyFile,
-    ]
-    const serverOptions = {
-      dir,
-      hostname: kind,
-      controlURL: lab.ready.controlURL,
-      authKey: lab.ready.authKey,
-      network: options.network,
-    }
-    const wasm = [
-      process.execPath,
-      '--disable-warning=ExperimentalWarning',
-      path.join(lab.dir, 'program/node.js'),
-      JSON.stringify(serverOptions),
-    ]
-    const begun = performance.now()
-    const child = lab.exec(ns, kind === 'wasm' ? wasm : native, {
-      stdio: ['pipe', 'pipe', 'inherit'],
-    })
-    const first = new Promise<string>((resolve, reject) => {
-      readline.createInterface({ input: child.stdout! }).once('line', resolve)
-      child.once('exit', (code) =>
-        reject(new Error(`the ${kind} program ended early (code ${code})`)),
-      )
-    })
-    const { ips } = JSON.parse(await first) as { ips: string[] }
-    return new Program(kind, child, ips[0]!, performance.now() - begun)
-  }
-
-  get pid(): number {
-    return this.child.pid!
-  }
-
-  /** Percent of one core while nothing happens. */
-  async idleCPU(): Promise<number> {
-    const before = cpuSeconds(this.pid)
-    await sleep(idleSeconds * 1000)
-    return ((cpuSeconds(this.pid) - before) / idleSeconds) * 100
-  }
-
-  async end(): Promise<void> {
-    if (this.child.exitCode !== null) return
-    const gone = new Promise((resolve) => this.child.once('exit', resolve))
-    this.child.stdin!.end()
-    const late = setTimeout(() => this.child.kill('SIGKILL'), 10_000)
-    await gone
-    clearTimeout(late)
-  }
+/** Percent of one core while nothing happens. */
+async function idleCPU({ pid }: Program): Promise<number> {
+  const before = cpuSeconds(pid)
+  await sleep(idleSeconds * 1000)
+  return ((cpuSeconds(pid) - before) / idleSeconds) * 100
 }
 
 async function measure(peer: LabClient, program: Program): Promise<Record<Measure, number>> {
@@ -176,15 +104,18 @@ try {
   const programs: Program[] = []
   const about: Record<string, Record<string, number>> = {}
   for (const kind of kinds) {
-    const program = await Program.start(lab, ns, kind)
+    const program = await Program.start(lab, ns, kind, {
+      script: path.join(lab.dir, 'program/node.js'),
+      server: { network: options.network },
+    })
     programs.push(program)
     await peer.pingDirect(program.ip)
     await sleep(5000) // the joining is over
     const idleRSS = memory(program.pid).rss
-    const idleCPU = await program.idleCPU()
-    about[kind] = { joinedMs: program.joinedMs, idleRSS, idleCPU }
+    const idle = await idleCPU(program)
+    about[kind] = { joinedMs: program.joinedMs, idleRSS, idleCPU: idle }
     say(
-      `${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idleCPU.toFixed(2)} % of a core`,
+      `${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idle.toFixed(2)} % of a core`,
     )
     resetPeak(program.pid)
     // Unmeasured: the path settles, code is compiled by use.
@@ -211,7 +142,7 @@ try {
     a.manyRSS = memory(program.pid).peak
     await sleep(10_000)
     a.afterRSS = memory(program.pid).rss
-    a.afterCPU = await program.idleCPU()
+    a.afterCPU = await idleCPU(program)
     say(
       `${program.kind}: peak ${a.peakRSS.toFixed(0)} MB under load; ${manyStreams} connections opened and used in ${(many.ms / 1000).toFixed(1)} s, ` +
         `peak ${a.manyRSS.toFixed(0)} MB; afterwards ${a.afterRSS.toFixed(0)} MB, ${a.afterCPU.toFixed(2)} % of a core`,

@@ -3,7 +3,7 @@ import type http from 'node:http'
 import type https from 'node:https'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { type ConnectionOptions, rootCertificates } from 'node:tls'
+import { type ConnectionOptions, getCACertificates } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { Conn } from './conn.ts'
@@ -139,7 +139,9 @@ export class Server extends EventEmitter<Events> {
   private async doStart(): Promise<void> {
     const { options } = this
     const rootsPEM = [
-      options.caFile ? await authorities('caFile', options.caFile) : rootCertificates.join('\n'),
+      options.caFile
+        ? await authorities('caFile', options.caFile)
+        : getCACertificates('default').join('\n'),
       ...(options.extraCAFile ? [await authorities('extraCAFile', options.extraCAFile)] : []),
     ].join('\n')
     let state: string | undefined

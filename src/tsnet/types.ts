@@ -68,7 +68,10 @@ export interface CommonOptions {
   network?: Network
   /** Tailscale's backend log as `log` events. Default: false. */
   verbose?: boolean
-  /** PEM file with the authorities trusted for control and DERP. Default: those Node.js ships. */
+  /**
+   * PEM file with the authorities trusted for control and DERP. Default: those that Node.js trusts,
+   * NODE_EXTRA_CA_CERTS among them.
+   */
   caFile?: string
   /**
    * PEM file with authorities trusted beside those: of a control server whose certificate no public

@@ -30,7 +30,7 @@ async function order(
   out: string,
   env: Record<string, string> = {},
 ): Promise<Result> {
-  const { acmeDirectory, acmeDirectoryCA } = lab.ready
+  const { acmeDirectory, authority } = lab.ready
   const argv = [
     process.execPath,
     path.join(import.meta.dirname, 'acme-order.ts'),
@@ -39,7 +39,7 @@ async function order(
     path.join(gateway.dir, 'client.sock'),
     out,
   ]
-  const variables = Object.entries({ NODE_EXTRA_CA_CERTS: acmeDirectoryCA, ...env }).map(
+  const variables = Object.entries({ NODE_EXTRA_CA_CERTS: authority, ...env }).map(
     ([k, v]) => `${k}=${v}`,
   )
   return await lab.run(gateway.ns, ['env', ...variables, ...argv])
@@ -105,7 +105,7 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
 
   await t.test('fetch trusts the given authorities alone', async () => {
     await assert.rejects(
-      laptop.fetch(`https://${name}/`, { roots: lab.ready.acmeDirectoryCA }),
+      laptop.fetch(`https://${name}/`, { roots: lab.ready.authority }),
       /unknown authority/,
     )
     const ip = (await gateway.status()).ips[0]!
@@ -117,7 +117,7 @@ test('an issued certificate verifies across the tailnet, over a direct path', as
 
   await t.test('fetch goes to peers alone', async () => {
     await assert.rejects(
-      laptop.fetch('https://acme.lab.test/dir', { roots: lab.ready.acmeDirectoryCA }),
+      laptop.fetch('https://acme.lab.test/dir', { roots: lab.ready.authority }),
       /is no peer/,
     )
     assert.equal(await lab.leaked(), 0)

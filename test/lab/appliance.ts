@@ -79,7 +79,7 @@ export class Appliance {
       ...options.env,
     }
     const appliance = new Appliance(lab, ns, dir, env)
-    await copyFile(lab.ready.acmeDirectoryCA, path.join(dir, 'config', 'authority.pem'))
+    await copyFile(lab.ready.authority, path.join(dir, 'config', 'authority.pem'))
     await appliance.configure(options.settings ?? '')
     await writeFile(path.join(dir, 'credentials', 'authkey'), lab.ready.authKey, { mode: 0o600 })
     await makeChannelKey(path.join(dir, 'credentials', 'channel'))
@@ -107,7 +107,7 @@ export class Appliance {
   async configure(more: string): Promise<void> {
     await writeFile(
       path.join(this.dir, 'config', 'gatehouse.toml'),
-      `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`,
+      `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\nca_file = "authority.pem"\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`,
     )
   }
 

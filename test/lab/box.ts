@@ -45,12 +45,12 @@ export class Box {
   }
 
   argv(options: Partial<RunOptions>): string[] {
-    const { acmeDirectory, acmeDirectoryCA } = this.lab.ready
+    const { acmeDirectory, authority } = this.lab.ready
     return [
       process.execPath,
       path.join(import.meta.dirname, 'issue.ts'),
       acmeDirectory,
-      acmeDirectoryCA,
+      authority,
       this.name,
       path.join(this.node.dir, 'client.sock'),
       this.state,

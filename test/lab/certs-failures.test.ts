@@ -114,7 +114,7 @@ test("the binding's key goes from the credential to the authority, and into no l
   )
   await once(server.listen(socket), 'listening')
   t.after(() => server.close())
-  await copyFile(lab.ready.acmeDirectoryCA, path.join(config, 'authority.pem'))
+  await copyFile(lab.ready.authority, path.join(config, 'authority.pem'))
   await mkdir(credentials)
   await writeFile(path.join(credentials, 'eab-hmac-key'), `${binding.hmacKey}\n`, { mode: 0o600 })
   await writeFile(

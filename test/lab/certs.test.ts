@@ -320,7 +320,7 @@ test("gatehouse certs, the command: names and challenges over the gateway's sock
   )
   await once(server.listen(socket), 'listening')
   t.after(() => server.close())
-  await copyFile(lab.ready.acmeDirectoryCA, path.join(config, 'authority.pem'))
+  await copyFile(lab.ready.authority, path.join(config, 'authority.pem'))
   const settings = async (more: string): Promise<void> => {
     await writeFile(
       path.join(config, 'gatehouse.toml'),

@@ -3,7 +3,7 @@
  * the key.
  */
 import assert from 'node:assert/strict'
-import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { call } from '../../src/base/control-client.ts'
@@ -25,10 +25,11 @@ test('client_secret and tags in gatehouse.toml: the device joins as a tagged one
   const dir = (name: string): string => path.join(lab.dir, name)
   for (const name of ['boot', 'credentials', 'state', 'run', 'tls'])
     await mkdir(dir(name), { mode: 0o700 })
-  const { clientSecret, controlURL } = lab.ready
+  const { authority, clientSecret, controlURL } = lab.ready
+  await copyFile(authority, dir('boot/authority.pem'))
   await writeFile(
     dir('boot/gatehouse.toml'),
-    `[tailnet]\ncontrol_url = "${controlURL}"\nclient_secret = "${clientSecret}?baseURL=${controlURL}&ephemeral=false&preauthorized=true"\ntags = ["tag:lab"]\n`,
+    `[tailnet]\ncontrol_url = "${controlURL}"\nca_file = "authority.pem"\nclient_secret = "${clientSecret}?baseURL=${controlURL}&ephemeral=false&preauthorized=true"\ntags = ["tag:lab"]\n`,
   )
   const sealed: string[] = []
   const taken = await provision(

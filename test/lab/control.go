@@ -3,11 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -35,6 +38,7 @@ import (
 //   - names are unique in the tailnet: the second "gatehouse" is "gatehouse-1", in its name, its certificate domain, and in
 //     what it may set in DNS.
 //   - a request testcontrol does not know gets 404. (testcontrol ends the process.)
+//   - it has a name, and speaks https: as with Tailscale's, port 80 is for Noise alone, whose encryption is its own.
 //   - it can be taken off the network and put back with its state.
 //   - a node may host Tailscale Services, has certificates for their names, and its peers find them in DNS.
 //   - there are people, tags and grants of app capabilities (policy.go). All nodes are one person's until told otherwise, as in a
@@ -49,8 +53,8 @@ type controlServer struct {
 	accessToken  string // what that client gets for it
 
 	mu     sync.Mutex
+	noise  map[string]int      // connections, by the port they came to
 	keys   map[string]*authKey // beside the one of the configuration
-	ln     net.Listener
 	srv    *http.Server
 	conns  map[net.Conn]struct{}
 	names  map[tailcfg.NodeID]nodeName
@@ -67,6 +71,7 @@ type controlConfig struct {
 	setTXT  func(name, value string)
 	logf    logger.Logf
 	private key.MachinePrivate
+	cert    tls.Certificate // of controlName and loginName
 }
 
 // nodeName is what a node asked to be called, and what it is called.
@@ -89,6 +94,7 @@ type login struct {
 func newControl(cfg controlConfig) *controlServer {
 	c := &controlServer{
 		controlConfig: cfg,
+		noise:         map[string]int{},
 		conns:         map[net.Conn]struct{}{},
 		clientSecret:  "tskey-client-k" + rands.HexString(10) + "CNTRL-" + rands.HexString(32),
 		accessToken:   rands.HexString(32),
@@ -111,7 +117,7 @@ func newControl(cfg controlConfig) *controlServer {
 		AllNodesSameUser:        true,
 		TagOwners:               map[string][]string{"tag:lab": nil}, // a node that joins gets the tags it asks for
 		DefaultNodeCapabilities: &caps,
-		ExplicitBaseURL:         "http://" + controlIP,
+		ExplicitBaseURL:         controlURL,
 		HoldMapRequest:          c.beforeMap,
 		ModifyFirstMapResponse: func(res *tailcfg.MapResponse, _ *tailcfg.MapRequest) {
 			res.Debug = &tailcfg.Debug{DisableLogTail: true}
@@ -134,12 +140,26 @@ func (c *controlServer) start() error {
 	if c.srv != nil {
 		return errors.New("the control server runs already")
 	}
-	ln, err := net.Listen("tcp", net.JoinHostPort(controlIP, "80"))
-	if err != nil {
-		return err
+	var lns []net.Listener
+	for _, ip := range []string{controlIP, controlIP6} {
+		for _, port := range []string{"80", "443"} {
+			ln, err := net.Listen("tcp", net.JoinHostPort(ip, port))
+			if err != nil {
+				for _, ln := range lns {
+					ln.Close()
+				}
+				return err
+			}
+			lns = append(lns, ln)
+		}
 	}
 	srv := &http.Server{
 		Handler: http.HandlerFunc(c.serveOuter),
+		// What a client that gave up leaves behind is no news.
+		ErrorLog: log.New(logger.FuncWriter(c.logf), "", 0),
+		// Noise takes the connection over, which HTTP/2 does not allow.
+		TLSConfig:    &tls.Config{Certificates: []tls.Certificate{c.cert}},
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		// Noise hijacks its connections, and http.Server forgets those: kept here, so that stop can end them.
 		ConnState: func(nc net.Conn, s http.ConnState) {
 			c.mu.Lock()
@@ -152,8 +172,14 @@ func (c *controlServer) start() error {
 			}
 		},
 	}
-	c.ln, c.srv = ln, srv
-	go srv.Serve(ln)
+	c.srv = srv
+	for _, ln := range lns {
+		if strings.HasSuffix(ln.Addr().String(), ":443") {
+			go srv.ServeTLS(ln, "", "")
+		} else {
+			go srv.Serve(ln)
+		}
+	}
 	return nil
 }
 
@@ -161,7 +187,7 @@ func (c *controlServer) start() error {
 func (c *controlServer) stop() error {
 	c.mu.Lock()
 	srv, conns := c.srv, c.conns
-	c.srv, c.ln, c.conns = nil, nil, map[net.Conn]struct{}{}
+	c.srv, c.conns = nil, map[net.Conn]struct{}{}
 	c.mu.Unlock()
 	if srv == nil {
 		return errors.New("the control server is stopped already")
@@ -176,6 +202,8 @@ func (c *controlServer) stop() error {
 // serveOuter serves what is not within Noise.
 func (c *controlServer) serveOuter(w http.ResponseWriter, r *http.Request) {
 	switch {
+	case r.TLS == nil && r.URL.Path != "/ts2021" && r.URL.Path != "/generate_204":
+		http.Redirect(w, r, "https://"+r.Host+r.URL.RequestURI(), http.StatusMovedPermanently)
 	case r.URL.Path == "/key":
 		writeJSON(w, &tailcfg.OverTLSPublicKeyResponse{PublicKey: c.private.Public()})
 	case r.URL.Path == "/ts2021":
@@ -203,6 +231,13 @@ func (c *controlServer) serveNoise(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
+	port := "80"
+	if r.TLS != nil {
+		port = "443"
+	}
+	c.mu.Lock()
+	c.noise[port]++
+	c.mu.Unlock()
 	peer := conn.Peer()
 	ctx, cancel := context.WithCancel(machineContext{r.Context(), peer})
 	defer cancel()
@@ -513,17 +548,17 @@ func (c *controlServer) newLogin(nk key.NodePublic) string {
 	defer c.mu.Unlock()
 	for path, l := range c.logins {
 		if l.nodeKey == nk {
-			return "http://" + controlIP + path
+			return "https://" + loginName + path
 		}
 	}
 	path := "/login/" + rands.HexString(16)
 	c.logins[path] = &login{nodeKey: nk, done: make(chan struct{})}
-	return "http://" + controlIP + path
+	return "https://" + loginName + path
 }
 
 func (c *controlServer) awaitLogin(ctx context.Context, url string, nk key.NodePublic) bool {
 	c.mu.Lock()
-	l := c.logins[strings.TrimPrefix(url, "http://"+controlIP)]
+	l := c.logins[strings.TrimPrefix(url, "https://"+loginName)]
 	c.mu.Unlock()
 	if l == nil || l.nodeKey != nk {
 		return false
@@ -539,7 +574,7 @@ func (c *controlServer) awaitLogin(ctx context.Context, url string, nk key.NodeP
 // completeLogin does what a person does who opens the login URL (or its path) and agrees.
 func (c *controlServer) completeLogin(url string) error {
 	c.mu.Lock()
-	l := c.logins[strings.TrimPrefix(url, "http://"+controlIP)]
+	l := c.logins[strings.TrimPrefix(url, "https://"+loginName)]
 	c.mu.Unlock()
 	if l == nil {
 		return fmt.Errorf("no login is waiting at %q", url)
@@ -557,10 +592,17 @@ func (c *controlServer) pendingLogins() []string {
 		select {
 		case <-l.done:
 		default:
-			urls = append(urls, "http://"+controlIP+path)
+			urls = append(urls, "https://"+loginName+path)
 		}
 	}
 	return urls
+}
+
+// noisePorts returns how many Noise connections have come to each port.
+func (c *controlServer) noisePorts() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.noise)
 }
 
 // adminNode is a registered node as GET /nodes shows it.
@@ -574,6 +616,8 @@ type adminNode struct {
 	OS        string           `json:"os"`
 	Tags      []string         `json:"tags,omitempty"`
 	Expired   bool             `json:"expired"`
+	// What the node says of the machine it runs on, for the admin console.
+	Hostinfo *tailcfg.Hostinfo `json:"hostinfo,omitempty"`
 }
 
 func (c *controlServer) nodes() []adminNode {
@@ -595,6 +639,7 @@ func (c *controlServer) nodes() []adminNode {
 		}
 		if n.Hostinfo.Valid() {
 			a.OS = n.Hostinfo.OS()
+			a.Hostinfo = n.Hostinfo.AsStruct()
 		}
 		c.mu.Lock()
 		a.Hostname = c.names[n.ID].wanted

@@ -26,7 +26,7 @@ async function issue(domain: string, directory = lab.ready.acmeDirectory): Promi
     process.execPath,
     path.join(import.meta.dirname, 'issue.ts'),
     directory,
-    lab.ready.acmeDirectoryCA,
+    lab.ready.authority,
     domain,
     path.join(node.dir, 'client.sock'),
     path.join(lab.dir, 'agent'),

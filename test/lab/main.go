@@ -3,11 +3,12 @@
 //	lab serve  --dir DIR [--suffix tail0a1b2.ts.net]
 //	lab client --dir STATE --control URL --hostname NAME --socket SOCK [--authkey-file FILE] [--browser SOCK2 --origin URL --roots PEM]
 //	lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE
+//	lab wire --near-ns NAME --near DEVICE --far-ns NAME --far DEVICE [--delay 33ms] [--loss-out 1] [--loss-in 1]
 //	lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM
 //
 // serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an ACME authority that truly
 // validates dns-01. client is a native tailnet client that a test drives over a unix socket. load-node
-// is what bench/tsnet.ts measures natively.
+// is what bench/tsnet.ts measures natively. wire is a cable between two namespaces that delays and loses.
 //
 // Both end on SIGTERM and SIGINT, and when a pipe they have as standard input closes: whoever started them holds the
 // other end, so they cannot outlive it.
@@ -22,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "unsafe" // for go:linkname
 
 	"tailscale.com/envknob"
 )
@@ -45,6 +47,8 @@ func main() {
 		err = client(ctx, os.Args[2:])
 	case "load-node":
 		err = loadNode(ctx, os.Args[2:])
+	case "wire":
+		err = wire(ctx, os.Args[2:])
 	case "proxy-node":
 		err = proxyNode(ctx, os.Args[2:])
 	default:
@@ -60,19 +64,23 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]\n       lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE\n       lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM")
+	fmt.Fprintln(os.Stderr, "usage: lab serve --dir DIR [--suffix NAME.ts.net]\n       lab client --dir STATE --control URL --hostname NAME --socket SOCK [...]\n       lab load-node --dir STATE --control URL --hostname NAME --authkey-file FILE\n       lab wire --near-ns NAME --near DEVICE --far-ns NAME --far DEVICE [...]\n       lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM")
 	os.Exit(2)
 }
 
 // quiet switches off what Tailscale's code does towards the internet by itself: log upload, and port mapping requests to the
 // router. Captive portal detection and UPnP are switched off by node attributes, which the control server sends (control.go).
-// Bootstrap DNS (asking Tailscale's own DERP servers for a control server's address) cannot be switched off, but is tried
-// for names only: the control URL is an address.
+// Bootstrap DNS (asking Tailscale's own DERP servers, which are compiled in, for a control server's address when it cannot be
+// resolved or reached) has no switch: it is left without servers to ask.
 func quiet() {
 	envknob.Setenv("TS_NO_LOGS_NO_SUPPORT", "true")
 	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")
 	envknob.Setenv("TS_DISABLE_UPNP", "true")
+	bootstrapServers = []byte(`{"Regions":{}}`)
 }
+
+//go:linkname bootstrapServers tailscale.com/net/dnsfallback.staticDERPMapJSON
+var bootstrapServers []byte
 
 // endWithStdin calls end when standard input is a pipe or socket and its other end closes.
 func endWithStdin(end func()) {

@@ -21,23 +21,30 @@ import (
 )
 
 // The lab's addresses, as docs/architecture.md has them. One address a service, so that every service has its standard port
-// and the appliance's firewall needs no exception.
+// and the appliance's firewall needs no exception. Nodes are told names.
 const (
-	routerIP  = "10.77.0.1" // DNS 53, NTP 123
-	controlIP = "10.77.0.2" // http 80
-	derpIP    = "10.77.0.3" // https 443, http 80, STUN 3478/udp
-	derpIP6   = "2001:db8:77::3"
-	acmeIP    = "10.77.0.4" // https 443
+	routerIP   = "10.77.0.1" // DNS 53, NTP 123
+	routerIP6  = "2001:db8:77::1"
+	controlIP  = "10.77.0.2" // https 443, Noise on http 80
+	controlIP6 = "2001:db8:77::2"
+	derpIP     = "10.77.0.3" // https 443, http 80, STUN 3478/udp
+	derpIP6    = "2001:db8:77::3"
+	acmeIP     = "10.77.0.4" // https 443
+	dns2IP     = "10.77.0.5" // DNS 53, for whom DHCP gives another resolver
+
+	controlName = "control.lab.test"
+	loginName   = "login.lab.test"
+	controlURL  = "https://" + controlName
 )
 
 // ready is what DIR/ready.json says once every service answers.
 type ready struct {
-	ControlURL      string `json:"controlURL"`
-	ACMEDirectory   string `json:"acmeDirectory"`
-	ACMEDirectoryCA string `json:"acmeDirectoryCA"` // PEM file: trusted for the directory's own https
-	ACMERoots       string `json:"acmeRoots"`       // PEM file: what issued certificates verify against
-	AuthKey         string `json:"authKey"`
-	WrongAuthKey    string `json:"wrongAuthKey"` // of the right shape, refused by the control server
+	ControlURL    string `json:"controlURL"`
+	Authority     string `json:"authority"` // PEM file: what the https of control server, relay and ACME directory is verified by
+	ACMEDirectory string `json:"acmeDirectory"`
+	ACMERoots     string `json:"acmeRoots"` // PEM file: what issued certificates verify against
+	AuthKey       string `json:"authKey"`
+	WrongAuthKey  string `json:"wrongAuthKey"` // of the right shape, refused by the control server
 	// OAuth client that may make auth keys; its API is at ControlURL.
 	ClientSecret string `json:"clientSecret"`
 	Suffix       string `json:"suffix"`
@@ -84,13 +91,16 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	defer derp.Close()
-	dns, err := startDNS(logs.get("dns"), map[string]string{
-		"router.lab.test":  routerIP,
-		"ntp.lab.test":     routerIP,
-		"control.lab.test": controlIP,
-		"derp.lab.test":    derpIP,
-		"acme.lab.test":    acmeIP,
-	})
+	dns, err := startDNS(logs.get("dns"), map[string][]string{
+		"router.lab.test": {routerIP},
+		"ntp.lab.test":    {routerIP},
+		controlName:       {controlIP, controlIP6},
+		loginName:         {controlIP, controlIP6},
+		"derp.lab.test":   {derpIP, derpIP6},
+		"acme.lab.test":   {acmeIP},
+		// By IPv4 alone, as many servers are: for networks that have IPv6 alone.
+		"control4.lab.test": {controlIP},
+	}, routerIP, routerIP6, dns2IP)
 	if err != nil {
 		return err
 	}
@@ -105,6 +115,11 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	defer acme.Close()
+	// "control" is for networks with a search domain.
+	cert, err := ca.issue([]string{controlName, loginName, "control4.lab.test", "control"})
+	if err != nil {
+		return err
+	}
 	control := newControl(controlConfig{
 		suffix:  *suffix,
 		authKey: newAuthKey(),
@@ -112,6 +127,7 @@ func serve(ctx context.Context, args []string) error {
 		setTXT:  dns.setTXT,
 		logf:    logs.get("control").Printf,
 		private: key.NewMachine(),
+		cert:    cert,
 	})
 	if err := control.start(); err != nil {
 		return err
@@ -119,18 +135,18 @@ func serve(ctx context.Context, args []string) error {
 	defer control.stop()
 
 	r := ready{
-		ControlURL:      "http://" + controlIP,
-		ACMEDirectory:   "https://acme.lab.test/dir",
-		ACMEDirectoryCA: filepath.Join(*dir, "directory-ca.pem"),
-		ACMERoots:       filepath.Join(*dir, "acme-roots.pem"),
-		AuthKey:         control.authKey,
-		WrongAuthKey:    newAuthKey(),
-		ClientSecret:    control.clientSecret,
-		Suffix:          *suffix,
-		DNS:             routerIP,
-		NTP:             routerIP,
+		ControlURL:    controlURL,
+		Authority:     filepath.Join(*dir, "authority.pem"),
+		ACMEDirectory: "https://acme.lab.test/dir",
+		ACMERoots:     filepath.Join(*dir, "acme-roots.pem"),
+		AuthKey:       control.authKey,
+		WrongAuthKey:  newAuthKey(),
+		ClientSecret:  control.clientSecret,
+		Suffix:        *suffix,
+		DNS:           routerIP,
+		NTP:           routerIP,
 	}
-	if err := os.WriteFile(r.ACMEDirectoryCA, ca.pem, 0o644); err != nil {
+	if err := os.WriteFile(r.Authority, ca.pem, 0o644); err != nil {
 		return err
 	}
 	if err := os.WriteFile(r.ACMERoots, acme.roots, 0o644); err != nil {
@@ -172,6 +188,8 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 	mux.HandleFunc("GET /nodes", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, c.nodes()) })
 	mux.HandleFunc("GET /txt", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, d.records()) })
 	mux.HandleFunc("GET /queries", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, d.queries()) })
+	mux.HandleFunc("GET /noise", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, c.noisePorts()) })
+	mux.HandleFunc("GET /dns/asked", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, d.askedBy(r.FormValue("from"))) })
 	mux.HandleFunc("GET /logins", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, c.pendingLogins()) })
 	do := func(pattern string, f func(r *http.Request) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -206,6 +224,13 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 		}
 		c.setGrants(grants)
 		return nil
+	})
+	do("PUT /dns/manner", func(r *http.Request) error {
+		var m *dnsManner
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&m); err != nil {
+			return err
+		}
+		return d.setManner(r.FormValue("from"), m)
 	})
 	do("POST /host", func(r *http.Request) error { return d.setHost(r.FormValue("name"), r.URL.Query()["ip"]) })
 	do("POST /owner", func(r *http.Request) error {

@@ -5,12 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -18,18 +16,14 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	pebbleca "github.com/letsencrypt/pebble/v2/ca"
 	pebbledb "github.com/letsencrypt/pebble/v2/db"
 	pebbleva "github.com/letsencrypt/pebble/v2/va"
 	pebblewfe "github.com/letsencrypt/pebble/v2/wfe"
-	"github.com/miekg/dns"
 	"tailscale.com/derp/derpserver"
 	"tailscale.com/net/stunserver"
 	"tailscale.com/tailcfg"
@@ -72,8 +66,8 @@ func newAuthority() (*authority, error) {
 	return &authority{k, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }
 
-// issue makes a server certificate for names and addresses.
-func (a *authority) issue(names []string, ips ...string) (tls.Certificate, error) {
+// issue makes a server certificate for names.
+func (a *authority) issue(names []string) (tls.Certificate, error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
@@ -86,9 +80,6 @@ func (a *authority) issue(names []string, ips ...string) (tls.Certificate, error
 		NotAfter:     time.Now().Add(300 * 24 * time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	for _, ip := range ips {
-		tmpl.IPAddresses = append(tmpl.IPAddresses, net.ParseIP(ip))
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &k.PublicKey, a.key)
 	if err != nil {
@@ -107,10 +98,10 @@ type derpServers struct {
 
 func (d *derpServers) Close() { d.close() }
 
-// startDERP serves DERP over TLS and plain http, and STUN. Nodes know the certificate by its hash in the DERP map, which is
-// how Tailscale verifies one that no public authority has signed.
+// startDERP serves DERP over TLS and plain http, and STUN, all by name: as with a DERP map of one's own, nodes look the name up and
+// verify the certificate by an authority they know. (Tailscale's map has addresses beside the names.)
 func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
-	cert, err := ca.issue([]string{"derp.lab.test"}, derpIP, derpIP6)
+	cert, err := ca.issue([]string{"derp.lab.test"})
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +147,6 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 	go secure.ServeTLS(ln443, "", "")
 	go secure.ServeTLS(ln6, "", "")
 	go plain.Serve(ln80)
-	hash := sha256.Sum256(cert.Certificate[0])
 	return &derpServers{
 		derpMap: &tailcfg.DERPMap{
 			OmitDefaultRegions: true,
@@ -164,8 +154,7 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 				RegionID: 1, RegionCode: "lab", RegionName: "Lab",
 				Nodes: []*tailcfg.DERPNode{{
 					Name: "1a", RegionID: 1,
-					HostName: "derp.lab.test", CertName: "sha256-raw:" + hex.EncodeToString(hash[:]),
-					IPv4: derpIP, IPv6: derpIP6, STUNPort: 3478, DERPPort: 443, CanPort80: true,
+					HostName: "derp.lab.test", STUNPort: 3478, DERPPort: 443, CanPort80: true,
 				}},
 			}},
 		},
@@ -176,169 +165,6 @@ func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 			d.Close()
 		},
 	}, nil
-}
-
-// dnsServer is the lab's DNS: the names of its servers, the challenges nodes have published, and NXDOMAIN for all else.
-type dnsServer struct {
-	logger  *log.Logger
-	servers []*dns.Server
-
-	mu    sync.Mutex
-	hosts map[string][]netip.Addr // name with last dot → addresses
-	txt   map[string][]string     // name with last dot → values, oldest first
-	asked map[string]int          // "TYPE name RCODE" → times
-}
-
-// challengesKept is how many values of one challenge name are served: two orders may be under way at a time.
-const challengesKept = 4
-
-func startDNS(logger *log.Logger, hosts map[string]string) (*dnsServer, error) {
-	d := &dnsServer{logger: logger, hosts: map[string][]netip.Addr{}, txt: map[string][]string{}, asked: map[string]int{}}
-	for name, ip := range hosts {
-		d.hosts[dns.Fqdn(name)] = []netip.Addr{netip.MustParseAddr(ip)}
-	}
-	addr := net.JoinHostPort(routerIP, "53")
-	pc, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return nil, err
-	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		pc.Close()
-		return nil, err
-	}
-	for _, s := range []*dns.Server{{PacketConn: pc, Handler: d}, {Listener: ln, Handler: d}} {
-		d.servers = append(d.servers, s)
-		up := make(chan struct{})
-		s.NotifyStartedFunc = func() { close(up) }
-		go s.ActivateAndServe()
-		<-up // Shutdown of one that has not started is an error
-	}
-	return d, nil
-}
-
-func (d *dnsServer) Close() {
-	for _, s := range d.servers {
-		ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
-		s.ShutdownContext(ctx)
-		cancel()
-	}
-}
-
-// setTXT publishes a challenge. A name keeps its last few values.
-func (d *dnsServer) setTXT(name, value string) {
-	name = strings.ToLower(dns.Fqdn(name))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	vals := slices.DeleteFunc(d.txt[name], func(v string) bool { return v == value })
-	vals = append(vals, value)
-	if len(vals) > challengesKept {
-		vals = vals[len(vals)-challengesKept:]
-	}
-	d.txt[name] = vals
-	d.logger.Printf("set TXT %s %q", name, value)
-}
-
-// setHost replaces the addresses of a name; with none the name is gone.
-func (d *dnsServer) setHost(name string, ips []string) error {
-	var addrs []netip.Addr
-	for _, ip := range ips {
-		addr, err := netip.ParseAddr(ip)
-		if err != nil {
-			return err
-		}
-		addrs = append(addrs, addr)
-	}
-	name = strings.ToLower(dns.Fqdn(name))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(addrs) == 0 {
-		delete(d.hosts, name)
-	} else {
-		d.hosts[name] = addrs
-	}
-	return nil
-}
-
-// records returns the challenges that are served, by name without the last dot.
-func (d *dnsServer) records() map[string][]string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	m := map[string][]string{}
-	for k, v := range d.txt {
-		m[strings.TrimSuffix(k, ".")] = slices.Clone(v)
-	}
-	return m
-}
-
-// dnsQuery is one question and how often it was asked.
-type dnsQuery struct {
-	Name  string `json:"name"`
-	Type  string `json:"type"`
-	RCode string `json:"rcode"`
-	Times int    `json:"times"`
-}
-
-// queries returns every question asked so far: a name nobody ought to want shows who would have called home.
-func (d *dnsServer) queries() []dnsQuery {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	list := []dnsQuery{}
-	for k, n := range d.asked {
-		f := strings.Fields(k)
-		list = append(list, dnsQuery{Type: f[0], Name: strings.TrimSuffix(f[1], "."), RCode: f[2], Times: n})
-	}
-	slices.SortFunc(list, func(a, b dnsQuery) int { return strings.Compare(a.Name+a.Type, b.Name+b.Type) })
-	return list
-}
-
-func (d *dnsServer) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
-	res := new(dns.Msg)
-	res.SetReply(req)
-	res.Authoritative = true
-	res.RecursionAvailable = true
-	if len(req.Question) != 1 {
-		res.Rcode = dns.RcodeFormatError
-		w.WriteMsg(res)
-		return
-	}
-	q := req.Question[0]
-	name := strings.ToLower(q.Name)
-	d.mu.Lock()
-	txt := slices.Clone(d.txt[name])
-	hosts, isHost := d.hosts[name]
-	d.mu.Unlock()
-	switch {
-	case isHost:
-		for _, host := range hosts {
-			switch {
-			case q.Qtype == dns.TypeA && host.Is4():
-				res.Answer = append(res.Answer, &dns.A{
-					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: host.AsSlice(),
-				})
-			case q.Qtype == dns.TypeAAAA && host.Is6():
-				res.Answer = append(res.Answer, &dns.AAAA{
-					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeAAAA, Class: dns.ClassINET, Ttl: 1}, AAAA: host.AsSlice(),
-				})
-			}
-		}
-	case len(txt) > 0:
-		if q.Qtype == dns.TypeTXT {
-			for _, v := range txt {
-				res.Answer = append(res.Answer, &dns.TXT{
-					Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET}, Txt: []string{v},
-				})
-			}
-		}
-	default:
-		res.Rcode = dns.RcodeNameError
-	}
-	key := dns.TypeToString[q.Qtype] + " " + name + " " + dns.RcodeToString[res.Rcode]
-	d.mu.Lock()
-	d.asked[key]++
-	d.mu.Unlock()
-	d.logger.Printf("%s asks %s", w.RemoteAddr(), key)
-	w.WriteMsg(res)
 }
 
 // startNTP answers SNTP requests (RFC 5905 section 14) with this machine's clock.
@@ -423,7 +249,7 @@ func startACME(ca *authority, logger *log.Logger) (*acmeServer, error) {
 		}
 	}
 	wfe := pebblewfe.New(logger, db, va, issuer, []string{"acme.lab.test"}, false, requireEAB, 1, 1)
-	cert, err := ca.issue([]string{"acme.lab.test"}, acmeIP)
+	cert, err := ca.issue([]string{"acme.lab.test"})
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ export function settings(
     '[tailnet]',
     ...(authKey === null ? [] : [`auth_key = "${authKey}"`]),
     `control_url = "${controlURL}"`,
+    'ca_file = "authority.pem"',
     '[certificates]',
     `directory = "${lab.ready.acmeDirectory}"`,
     'ca_file = "authority.pem"',
@@ -36,7 +37,7 @@ export async function cardFiles(
   toml: string | null = settings(lab),
 ): Promise<Record<string, string | Buffer>> {
   return {
-    'authority.pem': await readFile(lab.ready.acmeDirectoryCA),
+    'authority.pem': await readFile(lab.ready.authority),
     ...(toml === null ? {} : { 'gatehouse.toml': toml }),
   }
 }

@@ -49,7 +49,7 @@ try {
     directory: `out/vm-probe-${arch}`,
     files: {
       'gatehouse.toml':
-        '[tailnet]\nauth_key = "tskey-auth-test"\ncontrol_url = "http://10.77.0.2"\n',
+        '[tailnet]\nauth_key = "tskey-auth-test"\ncontrol_url = "https://control.lab.test"\n',
     },
   })
   const vm = machine

@@ -1,6 +1,6 @@
 import { get as httpGet } from 'node:http'
 import { get as httpsGet } from 'node:https'
-import { rootCertificates } from 'node:tls'
+import { getCACertificates } from 'node:tls'
 import { GatehouseError, reason } from '../../base/errors.ts'
 
 /** Tailscale's own control server (ipn.DefaultControlURL). */
@@ -105,7 +105,7 @@ async function ask(
       url,
       {
         agent: false,
-        ...(authority === undefined ? {} : { ca: [...rootCertificates, authority] }),
+        ...(authority === undefined ? {} : { ca: [...getCACertificates('default'), authority] }),
       },
       (response) => {
         let text = ''

@@ -13,7 +13,8 @@ after(async () => await lab?.stop())
 
 test('a control server by name: the name servers of the host are asked, and the node joins', async (t) => {
   const begun = performance.now()
-  const node = await WasmNode.up(lab, { controlURL: 'http://control.lab.test' })
+  assert.equal(lab.ready.controlURL, 'https://control.lab.test')
+  const node = await WasmNode.up(lab)
   t.diagnostic(`joined in ${Math.round(performance.now() - begun)} ms`)
   assert.equal(node.status.backendState, 'Running')
   const asked = (await lab.queries()).filter((q) => q.name === 'control.lab.test')
@@ -27,7 +28,7 @@ test('a control server by name: the name servers of the host are asked, and the 
 })
 
 test('a control server of no known address: it says so, and asks no servers that it was not told of', async () => {
-  const node = await WasmNode.process(lab, { controlURL: 'http://nowhere.lab.test' })
+  const node = await WasmNode.process(lab, { controlURL: 'https://nowhere.lab.test' })
   await node.make()
   await node.run((k) => k.server.start())
   const said = await eventually(
@@ -43,7 +44,7 @@ test('a control server of no known address: it says so, and asks no servers that
 
 test('bootstrap DNS where it is wanted: tried once the name servers have failed, and seen as a leak', async () => {
   const node = await WasmNode.process(lab, {
-    controlURL: 'http://nowhere.lab.test',
+    controlURL: 'https://nowhere.lab.test',
     bootstrapDNS: true,
   })
   await node.make()

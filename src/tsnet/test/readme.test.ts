@@ -32,7 +32,11 @@ test('the example of the README runs', async () => {
   const ns = await lab.host('hello', '10.77.0.61')
   const child = lab.exec(ns, [process.execPath, 'hello.mjs'], {
     cwd: dir,
-    env: { TS_AUTHKEY: lab.ready.authKey, TS_CONTROL_URL: lab.ready.controlURL },
+    env: {
+      TS_AUTHKEY: lab.ready.authKey,
+      TS_CONTROL_URL: lab.ready.controlURL,
+      NODE_EXTRA_CA_CERTS: lab.ready.authority,
+    },
   })
   let stderr = ''
   child.stderr!.on('data', (b: Buffer) => (stderr += b.toString()))

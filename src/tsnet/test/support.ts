@@ -69,7 +69,11 @@ export class WasmNode {
         'run',
       ],
       {
-        env: { PATH: process.env.PATH, ...processEnv },
+        env: {
+          PATH: process.env.PATH,
+          NODE_EXTRA_CA_CERTS: lab.ready.authority,
+          ...processEnv,
+        },
       },
     )
     this.child.stderr!.on('data', (b: Buffer) => (this.stderr += b.toString()))
