@@ -100,7 +100,7 @@ export class Segment extends Processes {
     const ns = `${this.id}-${name}`
     await mkdir(`/etc/netns/${ns}`, { recursive: true })
     await this.setResolver(ns, `nameserver ${nameserver}`)
-    await must(await this.outside(['ip', 'netns', 'add', ns]), 'ip netns add')
+    must(await this.outside(['ip', 'netns', 'add', ns]), 'ip netns add')
     await this.ip(ns, 'link', 'set', 'lo', 'up')
     return ns
   }
@@ -181,7 +181,8 @@ export class Segment extends Processes {
    */
   async setDHCP({ dns }: { dns: boolean | string }): Promise<void> {
     if (this.#dhcp) await end(this.#dhcp)
-    await this.#startDHCP(typeof dns === 'string' ? dns : dns ? resolver : '')
+    if (typeof dns === 'string') await this.#startDHCP(dns)
+    else await this.#startDHCP(dns ? resolver : '')
   }
 
   async #startDHCP(dns: string): Promise<void> {
@@ -230,7 +231,7 @@ export class Segment extends Processes {
 
   /** Packets that tried to leave the segment, since the start. */
   async leaked(): Promise<number> {
-    const { stdout } = await must(
+    const { stdout } = must(
       await this.outside([
         'ip',
         'netns',
@@ -255,7 +256,7 @@ export class Segment extends Processes {
 
   /** Who tried to send where, for the message of a test that found {@link leaked} above zero. */
   async leaks(): Promise<{ from: string; to: string }[]> {
-    const { stdout } = await must(
+    const { stdout } = must(
       await this.outside([
         'ip',
         'netns',
@@ -293,7 +294,7 @@ export class Segment extends Processes {
 
   /** Runs ip(8) in a namespace. */
   async ip(ns: string, ...args: string[]): Promise<void> {
-    await must(await this.outside(['ip', '-n', ns, ...args]), `ip ${args.join(' ')}`)
+    must(await this.outside(['ip', '-n', ns, ...args]), `ip ${args.join(' ')}`)
   }
 }
 
