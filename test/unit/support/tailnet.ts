@@ -96,12 +96,16 @@ class Port extends EventEmitter implements TailnetListener {
 
 /**
  * The gateway's Tailnet over unix sockets: a double for unit tests of what is above it. The real
- * one is tested in the lab. Every peer has the address 100.64.0.7.
+ * one is tested in the lab. Every peer has the address 100.64.0.7, unless told otherwise.
  */
 export class LoopbackTailnet extends EventEmitter implements Tailnet {
   readonly directory: string = mkdtempSync(join(tmpdir(), 'gh-tailnet-'))
   readonly dns: Array<[string, string]> = []
   peer: WhoIs | Error = alice
+  /** Where connections come from, from now on. */
+  from = '100.64.0.7'
+  /** Who is at which address; at all others it is `peer`. */
+  readonly peers: Map<string, WhoIs> = new Map()
   /** The node itself: tagged, unless told otherwise. */
   self: WhoIs = {
     node: {
@@ -216,7 +220,7 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     const server = createServer({ allowHalfOpen: true })
     const listener = new Port(server)
     server.on('connection', (socket) =>
-      listener.emit('connection', new Conn(socket, '100.64.0.7', 40_000 + this.#ports.size)),
+      listener.emit('connection', new Conn(socket, this.from, 40_000 + this.#ports.size)),
     )
     await new Promise<void>((resolve) => server.listen(this.path(port), resolve))
     this.#ports.set(port, listener)
@@ -235,6 +239,8 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   async whoIs(addr: string): Promise<WhoIs> {
     if (addr === '100.64.0.1') return this.self
     this.whoIsCalls.push(addr)
+    const known = this.peers.get(addr.replace(/^\[?(.+?)\]?:\d+$/, '$1'))
+    if (known !== undefined) return known
     if (this.peer instanceof Error) throw this.peer
     return this.peer
   }
