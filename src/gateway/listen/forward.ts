@@ -2,7 +2,7 @@ import { connect } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { Config } from '../../config/config.ts'
 import { reason } from '../../base/errors.ts'
-import { serverName } from './client-hello.ts'
+import { ClientHello } from './client-hello.ts'
 import type { Guard } from '../access/guard.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
@@ -18,9 +18,6 @@ export type Forward = Config['forward'][number]
  * Milliseconds.
  */
 const patience = 10_000
-
-/** A ClientHello may be this large, in bytes: browsers send 2 KiB at most. */
-const largestHello = 64 * 1024
 
 /** Options of {@link Forwards}. */
 export interface ForwardsOptions {
@@ -96,12 +93,19 @@ export class Forwards {
    * A connection to port 443: forwarded when the name it asks for is one to be passed through, else
    * handed to `terminate`, whole.
    */
-  passThrough(conn: TailnetConn, terminate: (conn: TailnetConn) => void): void {
-    if (!this.#options.limits.admit(conn.remoteAddress, conn)) {
+  passThrough(conn: TailnetConn, terminate: (conn: TailnetConn, peer: Peer) => void): void {
+    const { limits, log } = this.#options
+    const tailnet = this.#options.tailnet()
+    if (tailnet === undefined) {
       conn.destroy()
       return
     }
-    let bytes = Buffer.alloc(0)
+    const peer = new Peer(conn, tailnet, log)
+    if (!limits.admit(peer.address, conn)) {
+      conn.destroy()
+      return
+    }
+    const hello = new ClientHello()
     const timer = setTimeout(() => conn.destroy(), patience)
     const give = (): void => {
       conn.destroy()
@@ -112,20 +116,24 @@ export class Forwards {
     const read = (): void => {
       const piece = conn.read() as Buffer | null
       if (piece === null) return
-      bytes = Buffer.concat([bytes, piece])
-      const name = serverName(bytes)
-      if (name === 'more' && bytes.length < largestHello) return
+      const name = hello.push(piece)
+      if (name === 'more') return
       clearTimeout(timer)
+      if (name === 'refused') {
+        limits.refuse('client_hello', peer.address)
+        conn.destroy()
+        return
+      }
       conn.off('readable', read)
       conn.off('end', give)
       const forward = this.#forwards.find(({ sni }) => name !== undefined && sni.includes(name))
-      conn.unshift(bytes)
+      conn.unshift(hello.bytes)
       if (forward !== undefined) {
-        void this.#accept(forward, conn)
+        void this.#accept(forward, conn, peer)
         return
       }
       conn.off('error', give)
-      terminate(conn)
+      terminate(conn, peer)
     }
     conn.on('readable', read)
   }
@@ -148,22 +156,21 @@ export class Forwards {
           const forward = this.#forwards.find(
             (candidate) => candidate.sni.length === 0 && candidate.port === port,
           )
-          if (forward === undefined) conn.destroy()
-          else void this.#accept(forward, conn)
+          const tailnet = this.#options.tailnet()
+          if (forward === undefined || tailnet === undefined) conn.destroy()
+          else void this.#accept(forward, conn, new Peer(conn, tailnet, this.#options.log))
         }),
       )
     }
   }
 
-  async #accept(forward: Forward, conn: TailnetConn): Promise<void> {
+  async #accept(forward: Forward, conn: TailnetConn, peer: Peer): Promise<void> {
     const { log, guard, limits } = this.#options
-    const tailnet = this.#options.tailnet()
     conn.on('error', () => conn.destroy())
-    if (tailnet === undefined || !limits.admit(conn.remoteAddress, conn)) {
+    if (!limits.admit(peer.address, conn)) {
       conn.destroy()
       return
     }
-    const peer = new Peer(conn, tailnet, log)
     this.#open.set(conn, { peer, forward })
     const begun = performance.now()
     conn.once('close', () => this.#open.delete(conn))

@@ -23,6 +23,7 @@ export type Limit =
   | 'requests_per_peer'
   | 'open_requests_per_peer'
   | 'control_frames'
+  | 'client_hello'
   | 'body'
   | 'stalled'
   | 'memory'

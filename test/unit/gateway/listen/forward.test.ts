@@ -10,7 +10,7 @@ import { connect as tlsConnect, createServer as createTLSServer } from 'node:tls
 import { defaults, parseConfig } from '../../../../src/config/config.ts'
 import type { Config } from '../../../../src/config/config.ts'
 import { capability } from '../../../../src/gateway/access/access.ts'
-import { serverName } from '../../../../src/gateway/listen/client-hello.ts'
+import { ClientHello } from '../../../../src/gateway/listen/client-hello.ts'
 import { proxyHeader } from '../../../../src/gateway/listen/proxy-protocol.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { alice } from '../../support/tailnet.ts'
@@ -264,8 +264,19 @@ test('TLS passthrough by name: the target ends it with its own certificate; othe
   server.close()
 })
 
-test('the name in a ClientHello, whole, in pieces, over records, and in rubbish', async () => {
-  const hello = await new Promise<Buffer>((resolve) => {
+/** The name in these bytes, given one piece after another. */
+function serverName(...pieces: Buffer[]): ReturnType<ClientHello['push']> {
+  const hello = new ClientHello()
+  return pieces.map((piece) => hello.push(piece)).at(-1)
+}
+
+function record(data: Buffer): Buffer {
+  return Buffer.concat([Buffer.from([22, 3, 1, data.length >> 8, data.length & 0xff]), data])
+}
+
+/** As OpenSSL sends it. */
+async function realHello(): Promise<Buffer> {
+  return await new Promise<Buffer>((resolve) => {
     const server = createServer((socket) => {
       socket.once('data', (data: Buffer) => {
         resolve(data)
@@ -280,22 +291,24 @@ test('the name in a ClientHello, whole, in pieces, over records, and in rubbish'
       }).on('error', () => {})
     })
   })
+}
+
+test('the name in a ClientHello, whole, in pieces, over records, and in rubbish', async () => {
+  const hello = await realHello()
   assert.equal(serverName(hello), 'git.example.org')
-  for (let i = 0; i < hello.length; i++)
+  for (let i = 1; i < hello.length; i++) {
     assert.equal(serverName(hello.subarray(0, i)), 'more', String(i))
+    assert.equal(serverName(hello.subarray(0, i), hello.subarray(i)), 'git.example.org')
+  }
+  assert.equal(serverName(...[...hello].map((byte) => Buffer.from([byte]))), 'git.example.org')
   const body = hello.subarray(5)
-  const record = (data: Buffer): Buffer =>
-    Buffer.concat([Buffer.from([22, 3, 1, data.length >> 8, data.length & 0xff]), data])
-  assert.equal(
-    serverName(
-      Buffer.concat([
-        record(body.subarray(0, 3)),
-        record(body.subarray(3, 60)),
-        record(body.subarray(60)),
-      ]),
-    ),
-    'git.example.org',
-  )
+  const records = [
+    record(body.subarray(0, 3)),
+    record(body.subarray(3, 60)),
+    record(body.subarray(60)),
+  ]
+  assert.equal(serverName(Buffer.concat(records)), 'git.example.org')
+  assert.equal(serverName(...records), 'git.example.org')
   assert.equal(serverName(Buffer.from('GET / HTTP/1.1\r\n\r\n')), undefined)
   // Every byte wrong in turn: an answer, never an error.
   for (let i = 0; i < hello.length; i++) {
@@ -303,6 +316,71 @@ test('the name in a ClientHello, whole, in pieces, over records, and in rubbish'
     wrong[i] = wrong[i]! ^ 0xff
     serverName(wrong)
   }
+  const all = new ClientHello()
+  for (const part of records) all.push(part)
+  assert.deepEqual(all.bytes, Buffer.concat(records), 'for whoever takes the connection on')
+})
+
+test('a ClientHello is bounded in records and in bytes', async () => {
+  const body = (await realHello()).subarray(5)
+  const inRecordsOf = (size: number): Buffer[] =>
+    Array.from({ length: Math.ceil(body.length / size) }, (_, i) =>
+      record(body.subarray(i * size, (i + 1) * size)),
+    )
+  assert.equal(serverName(...inRecordsOf(Math.ceil(body.length / 32))), 'git.example.org')
+  assert.equal(serverName(...inRecordsOf(1)), 'refused')
+  assert.equal(serverName(Buffer.concat(inRecordsOf(1))), 'refused')
+  assert.equal(serverName(record(Buffer.alloc(0))), 'refused', 'a record that carries nothing')
+  const large = Buffer.alloc(16_000)
+  large.set([1, 0xff, 0xff, 0xff])
+  assert.equal(serverName(record(large)), 'refused', 'said to be larger than any is')
+  const slow = new ClientHello()
+  large.set([1, 0, 0xff, 0])
+  let given = 0
+  let result: ReturnType<ClientHello['push']> = 'more'
+  for (const part of [
+    large,
+    Buffer.alloc(16_000),
+    Buffer.alloc(16_000),
+    Buffer.alloc(16_384),
+    large,
+  ])
+    for (const byte of record(part)) {
+      if (result !== 'more') break
+      result = slow.push(Buffer.from([byte]))
+      given++
+    }
+  assert.ok(result !== 'more' && given === 65_537, `${String(result)} after ${given} bytes`)
+})
+
+test('whoever sends a ClientHello in thousands of records is cut off, and holds nobody else up', async () => {
+  await using bench = await forwarding()
+  bench.gateway.configure({
+    ...defaults(),
+    forward: [
+      {
+        port: 443,
+        sni: ['git.example.org'],
+        target: '127.0.0.1:1',
+        proxyProtocol: 'off',
+        right: 'edit',
+      },
+    ],
+  })
+  const bytes = Buffer.concat([
+    record(Buffer.from([1])),
+    record(Buffer.from([0])),
+    record(Buffer.from([62])),
+    ...Array.from({ length: 10_000 }, () => record(Buffer.from([0]))),
+  ])
+  const socket = bench.tailnet.connect(443).on('error', () => {})
+  for (let at = 0; at < bytes.length && !socket.destroyed; at += 200) {
+    socket.write(bytes.subarray(at, at + 200))
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  await bench.until(() => socket.destroyed)
+  assert.equal(await bench.hits('client_hello'), 1)
+  assert.equal((await bench.fetch()).status, 200)
 })
 
 test('a [[forward]] that cannot work is refused with what to write', () => {
