@@ -15,7 +15,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { backup, restore } from '../../../src/cli/backup.ts'
+import { backup, restore } from '../../../src/broker/archive.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-backup-'))
 after(() => {

@@ -1,0 +1,222 @@
+import { spawn } from 'node:child_process'
+import { createReadStream, createWriteStream } from 'node:fs'
+import { mkdir, open, readFile, readdir, rename, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Readable, Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { text as readText } from 'node:stream/consumers'
+import { Decrypter, Encrypter } from 'age-encryption'
+import { GatehouseError, reason } from '../base/errors.ts'
+
+/**
+ * What makes this device itself: flows and the key to their credentials, tailnet identity,
+ * certificates and account, settings. Below `root`, default /var/lib. Not in it: caches, downloads,
+ * the reports of runs.
+ */
+const kept = [
+  'node-red',
+  'node-red-secret',
+  'gatehouse',
+  'gatehouse-certs',
+  'gatehouse-tls',
+  'gatehouse-config',
+]
+
+/**
+ * systemd's key that seals the secrets in gatehouse-config: sealed with another device's, they
+ * cannot be read, so it goes along.
+ */
+const hostKey = 'systemd/credential.secret'
+
+/** Runs a program with pipes. @throws Error with what it said when it ends other than well */
+export async function tool(
+  command: string,
+  args: string[],
+  io: { input?: Readable; output?: Writable },
+): Promise<void> {
+  const child = spawn(command, args, {
+    stdio: [
+      io.input === undefined ? 'ignore' : 'pipe',
+      io.output === undefined ? 'ignore' : 'pipe',
+      'pipe',
+    ],
+  })
+  const ended = new Promise<number>((resolve, reject) => {
+    child.once('close', (code) => {
+      resolve(code ?? 1)
+    })
+    child.once('error', reject)
+  })
+  const said = readText(child.stderr!)
+  await Promise.all([
+    io.input === undefined ? undefined : pipeline(io.input, child.stdin!),
+    io.output === undefined ? undefined : pipeline(child.stdout!, io.output),
+  ]).catch(async (err: unknown) => {
+    child.kill()
+    await ended
+    throw err
+  })
+  if ((await ended) !== 0) throw new Error(`${command}: ${(await said).trim()}`)
+}
+
+/** @throws GatehouseError when it is too short */
+export function checkPassphrase(passphrase: string): void {
+  if (passphrase.length < 8)
+    throw new GatehouseError(
+      'GH_BACKUP_PASSPHRASE',
+      'the passphrase has fewer than 8 characters',
+      'Take a longer one: whoever finds the file may try them all',
+    )
+}
+
+/**
+ * A backup as a stream: a tar archive, encrypted by age (https://age-encryption.org/v1) with a
+ * passphrase, so that `age -d` and `tar` read it anywhere. Nothing is ever on disk in the clear, and
+ * memory is that of a chunk.
+ *
+ * @param root the directory whose parts are kept
+ * @param output takes the encrypted bytes, and is ended
+ */
+export async function archive(root: string, passphrase: string, output: Writable): Promise<void> {
+  checkPassphrase(passphrase)
+  const present = await readdir(root)
+  const names = kept.filter((name) => present.includes(name))
+  if (
+    await readFile(join(root, hostKey)).then(
+      () => true,
+      () => false,
+    )
+  )
+    names.push(hostKey)
+  const age = new Encrypter()
+  // age's default of 18 takes 256 MiB of memory, half of what the smallest board has; 15 takes 32.
+  age.setScryptWorkFactor(15)
+  age.setPassphrase(passphrase)
+  const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>()
+  const encrypted = await age.encrypt(readable)
+  await Promise.all([
+    tool('tar', ['--create', '--numeric-owner', '--xattrs', '--directory', root, '--', ...names], {
+      output: Writable.fromWeb(writable),
+    }),
+    pipeline(
+      Readable.fromWeb(encrypted as unknown as Parameters<typeof Readable.fromWeb>[0]),
+      output,
+    ),
+  ])
+}
+
+/** Writes {@link archive} to a file, which has its name only once it is whole and on disk. */
+export async function backup(root: string, file: string, passphrase: string): Promise<void> {
+  checkPassphrase(passphrase)
+  const unfinished = `${file}.part`
+  try {
+    await archive(root, passphrase, createWriteStream(unfinished, { mode: 0o600, flags: 'wx' }))
+    const handle = await open(unfinished, 'r')
+    await handle.sync().finally(async () => {
+      await handle.close()
+    })
+    await rename(unfinished, file)
+  } catch (err) {
+    await rm(unfinished, { force: true })
+    if (err instanceof GatehouseError) throw err
+    throw new GatehouseError(
+      'GH_BACKUP_WRITE',
+      `the backup could not be written: ${reason(err)}`,
+      'Check that there is room and that no backup of that name is being written',
+      { cause: err },
+    )
+  }
+}
+
+/**
+ * Puts a backup in place of what is there. All of it is decrypted and unpacked beside first: a
+ * wrong passphrase or a damaged file changes nothing. What was there is kept as
+ * `<name>.before-restore` until the next restore.
+ */
+export async function restore(root: string, file: string, passphrase: string): Promise<string[]> {
+  const fresh = join(root, '.restore')
+  await rm(fresh, { recursive: true, force: true })
+  await mkdir(fresh, { mode: 0o700 })
+  try {
+    const age = new Decrypter()
+    age.addPassphrase(passphrase)
+    const clear = await age
+      .decrypt(Readable.toWeb(createReadStream(file)) as unknown as ReadableStream<Uint8Array>)
+      .catch((err: unknown) => {
+        throw new GatehouseError(
+          'GH_RESTORE_PASSPHRASE',
+          `${file} cannot be decrypted: ${reason(err)}`,
+          'Nothing was changed. Check the passphrase, and that it is a file written by gatehouse backup',
+        )
+      })
+    await tool(
+      'tar',
+      [
+        '--extract',
+        '--numeric-owner',
+        '--same-owner',
+        '--preserve-permissions',
+        '--xattrs',
+        '--directory',
+        fresh,
+      ],
+      { input: Readable.fromWeb(clear as unknown as Parameters<typeof Readable.fromWeb>[0]) },
+    ).catch((err: unknown) => {
+      throw err instanceof GatehouseError
+        ? err
+        : new GatehouseError(
+            'GH_RESTORE_DAMAGED',
+            `${file} is damaged: ${reason(err)}`,
+            'Nothing was changed. Take another copy of the backup',
+          )
+    })
+    const names = (await readdir(fresh)).filter((name) => kept.includes(name))
+    if (names.length === 0)
+      throw new GatehouseError(
+        'GH_RESTORE_DAMAGED',
+        `${file} holds nothing of a Gatehouse`,
+        'Nothing was changed. Take a file written by gatehouse backup',
+      )
+    for (const name of names) {
+      const old = join(root, `${name}.before-restore`)
+      await rm(old, { recursive: true, force: true })
+      await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => {
+        if (err.code !== 'ENOENT') throw err
+      })
+      await rename(join(fresh, name), join(root, name))
+    }
+    await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => {
+      if (err.code !== 'ENOENT') throw err
+    })
+    const directory = await open(root, 'r')
+    await directory.sync().finally(async () => {
+      await directory.close()
+    })
+    return names
+  } finally {
+    await rm(fresh, { recursive: true, force: true })
+  }
+}
+
+/**
+ * Units that write there; stopped while it is read or replaced, so that the files belong together.
+ */
+const units = [
+  'gatehouse-certs.path',
+  'gatehouse-certs.service',
+  'gatehouse.service',
+  'node-red.service',
+]
+
+/** Runs `work` with the units stopped, and starts those again that ran. */
+export async function quiet<T>(work: () => Promise<T>): Promise<T> {
+  const systemctl = async (...args: string[]): Promise<void> => {
+    await tool('systemctl', args, {})
+  }
+  await systemctl('stop', ...units)
+  try {
+    return await work()
+  } finally {
+    await systemctl('start', 'node-red.service', 'gatehouse.service', 'gatehouse-certs.path')
+  }
+}
