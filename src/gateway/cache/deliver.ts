@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { IncomingHttpHeaders } from 'node:http'
+import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Transform } from 'node:stream'
 import { Counter, Gauge } from 'prom-client'
 import type { Registry } from 'prom-client'
@@ -235,7 +235,30 @@ function write(
   }
   headers.push('content-length', String(body.length))
   raw.writeHead(200, headers)
-  raw.end(request.method === 'HEAD' ? undefined : body)
+  if (request.method === 'HEAD') raw.end()
+  else sendInPieces(raw, body)
+}
+
+/** Bytes of a stored body that are on their way to one peer. */
+const piece = 64 * 1024
+
+/**
+ * Gives a stored body out as the peer takes it: all of it at once would be encrypted at once, and
+ * each peer that does not read would hold a copy of its own.
+ */
+function sendInPieces(raw: ServerResponse, body: Buffer): void {
+  let at = 0
+  const go = (): void => {
+    while (at + piece < body.length) {
+      const next = body.subarray(at, at + piece)
+      at += piece
+      if (raw.write(next)) continue
+      raw.once('drain', go)
+      return
+    }
+    raw.end(body.subarray(at))
+  }
+  go()
 }
 
 /** Headers that are not in an answer without the body. */

@@ -1,0 +1,122 @@
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import { connect as connectHTTP2 } from 'node:http2'
+import { test } from 'node:test'
+import { defaults } from '../../../../src/config/config.ts'
+import { Bench, name } from '../../support/bench.ts'
+import { ask } from '../../support/h2.ts'
+
+const size = 4 * 1024 * 1024
+const large = Buffer.alloc(size)
+for (let i = 0; i < size; i += 4) large.writeUInt32BE(i, i)
+
+/** A gateway that has a body of 4 MiB in its cache. */
+async function stored(): Promise<Bench> {
+  const bench = await Bench.start()
+  bench.gateway.configure({
+    ...defaults(),
+    limits: {
+      ...defaults().limits,
+      newConnectionsPerPeer: 0,
+      newConnections: 0,
+      memoryMib: 100_000,
+    },
+  })
+  bench.origin.handler = (_request, response) => {
+    response
+      .writeHead(200, {
+        'content-type': 'image/png',
+        'cache-control': 'public, max-age=600',
+        'content-length': size,
+      })
+      .end(large)
+  }
+  const answer = await bench.send({ path: '/large' })
+  answer.resume()
+  await once(answer, 'end')
+  return bench
+}
+
+function mib(): number {
+  return process.memoryUsage.rss() / 1024 / 1024
+}
+
+test('a stored body goes out as it is taken: peers that do not read hold no copies, over HTTP/1.1', async () => {
+  await using bench = await stored()
+  const before = mib()
+  const sockets = []
+  for (let i = 0; i < 50; i++) {
+    const socket = await bench.connect()
+    socket.on('error', () => {})
+    socket.pause()
+    socket.write(`GET /large HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
+    sockets.push(socket)
+  }
+  await new Promise((resolve) => setTimeout(resolve, 1_500))
+  const more = mib() - before
+  assert.ok(
+    more < 60,
+    `${more.toFixed(0)} MiB for 50 readers that stall, of ${(50 * size) / 2 ** 20}`,
+  )
+  for (const socket of sockets) socket.destroy()
+})
+
+test('likewise over HTTP/2, where a peer has opened its window as far as that goes', async () => {
+  await using bench = await stored()
+  const before = mib()
+  const socket = await bench.connect(443, name, ['h2'])
+  const session = connectHTTP2(`https://${name}`, {
+    createConnection: () => socket,
+    settings: { initialWindowSize: 2 ** 31 - 1 },
+  })
+  session.on('error', () => {})
+  await once(session, 'remoteSettings')
+  session.setLocalWindowSize(2 ** 31 - 1)
+  for (let i = 0; i < 50; i++)
+    session
+      .request({ ':path': '/large', ':authority': name })
+      .on('error', () => {})
+      .pause()
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  socket.pause()
+  await new Promise((resolve) => setTimeout(resolve, 1_500))
+  const more = mib() - before
+  assert.ok(
+    more < 60,
+    `${more.toFixed(0)} MiB for 50 streams that stall, of ${(50 * size) / 2 ** 20}`,
+  )
+  session.destroy()
+})
+
+test('whoever reads, slowly or not, gets all of it, and the next answer behind it', async () => {
+  await using bench = await stored()
+  const hash = createHash('sha256').update(large).digest('hex')
+  const socket = await bench.connect()
+  for (let i = 0; i < 3; i++) {
+    const answer = await bench.send({ socket, path: '/large' })
+    const read = createHash('sha256')
+    let at = 0
+    for await (const piece of answer as AsyncIterable<Buffer>) {
+      read.update(piece)
+      at += piece.length
+      if (at < 500_000) await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+    assert.deepEqual([at, read.digest('hex')], [size, hash])
+    assert.match(String(answer.headers['cache-status']), /hit/)
+  }
+  const session = await bench.session()
+  const answers = await Promise.all([
+    ask(session, { ':path': '/large' }),
+    ask(session, { ':path': '/large', ':method': 'HEAD' }),
+  ])
+  assert.deepEqual(
+    answers.map(({ status, text }) => [status, text.length > 0]),
+    [
+      [200, true],
+      [200, false],
+    ],
+  )
+  session.destroy()
+  socket.destroy()
+})
