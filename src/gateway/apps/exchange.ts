@@ -16,6 +16,9 @@ import type { Headers } from '../../config/header-names.ts'
 
 const noTrailers: ReadonlySet<string> = new Set()
 
+/** Answers before the answer that are passed on to a peer, and that an app may send, at most. */
+const interims = { passed: 16, most: 100 }
+
 /** Options of {@link Exchange}. */
 export interface ExchangeOptions {
   delivery: Delivery
@@ -54,6 +57,9 @@ export class Exchange implements Dispatcher.DispatchHandler {
   /** Takes the answer when it is there as a whole. */
   #whole: { pieces: Buffer[]; done: (body: Buffer) => void } | undefined
   #late: NodeJS.Timeout | undefined
+  /** Answers before the answer that came, and how long they may go on. */
+  #interims = 0
+  #unanswered: NodeJS.Timeout | undefined
   #waiting = false
 
   /** @param headers as they go to the app */
@@ -143,6 +149,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
 
   #giveUp(): void {
     clearTimeout(this.#late)
+    clearTimeout(this.#unanswered)
     if (this.#over) return
     this.#over = true
     this.#through?.destroy()
@@ -160,9 +167,11 @@ export class Exchange implements Dispatcher.DispatchHandler {
     received: IncomingHttpHeaders,
   ): void {
     if (status < 200) {
+      this.#countInterim(controller)
       this.#interim(status, received)
       return
     }
+    clearTimeout(this.#unanswered)
     this.#candidates[this.#attempt]!.up()
     if (this.#over) return
     const app = this.#app
@@ -250,6 +259,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
       }
     }
     clearTimeout(this.#late)
+    clearTimeout(this.#unanswered)
     this.#over = true
     if (!this.#begun) {
       void this.#options.failed(this.#request, this.#reply, error)
@@ -269,16 +279,38 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#raw.destroy()
   }
 
+  /** An answer before the answer is no answer: the app gets no more time by it, nor without end. */
+  #countInterim(controller: Dispatcher.DispatchController): void {
+    const { responseTimeout } = this.#candidates[this.#attempt]!
+    // undici waits anew after each.
+    this.#unanswered ??= setTimeout(() => {
+      controller.abort(
+        Object.assign(new Error('no answer behind interim ones'), {
+          code: 'UND_ERR_HEADERS_TIMEOUT',
+        }),
+      )
+    }, responseTimeout)
+    if (++this.#interims === interims.most)
+      controller.abort(new Error(`more than ${interims.most} interim answers and no final one`))
+  }
+
   /**
    * An answer before the answer (RFC 9110 §15.2), such as 103 with what a browser may fetch
-   * meanwhile.
+   * meanwhile. They are hints: a peer that has not taken what it was sent is not sent more of them.
    */
   #interim(status: number, received: IncomingHttpHeaders): void {
     const raw = this.#raw as ServerResponse & {
       writeInformation: (status: number, headers: Record<string, string>) => void
     }
     // 100 is between the gateway and each side; 101 is an upgrade; HTTP/1.0 knows none.
-    if (status < 102 || this.#request.raw.httpVersion === '1.0' || raw.headersSent || raw.destroyed)
+    if (
+      status < 102 ||
+      this.#interims > interims.passed ||
+      this.#request.raw.httpVersion === '1.0' ||
+      raw.headersSent ||
+      raw.destroyed ||
+      raw.socket?.writableNeedDrain === true
+    )
       return
     const {
       'content-length': _length,

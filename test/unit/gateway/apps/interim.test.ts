@@ -216,3 +216,63 @@ test('an expectation that is not known is 417, over both', async () => {
   session.destroy()
   assert.deepEqual(bench.origin.requests, [])
 })
+
+test('an app that sends interim answers without end: some are passed on, then it has failed', async () => {
+  await using bench = await Bench.start()
+  let sent = 0
+  bench.origin.handler = ({ socket }) => {
+    const more = (): void => {
+      while (!socket.destroyed) {
+        sent++
+        if (!socket.write('HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n')) break
+      }
+    }
+    socket.on('drain', more)
+    more()
+  }
+  const answer = await bench.raw(
+    `GET / HTTP/1.1\r\nHost: ${name}\r\nAccept: application/json\r\nConnection: close\r\n\r\n`,
+  )
+  assert.equal(answer.match(/^HTTP\/1\.1 103 /gm)!.length, 16)
+  assert.match(answer, /\r\n\r\nHTTP\/1\.1 502 /)
+  await bench.until(() => bench.origin.requests[0]!.socket.destroyed)
+  assert.ok(sent < 10_000, `${sent} sent`)
+  const session = await bench.session()
+  const { status, interim } = await ask(session)
+  assert.deepEqual([status, interim.length], [502, 16])
+  session.destroy()
+})
+
+test('interim answers to a peer that does not read are not kept for it', async () => {
+  await using bench = await Bench.start()
+  const hint = `HTTP/1.1 103 Early Hints\r\nLink: </${'x'.repeat(12_000)}>; rel=preload\r\n\r\n`
+  bench.origin.handler = ({ socket }) => {
+    for (let i = 0; i < 90; i++) socket.write(hint)
+  }
+  const socket = await bench.connect()
+  socket.pause()
+  socket.write(`GET / HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
+  await bench.until(() => bench.origin.requests.length === 1)
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  let got = 0
+  socket.on('data', (piece: Buffer) => {
+    got += piece.length
+  })
+  socket.resume()
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  assert.ok(got > 0 && got <= 17 * hint.length, `${got} bytes`)
+  socket.destroy()
+})
+
+test('an interim answer gives the app no more time', async () => {
+  await using bench = await Bench.start({ options: { headersTimeout: 1_500 } })
+  bench.origin.handler = (_request, response) => {
+    const timer = setInterval(() => response.writeEarlyHints({ link: '</a>; rel=preload' }), 400)
+    response.once('close', () => clearInterval(timer))
+  }
+  const begun = performance.now()
+  const answer = await bench.fetch({ headers: { accept: 'application/json' } })
+  assert.equal(answer.status, 504)
+  assert.match(answer.text, /GH_UPSTREAM_TIMEOUT/)
+  assert.ok(performance.now() - begun < 4_000)
+})
