@@ -3,6 +3,7 @@ import { TLSSocket } from 'node:tls'
 import type { Certificates } from '../certificates/certificates.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
+import { lingering } from './linger.ts'
 import { Peer, setPeer } from '../tailnet/peer.ts'
 import type { Tailnet, TailnetConn } from '../tailnet/tailnet.ts'
 
@@ -43,6 +44,7 @@ export function acceptTLS({
   name,
 }: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void; open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
+  const linger = lingering(server)
   const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
     const { service } = peer
     // The node is served from its first certificate on; a Service that has none yet is not, rather
@@ -84,7 +86,10 @@ export function acceptTLS({
       // tls.Server does this for its own; without it HTTP/2 waits for a handshake that is over.
       Object.assign(socket, { secureConnecting: false })
       if (socket.alpnProtocol === 'h2') acceptHTTP2(socket, peer)
-      else server.emit('connection', socket)
+      else {
+        linger(socket)
+        server.emit('connection', socket)
+      }
     })
   }
   return { accept, open }

@@ -66,6 +66,7 @@ export async function sendError(
   lines?: string,
   headers: Record<string, string> = {},
 ): Promise<FastifyReply> {
+  endWithBody(request, reply)
   for (const name of Object.keys(reply.getHeaders())) reply.removeHeader(name)
   reply.code(status).header('cache-control', 'no-store')
   if (status >= 502) reply.header('retry-after', '10')
@@ -84,6 +85,19 @@ export async function sendError(
   return await reply
     .type('text/html; charset=utf-8')
     .send(errorPage(status, title, error.message, error.cure, lines))
+}
+
+/**
+ * Over HTTP/1.1 the rest of a request's body is in the way of the next request: where there is one,
+ * the connection ends with the answer, so that what is still read of it is bounded (linger.ts).
+ */
+function endWithBody(request: FastifyRequest, reply: FastifyReply): void {
+  const { headers, raw } = request
+  if (
+    !raw.complete &&
+    (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
+  )
+    reply.raw.shouldKeepAlive = false
 }
 
 /** Text as HTML. */
