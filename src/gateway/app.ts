@@ -14,7 +14,7 @@ import type { Guard } from './access/guard.ts'
 import { http2 } from './listen/http2.ts'
 import { hygiene, refuseBytes, rewriteUrl } from './request/hygiene.ts'
 import type { Names } from './request/hygiene.ts'
-import { limitRequests } from './request/limits.ts'
+import { endWithoutRights, limitRequests } from './request/limits.ts'
 import type { Limits } from './request/limits.ts'
 import type { Logger } from './shared/log.ts'
 import { measure } from './request/metrics.ts'
@@ -128,6 +128,7 @@ export async function createApp({
   await app.register(accessLog, { log })
   await app.register(measure, { metrics })
   await app.register(expectation, {})
+  await app.register(endWithoutRights, { limits })
   await app.register(hygiene, { names })
   await app.register(limitRequests, { limits })
   await app.register(chooseApp, { apps })

@@ -146,6 +146,7 @@ export class Gateway {
       channelKey: options.channelKey,
     })
     this.limits = new Limits(defaults().limits, log)
+    this.limits.ask = async (peer) => await this.guard.ask(peer)
     this.forwards = new Forwards({
       log,
       guard: this.guard,
@@ -399,7 +400,7 @@ export class Gateway {
   /** A connection to port 80. */
   #redirectConn(conn: TailnetConn, peer: Peer): void {
     conn.on('error', () => conn.destroy())
-    if (!this.limits.admit(peer.address, conn)) {
+    if (!this.limits.admit(peer, conn)) {
       conn.destroy()
       return
     }

@@ -141,8 +141,8 @@ async function forbid(
   self: WhoIs | undefined,
 ): Promise<FastifyReply> {
   const { whoIs, access } = request
-  // The connection of an upload that is refused holds the rest of its body.
-  if (request.method !== 'GET' && request.method !== 'HEAD') reply.raw.shouldKeepAlive = false
+  // Whoever may do nothing here is not to hold a connection that others want.
+  if (access === undefined || access.rights.size === 0) reply.raw.shouldKeepAlive = false
   const who = nameOf(whoIs)
   const may = rights.map((right) => words[right]).join(' and ')
   if (peerOf(request.raw.socket).local) {

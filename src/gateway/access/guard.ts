@@ -97,12 +97,12 @@ export class Guard extends EventEmitter {
   }
 
   /**
-   * Who is behind a connection, and what they may do.
+   * Who is behind a connection, and what they may do; {@link Peer.mayNothing} says in short.
    *
    * @param fresh do not take an answer that was given before
    */
   async ask(
-    peer: Pick<Peer, 'whoIs' | 'address' | 'local' | 'until'>,
+    peer: Pick<Peer, 'whoIs' | 'address' | 'local' | 'until'> & Partial<Pick<Peer, 'mayNothing'>>,
     fresh = false,
   ): Promise<Verdict> {
     if (peer.local) {
@@ -110,12 +110,14 @@ export class Guard extends EventEmitter {
         rights: this.#local,
         from: this.#local.size === 0 ? 'none' : 'local network',
       }
+      peer.mayNothing = access.rights.size === 0
       return { whoIs: undefined, access, statement: this.#statement(undefined, access) }
     }
     const answer = peer.whoIs(fresh)
     const { until } = peer
     const [whoIs, self] = await Promise.all([answer, this.self()])
     const access = decide(whoIs, self, this.#settings)
+    peer.mayNothing = access.rights.size === 0
     if (access.problem !== undefined && !this.#said.has(access.problem)) {
       // A policy has few mistakes, and each is said once.
       if (this.#said.size > 100) this.#said.clear()

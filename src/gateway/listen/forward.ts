@@ -101,7 +101,7 @@ export class Forwards {
       return
     }
     const peer = new Peer(conn, tailnet, log)
-    if (!limits.admit(peer.address, conn)) {
+    if (!limits.admit(peer, conn)) {
       conn.destroy()
       return
     }
@@ -167,7 +167,7 @@ export class Forwards {
   async #accept(forward: Forward, conn: TailnetConn, peer: Peer): Promise<void> {
     const { log, guard, limits } = this.#options
     conn.on('error', () => conn.destroy())
-    if (!limits.admit(peer.address, conn)) {
+    if (!limits.admit(peer, conn)) {
       conn.destroy()
       return
     }

@@ -217,6 +217,8 @@ export const http2 = plugin<Http2Options>('http2', async (app, { limits, log }) 
         clearTimeout(timer)
         stream.once('close', () => {
           if (--open === 0) timer = rest(idleTimeout)
+          // A peer without any right has no use for a connection that stays.
+          if (limits.mayNothing(peer)) session.close()
         })
         setPeer(stream, peer)
         const request = new StreamRequest(stream, headers, rawHeaders)

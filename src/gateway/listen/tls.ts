@@ -55,7 +55,7 @@ export function acceptTLS({
         ? certificates.context(undefined, own)
         : undefined
     conn.on('error', () => conn.destroy())
-    if (context === undefined || !limits.admit(peer.address, conn)) {
+    if (context === undefined || !limits.admit(peer, conn)) {
       conn.destroy()
       return
     }

@@ -11,6 +11,7 @@ import { whenClosed } from '../shared/on-close.ts'
 import type { Logger } from '../shared/log.ts'
 import { sendError } from '../shared/pages.ts'
 import { peerOf } from '../tailnet/peer.ts'
+import type { Peer } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
 
 /** Which limit held something back: label of the metric, and in the log. */
@@ -37,12 +38,27 @@ const crawl = 1_024
 /** Times the rate that may come at once: a browser opens the editor with a burst. */
 const burst = 5
 
+/** Whether a node has any right is asked again, at its next connection, after so long. Milliseconds. */
+const standingLifetime = 10_000
+
+/**
+ * What one node takes. It has an IPv4 and an IPv6 address, which count as one as soon as the
+ * tailnet has said whose they are; a peer that it does not know is its address.
+ */
 interface PeerUse {
   connections: number
   underWay: number
   opened: Bucket
   requests: Bucket
   at: number
+  /** Stable ID of the node, once that is known. */
+  node: string | undefined
+  /** True when it had no right at all when that was last asked. */
+  mayNothing: boolean | undefined
+  /** When that was asked; 0: never. */
+  askedAt: number
+  /** Whose part it has become: two addresses turned out to be one node's. */
+  partOf: PeerUse | undefined
 }
 
 /** What a peer may hold up: an HTTP/1.1 connection, or an HTTP/2 stream. */
@@ -75,10 +91,15 @@ export class Limits {
   onLimit: (limit: Limit) => void = () => {}
   /** Told when memory runs short: what can be given back should be. */
   onShort: () => void = () => {}
+  /** Finds out what a peer may do, for its {@link Peer.mayNothing}. */
+  ask: (peer: Peer) => Promise<unknown> = async () => {}
   #log: Logger
+  /** By address; those of one node have one. */
   #peers = new Map<string, PeerUse>()
-  #connections = 0
-  #admitted = new WeakSet<Duplex>()
+  /** By stable node ID. */
+  #nodes = new Map<string, PeerUse>()
+  /** Open connections, the oldest first. */
+  #admitted = new Map<Duplex, { peer: Peer; use: PeerUse }>()
   #watched = new Map<Duplex, Watched>()
   #requestOn = new WeakMap<Duplex, IncomingMessage>()
   #opened = new Bucket(Infinity)
@@ -102,34 +123,106 @@ export class Limits {
   }
 
   /**
-   * Whether a connection from an address may be accepted now; it then counts until it closes. Asked
-   * about again, it is the same one.
+   * Whether a connection of a peer may be accepted now; it then counts until it closes. Asked about
+   * again, it is the same one. When there are as many as may be, one of a peer without any right
+   * makes room for one that may have some.
    */
-  admit(address: string, conn: Duplex): boolean {
+  admit(peer: Peer, conn: Duplex): boolean {
     if (this.#admitted.has(conn)) return true
-    const { connections, connectionsPerPeer, newConnections, newConnectionsPerPeer } = this.settings
-    const peer = this.#peer(address)
-    let refused: Limit | undefined
-    if (this.#short) refused = 'memory'
-    else if (connections > 0 && this.#connections >= connections) refused = 'connections'
-    else if (connectionsPerPeer > 0 && peer.connections >= connectionsPerPeer)
-      refused = 'connections_per_peer'
-    else if (peer.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0)
-      refused = 'new_connections_per_peer'
-    else if (this.#opened.take(newConnections, newConnections * burst) > 0)
-      refused = 'new_connections'
+    const use = this.#use(peer.address)
+    const refused = this.#refusal(use)
     if (refused !== undefined) {
-      this.refuse(refused, address)
+      this.refuse(refused, peer.address)
       return false
     }
-    this.#admitted.add(conn)
-    peer.connections++
-    this.#connections++
-    conn.once('close', () => {
-      peer.connections--
-      this.#connections--
-    })
+    this.#admitted.set(conn, { peer, use })
+    use.connections++
+    conn.once('close', () => this.#release(conn))
+    this.#learn(peer, use)
     return true
+  }
+
+  #refusal(use: PeerUse): Limit | undefined {
+    const { connections, connectionsPerPeer, newConnections, newConnectionsPerPeer } = this.settings
+    if (this.#short) return 'memory'
+    if (connectionsPerPeer > 0 && use.connections >= connectionsPerPeer)
+      return 'connections_per_peer'
+    if (use.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0)
+      return 'new_connections_per_peer'
+    // Whoever may do nothing cannot use up what the others need.
+    const kept = mayNothing(use) ? (newConnections * burst) / 2 : 0
+    if (this.#opened.take(newConnections, newConnections * burst, kept) > 0)
+      return 'new_connections'
+    if (connections > 0 && this.#admitted.size >= connections)
+      if (mayNothing(use) || !this.#makeRoom()) return 'connections'
+    return undefined
+  }
+
+  /** Ends the oldest connection of a peer without any right. False when there is none. */
+  #makeRoom(): boolean {
+    for (const [conn, { peer, use }] of this.#admitted) {
+      if (!this.mayNothing(peer, use)) continue
+      this.refuse('connections', peer.address)
+      this.#release(conn)
+      conn.destroy()
+      return true
+    }
+    return false
+  }
+
+  /** Whether a peer is known to have no right at all, by its own last request or its node's. */
+  mayNothing(peer: Peer, use: PeerUse | undefined = this.#peers.get(peer.address)): boolean {
+    return peer.mayNothing ?? (use !== undefined && current(use).mayNothing === true)
+  }
+
+  #release(conn: Duplex): void {
+    const held = this.#admitted.get(conn)
+    if (held === undefined) return
+    this.#admitted.delete(conn)
+    current(held.use).connections--
+  }
+
+  /** Asks the tailnet whose address it is, and what its node may do; from time to time. */
+  #learn(peer: Peer, use: PeerUse): void {
+    const now = performance.now()
+    if (use.askedAt > 0 && now - use.askedAt < standingLifetime) return
+    use.askedAt = now
+    void Promise.all([peer.whoIs(), this.ask(peer)])
+      .then(([whoIs]) => {
+        const whole =
+          whoIs === undefined
+            ? current(use)
+            : this.#unite(peer.address, whoIs.node.id, whoIs.node.addresses)
+        whole.mayNothing = peer.mayNothing
+        whole.askedAt = now
+      })
+      .catch(() => {})
+  }
+
+  /** Addresses are those of this node: what came from them counts together. */
+  #unite(address: string, node: string, addresses: readonly string[]): PeerUse {
+    let whole = this.#nodes.get(node)
+    for (const one of new Set([address, ...addresses])) {
+      const part = this.#peers.get(one)
+      if (part === undefined || part === whole) continue
+      // Another node had the address before.
+      if (part.node !== undefined && part.node !== node) {
+        this.#peers.delete(one)
+        continue
+      }
+      if (whole === undefined) {
+        whole = part
+        continue
+      }
+      whole.connections += part.connections
+      whole.underWay += part.underWay
+      part.partOf = whole
+    }
+    whole ??= this.#use(address)
+    whole.node = node
+    this.#nodes.set(node, whole)
+    for (const one of [address, ...addresses]) this.#peers.set(one, whole)
+    return whole
   }
 
   /** Ends a connection to the HTTP server when it stalls. `conn` is what lies under its TLS. */
@@ -178,12 +271,14 @@ export class Limits {
   /** Seconds until a request from an address may come; 0 when it may now. */
   request(address: string): number {
     const { requests, requestsPerPeer } = this.settings
-    const own = this.#peer(address).requests.take(requestsPerPeer, requestsPerPeer * burst)
+    const use = this.#use(address)
+    const own = use.requests.take(requestsPerPeer, requestsPerPeer * burst)
     if (own > 0) {
       this.refuse('requests_per_peer', address)
       return own
     }
-    const all = this.#requests.take(requests, requests * burst)
+    const kept = mayNothing(use) ? (requests * burst) / 2 : 0
+    const all = this.#requests.take(requests, requests * burst, kept)
     if (all > 0) this.refuse('requests', address)
     return all
   }
@@ -198,15 +293,15 @@ export class Limits {
    * as it may.
    */
   begin(address: string, response: ServerResponse): boolean {
-    const peer = this.#peer(address)
+    const use = this.#use(address)
     const { openRequestsPerPeer } = this.settings
-    if (openRequestsPerPeer > 0 && peer.underWay >= openRequestsPerPeer) {
+    if (openRequestsPerPeer > 0 && use.underWay >= openRequestsPerPeer) {
       this.refuse('open_requests_per_peer', address)
       return false
     }
-    peer.underWay++
+    use.underWay++
     whenClosed(response, () => {
-      peer.underWay--
+      current(use).underWay--
     })
     return true
   }
@@ -231,28 +326,34 @@ export class Limits {
     clearInterval(this.#timer)
   }
 
-  #peer(address: string): PeerUse {
-    let peer = this.#peers.get(address)
-    if (peer === undefined) {
+  #use(address: string): PeerUse {
+    let use = this.#peers.get(address)
+    if (use === undefined) {
       const { newConnectionsPerPeer, requestsPerPeer } = this.settings
-      peer = {
+      use = {
         connections: 0,
         underWay: 0,
         opened: new Bucket(newConnectionsPerPeer * burst),
         requests: new Bucket(requestsPerPeer * burst),
         at: 0,
+        node: undefined,
+        mayNothing: undefined,
+        askedAt: 0,
+        partOf: undefined,
       }
-      this.#peers.set(address, peer)
+      this.#peers.set(address, use)
     }
-    peer.at = performance.now()
-    return peer
+    use.at = performance.now()
+    return use
   }
 
   #look(): void {
     const now = performance.now()
-    for (const [address, peer] of this.#peers)
-      if (peer.connections === 0 && peer.underWay === 0 && now - peer.at > 60_000)
+    for (const [address, use] of this.#peers)
+      if (use.connections === 0 && use.underWay === 0 && now - use.at > 60_000) {
         this.#peers.delete(address)
+        if (use.node !== undefined) this.#nodes.delete(use.node)
+      }
     for (const watched of this.#watched.values()) this.#judge(watched, now)
     const rss = process.memoryUsage.rss()
     const most = memoryLimit(this.settings.memoryMib)
@@ -289,6 +390,18 @@ export class Limits {
   }
 }
 
+/** What counts for it now. */
+function current(use: PeerUse): PeerUse {
+  let whole = use
+  while (whole.partOf !== undefined) whole = whole.partOf
+  return whole
+}
+
+/** Whether a node is known, and of late, to have no right at all. */
+function mayNothing(use: PeerUse): boolean {
+  return use.mayNothing === true && performance.now() - use.askedAt < standingLifetime
+}
+
 /**
  * The most memory the process may have, in bytes: as set, or three quarters of what the unit
  * (MemoryMax) or else the machine has.
@@ -309,6 +422,20 @@ export function applyTo(server: Server, { headerKib, headerTimeout }: Config['li
   Object.assign(server, { maxHeaderSize: headerKib * 1024 })
   server.headersTimeout = headerTimeout
 }
+
+/**
+ * A peer without any right has no use for a connection that stays: it ends with the answer, whatever
+ * that is. (Of HTTP/2 see http2.ts.)
+ */
+export const endWithoutRights = plugin<{ limits: Limits }>(
+  'end-without-rights',
+  async (app, { limits }) => {
+    app.addHook('onRequest', (request, reply, done) => {
+      if (limits.mayNothing(peerOf(request.raw.socket))) reply.raw.shouldKeepAlive = false
+      done()
+    })
+  },
+)
 
 /** Limits on requests: rate (429), body (413), and 503 while memory is short. */
 export const limitRequests = plugin<{ limits: Limits }>('limits', async (app, { limits }) => {

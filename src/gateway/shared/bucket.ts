@@ -10,16 +10,20 @@ export class Bucket {
     this.#tokens = burst
   }
 
-  /** Takes one event. Answers 0 when it may happen, else the seconds until one may. */
-  take(rate: number, burst: number): number {
+  /**
+   * Takes one event. Answers 0 when it may happen, else the seconds until one may.
+   *
+   * @param kept tokens that this event must leave for others
+   */
+  take(rate: number, burst: number, kept = 0): number {
     if (rate === 0) return 0
     const now = performance.now()
     this.#tokens = Math.min(burst, this.#tokens + ((now - this.#at) / 1_000) * rate)
     this.#at = now
-    if (this.#tokens >= 1) {
+    if (this.#tokens >= 1 + kept) {
       this.#tokens--
       return 0
     }
-    return (1 - this.#tokens) / rate
+    return (1 + kept - this.#tokens) / rate
   }
 }

@@ -23,6 +23,11 @@ export class Peer {
    * The Tailscale Service (`svc:name`) whose address it connected to; undefined: the node's own.
    */
   readonly service: string | undefined
+  /**
+   * True when it had no right at all when that was last looked at, by whoever looks; undefined
+   * until then.
+   */
+  mayNothing: boolean | undefined
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
   #until = 0

@@ -432,7 +432,12 @@ test('rights are asked at each request, those of a connection that is open too',
     },
   })
   const session = await bench.session()
-  const may = { ...bench.gateway.guard.settings, edit: ['alice@example.com'] }
+  // With no right at all the connection would end.
+  const may = {
+    ...bench.gateway.guard.settings,
+    edit: ['alice@example.com'],
+    use: ['alice@example.com'],
+  }
   bench.gateway.guard.settings = may
   assert.equal((await ask(session)).status, 200)
   bench.gateway.guard.settings = { ...may, edit: [] }
