@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { createReadStream, createWriteStream } from 'node:fs'
+import { createReadStream } from 'node:fs'
 import { mkdir, open, readFile, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable, Writable } from 'node:stream'
@@ -110,15 +110,12 @@ export async function backup(root: string, file: string, passphrase: string): Pr
   checkPassphrase(passphrase)
   const unfinished = `${file}.part`
   try {
-    await archive(root, passphrase, createWriteStream(unfinished, { mode: 0o600, flags: 'wx' }))
-    const handle = await open(unfinished, 'r')
-    await handle.sync().finally(async () => {
-      await handle.close()
-    })
+    // Opened first: a stream that cannot open its file says so when nobody listens yet.
+    const handle = await open(unfinished, 'wx', 0o600)
+    await archive(root, passphrase, handle.createWriteStream({ flush: true }))
     await rename(unfinished, file)
   } catch (err) {
     await rm(unfinished, { force: true })
-    if (err instanceof GatehouseError) throw err
     throw new GatehouseError(
       'GH_BACKUP_WRITE',
       `the backup could not be written: ${reason(err)}`,
