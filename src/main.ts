@@ -8,6 +8,7 @@ const usage = `Usage: gatehouse COMMAND
   serve            run the gateway (gatehouse.service)
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
+  broker           what the console needs as root (gatehouse-broker.service)
   report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
   backup FILE      one encrypted file of flows, identity, certificates and settings (as root)
   restore FILE     put it in place of what is there (as root)
@@ -34,6 +35,7 @@ Reference: docs/architecture.md
 const taken: Record<string, RegExp> = {
   status: /^--json$/,
   doctor: /^--json$/,
+  broker: /^recover$/,
   cache: /^purge$/,
   firewall: /^apply$/,
   backup: /^[^-]/,
@@ -64,6 +66,8 @@ async function main(args: string[]): Promise<number> {
       return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'report':
       return await (await import('./cli/report.ts')).runReport(paths())
+    case 'broker':
+      return await (await import('./broker/serve.ts')).runBroker(paths(), rest[0])
     case 'backup':
     case 'restore':
       return await (await import('./cli/backup.ts')).runBackup(command, rest[0])

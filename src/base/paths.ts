@@ -26,6 +26,8 @@ export interface Paths {
   admin: string
   /** GATEHOUSE_CERTS_SOCKET, default /run/gatehouse-certs.sock. */
   certs: string
+  /** GATEHOUSE_BROKER_SOCKET, default /run/gatehouse-broker.sock. */
+  broker: string
   /**
    * GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and the
    * hosts file it sees.
@@ -57,6 +59,7 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
     nodeRed: env.GATEHOUSE_NODE_RED_SOCKET ?? '/run/node-red/http.sock',
     admin: env.GATEHOUSE_ADMIN_SOCKET ?? '/run/gatehouse-admin.sock',
     certs: env.GATEHOUSE_CERTS_SOCKET ?? '/run/gatehouse-certs.sock',
+    broker: env.GATEHOUSE_BROKER_SOCKET ?? '/run/gatehouse-broker.sock',
     firewall: env.GATEHOUSE_FIREWALL_DIR ?? '/run/gatehouse-firewall',
     units: env.GATEHOUSE_UNIT_DIR ?? '/run/systemd/system',
     state: (fallback) => first(env.STATE_DIRECTORY) ?? fallback,

@@ -2,11 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { withCard } from '../base/card.ts'
-
-/**
- * Read at boot by gatehouse-reset.service; whoever has the card in hand makes it with any computer.
- */
-export const resetFile = 'gatehouse-reset'
+import { resetFile } from '../broker/server.ts'
 
 /**
  * `gatehouse reset --yes`, as root: leaves the file on the card that says so, and starts again. The

@@ -10,8 +10,8 @@ import type { Begun } from './tailnet/early-start.ts'
 import { Gateway } from './gateway.ts'
 import { createLog } from './shared/log.ts'
 import { Notifier } from './operate/notify.ts'
-import { systemdSockets } from './listen/sockets.ts'
-import type { Where } from './listen/sockets.ts'
+import { systemdSockets } from '../base/sockets.ts'
+import type { Where } from '../base/sockets.ts'
 
 /**
  * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { call } from '../../../../src/base/control-client.ts'
-import { systemdSockets } from '../../../../src/gateway/listen/sockets.ts'
+import { systemdSockets } from '../../../../src/base/sockets.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { LoopbackTailnet } from '../../support/tailnet.ts'
 

@@ -1,0 +1,96 @@
+import { open } from 'node:fs/promises'
+import type { Paths } from '../base/paths.ts'
+import { reason } from '../base/errors.ts'
+import { listenOn, systemdSockets } from '../base/sockets.ts'
+import { createBroker } from './server.ts'
+import { Settings, recover } from './settings.ts'
+import { system } from './system.ts'
+
+/** The broker ends when nobody has asked for this long and nothing is on trial. Milliseconds. */
+const idle = 120_000
+
+/**
+ * `gatehouse broker`: serves the socket that systemd made (gatehouse-broker.socket), as root, and
+ * ends by itself when it is not needed. With `recover` as its argument: takes back a change that
+ * was on trial when the power went, and ends (gatehouse-recover.service, before provisioning).
+ *
+ * @returns 0, or 1 when the card cannot be written to
+ */
+export async function runBroker(paths: Paths, what: string | undefined): Promise<number> {
+  const say = (line: string): void => {
+    process.stdout.write(`${line}\n`)
+  }
+  if (what === 'recover') {
+    try {
+      if (await recover(paths.boot))
+        say('settings: a change was on trial when the device stopped, and is taken back')
+      return 0
+    } catch (err) {
+      process.stderr.write(`gatehouse broker: ${reason(err)}\n`)
+      return 1
+    }
+  }
+  const { promise: ended, resolve: end } = Promise.withResolvers<number>()
+  let trial = false
+  let requests = 0
+  let timer: NodeJS.Timeout | undefined
+  const rest = (): void => {
+    clearTimeout(timer)
+    if (!trial && requests === 0) timer = setTimeout(() => end(0), idle)
+  }
+  // One that was left by a broker that was killed: this one knows nothing of it, so it is over.
+  if (await recover(paths.boot)) {
+    say('settings: a change was on trial when the broker stopped, and is taken back')
+    await system.systemctl('restart', 'gatehouse-provision.service')
+  }
+  const settings = new Settings({
+    paths,
+    system,
+    say,
+    showCode,
+    onTrial: (is) => {
+      trial = is
+      rest()
+    },
+  })
+  const app = await createBroker({ paths, settings, system, say })
+  app.addHook('onRequest', async () => {
+    requests++
+    clearTimeout(timer)
+  })
+  app.addHook('onResponse', async () => {
+    requests--
+    rest()
+  })
+  app.addHook('onRequestAbort', async () => {
+    requests--
+    rest()
+  })
+  process.once('SIGTERM', () => {
+    end(0)
+  })
+  await app.ready()
+  const fd = systemdSockets().get('broker')
+  await listenOn(app.server, fd === undefined ? { path: paths.broker } : { fd })
+  rest()
+  const code = await ended
+  await settings.idle()
+  await app.close()
+  return code
+}
+
+/** Writes to every console there is, where whoever stands beside the device reads it. */
+async function showCode(code: string): Promise<void> {
+  for (const name of ['console', 'tty1']) {
+    try {
+      const terminal = await open(`/dev/${name}`, 'w')
+      await terminal
+        .writeFile(`\r\ngatehouse: the code for a change of settings is ${code}\r\n`)
+        .finally(async () => {
+          await terminal.close()
+        })
+    } catch {
+      // There is no such console.
+    }
+  }
+}

@@ -1,0 +1,272 @@
+import fastify from 'fastify'
+import type { FastifyInstance } from 'fastify'
+import { createWriteStream } from 'node:fs'
+import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { PassThrough, Transform } from 'node:stream'
+import type { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import { GatehouseError, oneLine, reason } from '../base/errors.ts'
+import { withCard } from '../base/card.ts'
+import type { Paths } from '../base/paths.ts'
+import { attemptLine } from '../update/outcome.ts'
+import { updateLine, updatePaths } from '../update/record.ts'
+import { archive, checkPassphrase, quiet, restore } from './archive.ts'
+import { devices } from './devices.ts'
+import { journal, journalUnits } from './journal.ts'
+import type { JournalQuery } from './journal.ts'
+import type { Settings } from './settings.ts'
+import type { System } from './system.ts'
+
+/** Options of {@link createBroker}. */
+export interface BrokerOptions {
+  paths: Pick<Paths, 'boot'>
+  settings: Settings
+  system: System
+  /** One line for the journal: every verb that changes something says who asked for it. */
+  say: (line: string) => void
+  /** What a backup holds. Default: /var/lib. */
+  root?: string
+  /** Where an upload waits until it is whole. Default: /var/lib/gatehouse-broker. */
+  uploads?: string
+  /** Runs work with the services stopped. Default: by systemd. */
+  quiet?: <T>(work: () => Promise<T>) => Promise<T>
+}
+
+/** Read at boot by gatehouse-reset.service: the data partition is formatted then. */
+export const resetFile = 'gatehouse-reset'
+
+// Who asks, as the gateway says: it is written to the journal and compared, and means no more.
+const by = { type: 'string', minLength: 1, maxLength: 254, pattern: '^[\\x21-\\x7e]+$' }
+const text = { type: 'string', maxLength: 1 << 20 }
+const id = { type: 'string', pattern: '^[A-Za-z0-9_-]{12}$' }
+const body = (required: string[], properties: Record<string, object>): object => ({
+  type: 'object',
+  additionalProperties: false,
+  required,
+  properties,
+})
+
+/**
+ * The broker's verbs, over HTTP on a unix socket that the gateway alone may open. They are all that
+ * a gateway that has been broken into can do beyond its own user's rights, so each checks its
+ * arguments as if an attacker had sent them: by a JSON schema first, then by what it does. There is
+ * no verb that runs a program of the caller's choice, writes a file of its choice, reads a secret,
+ * changes the firewall's own rules or replaces the key that updates are signed with.
+ *
+ * | verb | does |
+ * |---|---|
+ * | GET /v1/settings | gatehouse.toml without secrets, and the change on trial |
+ * | POST /v1/settings/check, /try, /confirm, /revert | see {@link Settings} |
+ * | POST /v1/node-red/restart | starts Node-RED anew |
+ * | POST /v1/device/restart, /power-off, /reset | the whole device; reset wants its name |
+ * | POST /v1/update/check | asks for an update, and installs what is offered |
+ * | GET /v1/update | what the last update came to |
+ * | POST /v1/backup | an encrypted backup, as a stream |
+ * | POST /v1/restore | takes one; the device restarts when it is in place |
+ * | GET /v1/journal | lines of Gatehouse's own units, NDJSON |
+ * | GET /v1/devices | what is plugged in |
+ */
+export async function createBroker(options: BrokerOptions): Promise<FastifyInstance> {
+  const { settings, system, say } = options
+  const app = fastify({
+    logger: false,
+    bodyLimit: 2 << 20,
+    // As they are: coercing and dropping would let through what no schema describes.
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false, allErrors: false } },
+  })
+  app.setErrorHandler(async (err: Error & { statusCode?: number }, _request, reply) => {
+    const known = err instanceof GatehouseError
+    const status = known ? 422 : (err.statusCode ?? 500)
+    if (status >= 500) say(`broker: ${reason(err)}`)
+    const code = status >= 500 ? 'GH_BROKER' : 'GH_BROKER_REQUEST'
+    const { message } = err
+    const error = known ? err : { code, message, cure: 'Load the page again' }
+    return await reply
+      .code(status)
+      .send({ error: { code: error.code, message: oneLine(message), cure: error.cure } })
+  })
+  // An upload is a stream, whatever its type says.
+  app.addContentTypeParser('application/octet-stream', (_request, payload, done) => {
+    done(null, payload)
+  })
+
+  app.get('/v1/settings', async () => await settings.show())
+  app.post<{ Body: { text: string } }>(
+    '/v1/settings/check',
+    { schema: { body: body(['text'], { text }) } },
+    async ({ body: { text } }) => await settings.check(text),
+  )
+  app.post<{ Body: { text: string; digest: string; by: string; code?: string } }>(
+    '/v1/settings/try',
+    {
+      schema: {
+        body: body(['text', 'digest', 'by'], {
+          text,
+          by,
+          digest: { type: 'string', pattern: '^[0-9a-f]{64}$' },
+          code: { type: 'string', pattern: '^[0-9]{6}$' },
+        }),
+      },
+    },
+    async ({ body }) => await settings.try(body),
+  )
+  for (const verb of ['confirm', 'revert'] as const)
+    app.post<{ Body: { id: string; by: string } }>(
+      `/v1/settings/${verb}`,
+      { schema: { body: body(['id', 'by'], { id, by }) } },
+      async ({ body: { id, by } }) => {
+        await settings[verb](id, by)
+        return await settings.show()
+      },
+    )
+
+  const asked = { schema: { body: body(['by'], { by }) } }
+  app.post<{ Body: { by: string } }>('/v1/node-red/restart', asked, async ({ body: { by } }) => {
+    say(`node-red is started anew, as ${by} asks`)
+    await system.systemctl('restart', 'node-red.service')
+    return { done: true }
+  })
+  for (const [verb, command] of [
+    ['restart', 'reboot'],
+    ['power-off', 'poweroff'],
+  ] as const)
+    app.post<{ Body: { by: string } }>(`/v1/device/${verb}`, asked, async ({ body: { by } }) => {
+      say(`the device does ${command}, as ${by} asks`)
+      await system.systemctl('--no-block', command)
+      return { done: true }
+    })
+  app.post<{ Body: { by: string } }>('/v1/device/reset', asked, async ({ body: { by } }) => {
+    say(`the device forgets everything and starts as new, as ${by} asks`)
+    const { boot } = options.paths
+    await withCard(boot, async () => {
+      await writeFile(join(boot, resetFile), 'reset asked for from the tailnet\n')
+    })
+    await system.systemctl('--no-block', 'reboot')
+    return { done: true }
+  })
+
+  app.get('/v1/update', async () => ({
+    last: await updateLine(),
+    attempt: await attemptLine(updatePaths()),
+  }))
+  app.post<{ Body: { by: string } }>('/v1/update/check', asked, async ({ body: { by } }) => {
+    say(`an update is looked for, as ${by} asks`)
+    await writeFile(updatePaths().asked, '')
+    try {
+      // Success starts the unit that installs; --wait ends with the download.
+      await system.systemctl('start', 'gatehouse-update.service')
+      await system.systemctl('start', 'gatehouse-update-install.service')
+    } finally {
+      await rm(updatePaths().asked, { force: true })
+    }
+    return { attempt: await attemptLine(updatePaths()) }
+  })
+
+  app.post<{ Body: { by: string; passphrase: string } }>(
+    '/v1/backup',
+    {
+      schema: {
+        body: body(['by', 'passphrase'], { by, passphrase: { type: 'string', maxLength: 1024 } }),
+      },
+    },
+    async ({ body: { by, passphrase } }, reply) => {
+      checkPassphrase(passphrase)
+      say(`a backup is made, as ${by} asks`)
+      const output = new PassThrough()
+      archive(options.root ?? '/var/lib', passphrase, output).catch((err: unknown) => {
+        say(`a backup broke off: ${reason(err)}`)
+        output.destroy(err as Error)
+      })
+      return await reply.type('application/octet-stream').send(output)
+    },
+  )
+  app.post(
+    '/v1/restore',
+    {
+      // Flows with pictures in them are large; what is too large for the disk is refused below.
+      bodyLimit: Number.MAX_SAFE_INTEGER,
+      schema: {
+        headers: {
+          type: 'object',
+          required: ['x-gatehouse-by', 'x-gatehouse-passphrase'],
+          properties: {
+            'x-gatehouse-by': by,
+            // Base64, since a header holds ASCII alone.
+            'x-gatehouse-passphrase': { type: 'string', maxLength: 2048 },
+          },
+        },
+      },
+    },
+    async (request) => {
+      const name = request.headers['x-gatehouse-by'] as string
+      const secret = request.headers['x-gatehouse-passphrase'] as string
+      const passphrase = Buffer.from(secret, 'base64').toString()
+      await takeUpload(request.body as Readable, options, async (file) => {
+        say(`a backup is put in place, as ${name} asks`)
+        const stopped = options.quiet ?? quiet
+        await stopped(async () => await restore(options.root ?? '/var/lib', file, passphrase))
+      })
+      await system.systemctl('--no-block', 'reboot')
+      return { done: true }
+    },
+  )
+
+  app.get<{ Querystring: { unit?: string; priority?: string; lines?: string; follow?: string } }>(
+    '/v1/journal',
+    {
+      schema: {
+        querystring: body([], {
+          unit: { enum: journalUnits },
+          priority: { type: 'string', pattern: '^[0-7]$' },
+          lines: { type: 'string', pattern: '^[1-9][0-9]{0,3}$' },
+          follow: { enum: ['true', 'false'] },
+        }),
+      },
+    },
+    async ({ query: { unit, priority, lines, follow } }, reply) =>
+      await reply.type('application/x-ndjson').send(
+        journal(system, {
+          ...(unit === undefined ? {} : { unit: unit as NonNullable<JournalQuery['unit']> }),
+          ...(priority === undefined ? {} : { priority: Number(priority) }),
+          ...(lines === undefined ? {} : { lines: Number(lines) }),
+          follow: follow === 'true',
+        }),
+      ),
+  )
+  app.get('/v1/devices', async () => ({ devices: await devices() }))
+  return app
+}
+
+/** Keeps an upload until it has been used, no larger than half of what is free. */
+async function takeUpload(
+  upload: Readable,
+  { uploads = '/var/lib/gatehouse-broker' }: BrokerOptions,
+  use: (file: string) => Promise<void>,
+): Promise<void> {
+  await mkdir(uploads, { recursive: true, mode: 0o700 })
+  const { bavail, bsize } = await statfs(uploads)
+  const most = (bavail * bsize) / 2
+  const file = join(uploads, 'upload.age')
+  let size = 0
+  const bounded = new Transform({
+    transform(piece: Buffer, _encoding, done) {
+      size += piece.length
+      if (size <= most) done(null, piece)
+      else
+        done(
+          new GatehouseError(
+            'GH_RESTORE_SIZE',
+            `the file is larger than half of what is free (${Math.floor(most / 2 ** 20)} MiB)`,
+            'Make room: remove what flows have stored',
+          ),
+        )
+    },
+  })
+  try {
+    await pipeline(upload, bounded, createWriteStream(file, { mode: 0o600 }))
+    await use(file)
+  } finally {
+    await rm(file, { force: true })
+  }
+}
