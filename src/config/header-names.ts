@@ -81,7 +81,8 @@ const framing = new Set(['content-length', 'content-encoding', 'content-range', 
 
 /**
  * Response headers that say what software answers, to nobody's use but an attacker's; and
- * Strict-Transport-Security, since whether the name is served over TLS is the gateway's to say.
+ * Strict-Transport-Security, since whether the name is served over TLS is the gateway's to say; and
+ * what would widen an app beyond its paths.
  */
 export const leaks: ReadonlySet<string> = new Set([
   'server',
@@ -91,6 +92,8 @@ export const leaks: ReadonlySet<string> = new Set([
   'x-generator',
   'x-runtime',
   'strict-transport-security',
+  // A service worker rules below its own folder, and not over others' paths of the same origin.
+  'service-worker-allowed',
 ])
 
 /** Response headers that only the gateway sets. */

@@ -1,6 +1,7 @@
 import { parseEgress } from './egress.ts'
 import { checkHeader } from './header-rules.ts'
 import type { Direction } from './header-rules.ts'
+import { ports } from './ports.ts'
 import { duration, flag, integer, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
@@ -245,8 +246,13 @@ export const schema = {
         { example: '"svc:grafana"' },
       ),
       /**
-       * Paths that go to the app: begins and ends with a slash. Needed, except with a name of its
-       * own: then `/`.
+       * A port of the device's name that is the app's alone, and so an origin of its own. Default:
+       * none, it is below {@link path} at 443.
+       */
+      port: key(integer(1, 65_535), { example: '8444' }),
+      /**
+       * Paths that go to the app: begins and ends with a slash. Needed, except with a name or port
+       * of its own: then `/`.
        */
       path: key(
         text((value) =>
@@ -573,21 +579,30 @@ export const entryChecks: {
       ? {
           message:
             '[local_network] listen = true says nothing of what everybody on the local network may do',
-          cure: 'Write rights = ["use"] for what flows serve under /app/, or ["view", "use"] to show the flows too; or remove listen',
+          cure: 'Write rights = ["use"] for what flows serve, or ["view", "use"] to show the flows too; or remove listen',
         }
       : undefined,
   app: (entry: Config['app'][number], others: Config['app']) => {
-    if (entry.service === undefined && entry.path === '')
+    const { service, port } = entry
+    if (service !== undefined && port !== undefined)
+      return {
+        message: `an [[app]] has the name ${quote(service)} and the port ${port}`,
+        cure: 'Remove port: with a name of its own the app is at 443 there',
+      }
+    if (port !== undefined && [80, ...Object.values(ports)].includes(port))
+      return {
+        message: `port ${port} of an [[app]] is one of the gateway's own`,
+        cure: 'Write port = 8444, or another that is not 80, 443, 8443 or 10000',
+      }
+    const own = service !== undefined || port !== undefined
+    if (!own && entry.path === '')
       return {
         message: 'an [[app]] has no path',
-        cure: 'Write path = "/grafana/"; or service = "svc:grafana", for a name of its own',
+        cure: 'Write path = "/grafana/"; or port = 8444 or service = "svc:grafana", for an origin of its own',
       }
-    if (
-      entry.service === undefined &&
-      ['/app/', '/.gatehouse/'].some((own) => entry.path.startsWith(own))
-    )
+    if (!own && ['/app/', '/.gatehouse/'].some((taken) => entry.path.startsWith(taken)))
       return notPath(entry.path)
-    if (entry.service === undefined && entry.path === '/') return notPath(entry.path)
+    if (!own && entry.path === '/') return notPath(entry.path)
     if (entry.upstreams.length === 0)
       return {
         message: 'an [[app]] has no upstreams',
@@ -672,15 +687,24 @@ function checkHostname(value: string): Wrong | undefined {
 }
 
 /**
- * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana),
- * what people call it, and its path.
+ * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana, port
+ * 8444 is port-8444), what people call it, and its path.
  */
-export function appIdentity({ service, path }: { service: string | undefined; path: string }): {
+export function appIdentity({
+  service,
+  port,
+  path,
+}: {
+  service: string | undefined
+  port?: number | undefined
+  path: string
+}): {
   name: string
   label: string
   path: string
 } {
-  const label = `${service ?? ''}${service !== undefined && path === '/' ? '' : path}`
+  const own = service ?? (port === undefined ? '' : `port ${port}`)
+  const label = `${own}${own !== '' && path === '/' ? '' : path}`
   return {
     name: label
       .replace(/^\/|\/$/g, '')
@@ -693,7 +717,7 @@ export function appIdentity({ service, path }: { service: string | undefined; pa
 
 function notPath(path: string): Wrong {
   return {
-    message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (Node-RED's own) or /.gatehouse/`,
+    message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (an old address of what flows serve) or /.gatehouse/`,
     cure: 'Write path = "/grafana/"',
   }
 }

@@ -9,6 +9,7 @@ import type { Paths } from '../base/paths.ts'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
+import { ports } from '../config/ports.ts'
 import { localPorts } from './local-ports.ts'
 import { expandPreset } from '../config/presets.ts'
 import { dnsLookup, resolveNames } from './resolve.ts'
@@ -77,7 +78,7 @@ export function script(
 const redirect = 'inet gatehouse redirect-local-network'
 
 /**
- * The lines that lead ports 80 and 443 of the local network to the gateway, or no longer. The chain
+ * The lines that lead ports 80, 443 and 8443 of the local network to the gateway, or no longer. The chain
  * exists only while it is wanted: without one the kernel translates no addresses at all.
  *
  * @param before whether they are in force
@@ -93,7 +94,8 @@ export function redirection(listen: boolean, before: boolean): string {
   else
     for (const [from, to] of [
       [80, localPorts.http],
-      [443, localPorts.https],
+      [ports.editor, localPorts.https],
+      [ports.flows, localPorts.flows],
     ] as const)
       lines.push(
         `add rule ${redirect} fib daddr type local tcp dport ${from} redirect to :${to} comment "local network: TCP ${from}, from everybody there ([local_network] listen)"`,

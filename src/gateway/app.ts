@@ -21,6 +21,7 @@ import { measure } from './request/metrics.ts'
 import type { Metrics } from './request/metrics.ts'
 import { sendError } from './shared/pages.ts'
 import { proxy } from './apps/proxy.ts'
+import { oldLinks } from './apps/old-links.ts'
 import { requestOrigin } from './access/request-origin.ts'
 import type { GatewayStatus } from './operate/status.ts'
 import { statusPage } from './operate/status-page.ts'
@@ -133,6 +134,7 @@ export async function createApp({
   await app.register(limitRequests, { limits })
   await app.register(chooseApp, { apps })
   await app.register(requestOrigin, { log })
+  await app.register(oldLinks, { apps })
   await app.register(authorize, { guard })
   await app.register(statusPage, { status })
   await app.register(websocket, { metrics })

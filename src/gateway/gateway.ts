@@ -6,12 +6,15 @@ import { join } from 'node:path'
 import { Counter } from 'prom-client'
 import { readRecord } from '../certs/record.ts'
 import type { CertsRecord } from '../certs/record.ts'
+import { randomBytes } from 'node:crypto'
 import { defaults } from '../config/config.ts'
+import { originOf, ports } from '../config/ports.ts'
 import type { Config } from '../config/config.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import { capability } from './access/access.ts'
 import type { Right } from './access/access.ts'
+import { editorRoot } from './access/channel.ts'
 import { createApp } from './app.ts'
 import { Apps } from './apps/apps.ts'
 import { judgeCertificates, wantedAt } from './certificates/health.ts'
@@ -20,6 +23,7 @@ import { Cache } from './cache/cache.ts'
 import { Certificates } from './certificates/certificates.ts'
 import { createAdminServer, createCertsServer } from './operate/control.ts'
 import { Delivery } from './cache/deliver.ts'
+import { Doors } from './listen/doors.ts'
 import { examine } from './operate/doctor.ts'
 import type { Check } from './operate/doctor.ts'
 import { Forwards } from './listen/forward.ts'
@@ -58,6 +62,8 @@ export interface GatewayOptions {
   nodeRed: string
   /** Shared with Node-RED, so that it knows who is logged in (channel.ts). */
   channelKey: Buffer | undefined
+  /** Where Node-RED has its editor. Default: where the channel key says (channel.ts). */
+  editorRoot?: string
   admin: Where
   certs: Where
   /** The node's state directory, whose file system is watched. Default: none is. */
@@ -92,12 +98,14 @@ export class Gateway {
   readonly limits: Limits
   readonly delivery: Delivery
   readonly forwards: Forwards
+  readonly doors: Doors
   readonly localNetwork: LocalNetwork
   readonly services: Services
   readonly metrics: Metrics
   readonly guard: Guard
   readonly reloader: Reloader
   #options: GatewayOptions
+  #editorRoot: string
   #startedAt = new Date()
   #app: FastifyInstance | undefined
   #node: Node | undefined
@@ -130,7 +138,9 @@ export class Gateway {
       { path: options.nodeRed },
       options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout },
     )
-    this.apps = new Apps(this.upstream, log)
+    // Without the key nobody gets to the editor, rather than to what flows have at its root.
+    this.#editorRoot = options.editorRoot ?? editorRoot(options.channelKey ?? randomBytes(32))
+    this.apps = new Apps(this.upstream, { log, editorRoot: this.#editorRoot })
     this.reloader = new Reloader({
       log,
       problems: this.problems,
@@ -155,6 +165,14 @@ export class Gateway {
       addresses: () => this.#node?.status?.tailscaleIPs ?? [],
       listen: async (port, accept) => await this.#node?.listen(port, accept),
     })
+    this.doors = new Doors({
+      problems: this.problems,
+      accept: (conn, port) => {
+        this.metrics.connections.inc()
+        this.#accept!(conn, new Peer(conn, this.#node!.tailnet!, log, undefined, port))
+      },
+      listen: async (port, accept) => await this.#node?.listen(port, accept),
+    })
     this.localNetwork = new LocalNetwork({
       log,
       problems: this.problems,
@@ -166,8 +184,10 @@ export class Gateway {
         // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not
         // for those whom nobody knows.
         https: (conn, peer) => {
-          if (this.#accept === undefined) conn.destroy()
-          else this.#accept(conn, peer)
+          this.#acceptLocal(conn, peer)
+        },
+        flows: (conn, peer) => {
+          this.#acceptLocal(conn, peer)
         },
       },
     })
@@ -319,6 +339,7 @@ export class Gateway {
       guard: this.guard,
       problems: this.problems,
       channelKey: this.#options.channelKey,
+      editorRoot: this.#editorRoot,
       serving: this.#https !== undefined,
       services: this.services,
     })
@@ -343,9 +364,14 @@ export class Gateway {
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
     // What is stored came of other apps, or by other rules.
-    if (this.apps.configure(config.app, this.#options.authority ?? (() => undefined)))
-      this.delivery.cache.purge()
-    this.apps.nodeRed.allowOrigins = config.node_red.allowOrigins
+    const others = this.apps.configure(config.app, this.#options.authority ?? (() => undefined))
+    const friends = this.apps.flowOrigins.join() !== config.node_red.allowOrigins.join()
+    this.apps.flowOrigins = config.node_red.allowOrigins
+    if (others || friends) this.delivery.cache.purge()
+    this.doors.configure(
+      config.app.flatMap(({ port }) => port ?? []),
+      config.forward.filter(({ sni }) => sni.length === 0).map(({ port }) => port),
+    )
     this.services.configure(config.app.flatMap(({ service }) => service ?? []))
     this.#takeNames()
     this.forwards.configure(config.forward)
@@ -395,6 +421,12 @@ export class Gateway {
   /** Full name of the node, or of a Service it hosts. */
   #nameOf(service?: string): string | undefined {
     return service === undefined ? this.#node?.name : this.services.name(service)
+  }
+
+  /** A connection of the local network, to the editor's port or to that of what flows serve. */
+  #acceptLocal(conn: TailnetConn, peer: Peer): void {
+    if (this.#accept === undefined) conn.destroy()
+    else this.#accept(conn, peer)
   }
 
   /** A connection to port 80. */
@@ -453,7 +485,16 @@ export class Gateway {
       version: this.#options.version,
       ok: problems.length === 0 && node?.running === true && this.#https !== undefined,
       startedAt: this.#startedAt.toISOString(),
-      ...(node?.name === undefined ? {} : { url: `https://${node.name}/` }),
+      ...(node?.name === undefined
+        ? {}
+        : {
+            url: `${originOf(node.name, ports.editor)}/`,
+            urls: {
+              editor: `${originOf(node.name, ports.editor)}/`,
+              flows: `${originOf(node.name, ports.flows)}/`,
+              gateway: `${originOf(node.name, ports.own)}/`,
+            },
+          }),
       tailnet: {
         state: status?.backendState ?? 'NoState',
         ...(node?.name === undefined ? {} : { name: node.name }),
@@ -526,6 +567,7 @@ export class Gateway {
     const listeners = Promise.allSettled([
       this.#https?.close(),
       this.#http?.close(),
+      this.doors.close(),
       this.services.close(),
     ])
     await this.#app?.drain(this.#open, grace)
@@ -605,6 +647,7 @@ export class Gateway {
       else this.#accept!(conn)
     })
     this.#opening = false
+    if (this.#https !== undefined) this.doors.start()
     if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)
     this.#say()
   }

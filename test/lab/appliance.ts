@@ -165,10 +165,11 @@ export class Appliance {
       settings,
       `
       const auth = require(${JSON.stringify(path.join(repository, 'overlays/usr/lib/gatehouse/node-red-auth.cjs'))})
+      const channel = require('node:fs').readFileSync(${JSON.stringify(path.join(this.dir, 'credentials', 'channel'))})
       require('node:fs').rmSync(${JSON.stringify(socket)}, { force: true })
       module.exports = {
-        uiPort: ${JSON.stringify(socket)}, httpAdminRoot: '/', httpNodeRoot: '/app/', credentialSecret: 'lab', flowFile: 'flows.json', telemetry: { enabled: false, updateNotification: false },
-        adminAuth: auth(require('node:fs').readFileSync(${JSON.stringify(path.join(this.dir, 'credentials', 'channel'))})),
+        uiPort: ${JSON.stringify(socket)}, httpAdminRoot: auth.editorRoot(channel), httpNodeRoot: '/', httpNodeAuth: auth.beforeFlows(auth.editorRoot(channel)), credentialSecret: 'lab', flowFile: 'flows.json', telemetry: { enabled: false, updateNotification: false },
+        adminAuth: auth(channel),
         editorTheme: { tours: false, palette: { catalogues: [] } },
       }`,
     )

@@ -1,3 +1,4 @@
+import { ports } from '../../config/ports.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 
 /**
@@ -11,14 +12,11 @@ export const capability = 'gatehouse.internal/cap/app'
  * What a peer may be allowed to do:
  * - `view`: open the Node-RED editor, changing nothing
  * - `edit`: change flows; includes `view`
- * - `use`: what flows serve over HTTP and WebSocket, under {@link endpoints}
+ * - `use`: what flows serve over HTTP and WebSocket, at their own port
  * - `status`: the gateway's status page
  */
 export const allRights = ['view', 'edit', 'use', 'status'] as const
 export type Right = (typeof allRights)[number]
-
-/** Where Node-RED serves what flows offer (its setting httpNodeRoot); all else is the editor's. */
-export const endpoints = '/app'
 
 /** Rights given in gatehouse.toml, to login names (`alice@example.com`) and tags (`tag:sensor`). */
 export interface AccessSettings {
@@ -121,17 +119,12 @@ function show(value: unknown): string {
 }
 
 /**
- * The rights a request to Node-RED needs; all of them.
+ * The rights a request to Node-RED's editor needs; all of them.
  *
  * @param path canonical path, without query (target.ts)
  * @param upgrade true when it has an Upgrade header, as a WebSocket handshake has
  */
 export function needed(method: string, path: string, upgrade: boolean): Right[] {
-  // Express, Node-RED's router, folds case. A first segment with an escape in it is left to whoever
-  // may do both.
-  const first = path.toLowerCase().split('/', 2)[1] ?? ''
-  if (first.includes('%')) return ['edit', 'use']
-  if (`/${first}` === endpoints) return ['use']
   // The editor's own WebSocket only sends to it; any other below the editor's root would be a
   // surprise.
   if (upgrade && method === 'GET') return path === '/comms' ? ['view'] : ['edit']
@@ -154,11 +147,14 @@ export function policyFor(
       ? 'you@example.com'
       : (peer.node.tags[0] ?? peer.user?.loginName ?? peer.node.addresses[0]!)
   const dst = self === undefined ? 'tag:gatehouse' : (self.node.tags[0] ?? self.node.addresses[0]!)
+  const entrances = [ports.editor, 80, ports.flows, ports.own]
+    .map((port) => `"tcp:${port}"`)
+    .join(', ')
   return `"grants": [
   {
     "src": [${JSON.stringify(src)}],
     "dst": [${JSON.stringify(dst)}],
-    "ip":  ["tcp:443", "tcp:80"],
+    "ip":  [${entrances}],
     "app": { ${JSON.stringify(capability)}: [{ "may": ${JSON.stringify([...rights]).replaceAll(',', ', ')} }] }
   }
 ]`

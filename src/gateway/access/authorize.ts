@@ -16,9 +16,6 @@ import { plugin } from '../shared/plugin.ts'
  */
 const brief = 1_000
 
-/** The gateway's own pages, at the node's name. */
-export const ownPrefix = '/.gatehouse/'
-
 /**
  * Asks who sent a request and whether they may, before its body is read and before anything is
  * passed on. Who may not gets a page with the policy lines that would change that.
@@ -48,7 +45,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what
       // is for the editor does not go to them.
-      if (request.to.right === undefined && !rights.includes('use')) request.statement = statement
+      if (request.to.right === undefined) request.statement = statement
       const one = {
         request,
         reply,
@@ -104,9 +101,8 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
 
 /** The rights that a request needs; all of them. */
 function rightsFor(request: FastifyRequest): Right[] {
-  const path = request.url.split('?', 1)[0]!
-  if (path.startsWith(ownPrefix) && request.to.service === undefined) return ['status']
   if (request.to.right !== undefined) return [request.to.right]
+  const path = request.url.split('?', 1)[0]!
   return needed(request.method, path, request.headers.upgrade !== undefined)
 }
 

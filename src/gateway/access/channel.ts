@@ -3,6 +3,18 @@ import type { WhoIs } from '@gatehouse/tsnet'
 import type { Access } from './access.ts'
 
 /**
+ * Where Node-RED has its editor: a path that nobody can guess, anew at each boot, so that it is
+ * reached through the port whose requests get it in front and through no other. What flows serve
+ * has the root. The other end is overlays/usr/lib/gatehouse/node-red-auth.cjs.
+ *
+ * @param key as for {@link statement}
+ * @returns with a slash at both ends
+ */
+export function editorRoot(key: Buffer): string {
+  return `/${createHmac('sha256', key).update('editor root').digest('hex').slice(0, 32)}/`
+}
+
+/**
  * A statement is good for this long: it is checked on the same machine a moment later.
  * Milliseconds.
  */

@@ -1,7 +1,4 @@
-import type { FastifyRequest } from 'fastify'
 import { GatehouseError } from '../../base/errors.ts'
-import { needed } from './access.ts'
-import { ownPrefix } from './authorize.ts'
 import type { Logger } from '../shared/log.ts'
 import { sendError } from '../shared/pages.ts'
 import { plugin } from '../shared/plugin.ts'
@@ -131,7 +128,7 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
     const { method } = request
     const refused = foreign(
       { method, host: request.headers.host ?? '', rawHeaders: request.raw.rawHeaders },
-      isCallable(request) ? request.to.allowOrigins : [],
+      request.to.allowOrigins,
     )
     if (refused === undefined) {
       done()
@@ -150,6 +147,7 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
     }
     // The connection of an upload that is refused holds the rest of its body.
     if (method !== 'GET' && method !== 'HEAD') reply.raw.shouldKeepAlive = false
+    const callable = request.to.right !== undefined && request.to.right !== 'status'
     void sendError(
       request,
       reply,
@@ -158,19 +156,10 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
       new GatehouseError(
         'GH_FOREIGN_PAGE',
         `The browser says that this request comes from ${from}, which may not ${what}`,
-        isCallable(request)
-          ? `Open the address in a tab of its own. If that page is meant to do this, write its origin into gatehouse.toml: allow_origins = [${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ${request.to.right === undefined ? '[node_red]' : 'the [[app]]'}`
+        callable
+          ? `Open the address in a tab of its own. If that page is meant to do this, write its origin into gatehouse.toml: allow_origins = [${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ${request.to.nodeRed ? '[node_red]' : 'the [[app]]'}`
           : 'Open the address in a tab of its own',
       ),
     )
   })
 })
-
-/** Whether foreign pages may be named for what a request is for: flows, or an [[app]]. */
-function isCallable(request: FastifyRequest): boolean {
-  if (request.to.right !== undefined) return true
-  const path = request.url.split('?', 1)[0]!
-  if (path.startsWith(ownPrefix)) return false
-  const rights = needed(request.method, path, request.headers.upgrade !== undefined)
-  return rights.length === 1 && rights[0] === 'use'
-}

@@ -1,6 +1,8 @@
+import type { FastifyRequest } from 'fastify'
 import type { IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
 import type { Config } from '../../config/config.ts'
+import { originOf, ports } from '../../config/ports.ts'
 import { appIdentity } from '../../config/schema.ts'
 import type { Right } from '../access/access.ts'
 import { GatehouseError } from '../../base/errors.ts'
@@ -8,68 +10,83 @@ import { headerRules } from '../../config/header-rules.ts'
 import type { HeaderRules } from '../../config/header-rules.ts'
 import type { Logger } from '../shared/log.ts'
 import { sendError } from '../shared/pages.ts'
+import type { Shield } from '../request/hygiene.ts'
+import { hostName } from '../request/target.ts'
 import { peerOf } from '../tailnet/peer.ts'
+import type { Peer } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
 import { Upstream } from './upstream.ts'
 import type { Where } from './upstream.ts'
 
 /** Something behind the gateway: Node-RED, or an [[app]] of gatehouse.toml. */
-export class App {
+export class App implements Shield {
   /** Label of the metrics: letters, digits and hyphens. */
   readonly name: string
-  /** What people call it: its path, or the Service's name with it. */
+  /** What people call it: its path, or the Service's name or the port with it. */
   readonly label: string
   /** The Tailscale Service whose name it has, `svc:name`; undefined: it is at the node's name. */
   readonly service: string | undefined
+  /** The port at which it is. */
+  readonly port: number
   /** Paths that are its own: begins and ends with a slash. */
   readonly path: string
   /** Whether it sees its paths without {@link path}. */
   readonly strip: boolean
-  /** What a peer needs; undefined: as for Node-RED, by method and path. */
+  /** What comes before all paths as it sees them; without a slash at its end. */
+  readonly prefix: string
+  /** What a peer needs; undefined: as for Node-RED's editor, by method and path. */
   readonly right: Right | undefined
   /** What is changed in the headers of its requests, and of its answers. */
   readonly rules: { request: HeaderRules; answer: HeaderRules } | undefined
-  /** Foreign origins whose pages may call it (request-origin.ts); of Node-RED, only its flows. */
+  /** Foreign origins whose pages may call it (request-origin.ts). */
   allowOrigins: readonly string[]
+  readonly opener: Shield['opener']
+  readonly sandbox: boolean
+  /** Where else a request is to be tried that it answers with 404: a URL, or undefined. */
+  readonly elsewhere: ((request: FastifyRequest) => string | undefined) | undefined
   /** Milliseconds from a request's headers to the end of its answer; 0 is no limit. */
   readonly totalTimeout: number
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
+  /** Whether it is Node-RED, editor or flows. */
+  readonly nodeRed: boolean
 
-  constructor({
-    name,
-    label,
-    service,
-    path,
-    strip,
-    right,
-    rules,
-    allowOrigins,
-    totalTimeout,
-    upstreams,
-  }: Pick<
-    App,
-    | 'name'
-    | 'label'
-    | 'service'
-    | 'path'
-    | 'strip'
-    | 'right'
-    | 'rules'
-    | 'allowOrigins'
-    | 'totalTimeout'
-    | 'upstreams'
-  >) {
-    this.name = name
-    this.label = label
-    this.service = service
-    this.path = path
-    this.strip = strip
-    this.right = right
-    this.rules = rules
-    this.allowOrigins = allowOrigins
-    this.totalTimeout = totalTimeout
-    this.upstreams = upstreams
+  constructor(
+    options: Pick<App, 'name' | 'label' | 'right' | 'upstreams'> &
+      Partial<
+        Pick<
+          App,
+          | 'service'
+          | 'port'
+          | 'path'
+          | 'strip'
+          | 'prefix'
+          | 'rules'
+          | 'allowOrigins'
+          | 'opener'
+          | 'sandbox'
+          | 'elsewhere'
+          | 'totalTimeout'
+          | 'nodeRed'
+        >
+      >,
+  ) {
+    this.name = options.name
+    this.label = options.label
+    this.service = options.service
+    this.port = options.port ?? ports.editor
+    this.path = options.path ?? '/'
+    this.strip = options.strip ?? false
+    this.prefix = options.prefix ?? ''
+    this.right = options.right
+    this.rules = options.rules
+    this.allowOrigins = options.allowOrigins ?? []
+    this.opener = options.opener
+    this.sandbox = options.sandbox ?? false
+    this.elsewhere = options.elsewhere
+    this.totalTimeout = options.totalTimeout ?? 0
+    this.upstreams = options.upstreams
+    this.nodeRed = options.nodeRed ?? false
   }
 
   /** True when a path belongs to it. */
@@ -79,7 +96,10 @@ export class App {
 
   /** The target as the app sees it. */
   target(target: string): string {
-    return this.strip ? target.slice(this.path.length - 1) : target
+    // An address that Node-RED made itself.
+    if (this.prefix !== '' && target.startsWith(`${this.prefix}/`)) return target
+    const rest = this.strip ? target.slice(this.path.length - 1) : target
+    return `${this.prefix}${rest.startsWith('/') ? '' : '/'}${rest}`
   }
 
   /** Those to be tried for a request, best first: one that is down is asked only when all are. */
@@ -115,31 +135,102 @@ export function isUnconnected(err: Error): boolean {
 /** Code of a request that took longer than total_timeout. */
 export const totalTimeoutCode = 'GH_TOTAL_TIMEOUT'
 
+/** What flows served before they had a port of their own; as Node-RED's router folds case. */
+const oldPath = /^\/app(?:\/|$)/i
+
+/** The gateway's own pages before they had a port of their own. */
+const oldOwnPath = '/.gatehouse/'
+
+/** Options of {@link Apps}. */
+export interface AppsOptions {
+  log: Logger
+  /** Where Node-RED has its editor (channel.ts); `/` for tests of what does not depend on it. */
+  editorRoot: string
+}
+
 /** All apps. */
 export class Apps {
+  /** Node-RED's editor. */
   readonly nodeRed: App
+  /** What flows serve. */
+  readonly flows: App
+  /**
+   * What flows serve, below /app/ as they did before they had a port of their own: at 443 for
+   * programs alone (old-links.ts), and for WebSockets, which can't be sent elsewhere.
+   */
+  readonly oldFlows: App
+  /** The gateway's own pages, which are answered by the gateway. */
+  readonly own: App
   #others: App[] = []
   #key = '[]'
   #log: Logger
+  #editorSegment: string
 
-  constructor(nodeRed: Upstream, log: Logger) {
+  constructor(nodeRed: Upstream, { log, editorRoot }: AppsOptions) {
+    this.#editorSegment = editorRoot.slice(1, -1)
     this.nodeRed = new App({
       name: 'node-red',
       label: 'Node-RED',
-      service: undefined,
-      path: '/',
-      strip: false,
+      prefix: editorRoot.slice(0, -1),
       right: undefined,
-      rules: undefined,
-      allowOrigins: [],
-      totalTimeout: 0,
+      // Its pop-ups, in which other sites let somebody log in, may tell it how that went.
+      opener: { policy: 'same-origin-allow-popups', path: '/' },
+      // Links to dashboards in the editor, and bookmarks of before, lead to its own origin.
+      elsewhere: ({ method, headers, raw }) =>
+        method === 'GET' &&
+        headers['sec-fetch-mode'] === 'navigate' &&
+        headers['sec-fetch-dest'] === 'document'
+          ? `${originOf(hostName(headers.host ?? ''), ports.flows)}${raw.url}`
+          : undefined,
       upstreams: [nodeRed],
+      nodeRed: true,
+    })
+    this.flows = new App({
+      name: 'node-red-flows',
+      label: 'Node-RED',
+      port: ports.flows,
+      right: 'use',
+      elsewhere: ({ headers, raw }) =>
+        oldPath.test(pathOf(raw.url))
+          ? `https://${headers.host}${this.oldFlows.target(raw.url!)}`
+          : undefined,
+      upstreams: [nodeRed],
+      nodeRed: true,
+    })
+    this.oldFlows = new App({
+      name: 'node-red-flows',
+      label: 'Node-RED',
+      path: '/app/',
+      strip: true,
+      right: 'use',
+      // A browser that does not say what it is must not take it for the editor's.
+      sandbox: true,
+      upstreams: [nodeRed],
+      nodeRed: true,
+    })
+    this.own = new App({
+      name: 'gatehouse',
+      label: 'the gateway',
+      port: ports.own,
+      right: 'status',
+      opener: { policy: 'same-origin' },
+      upstreams: [],
     })
     this.#log = log
   }
 
+  /** Those with upstreams of their own. */
   get all(): readonly App[] {
     return [...this.#others, this.nodeRed]
+  }
+
+  /** Foreign origins whose pages may call what flows serve. */
+  get flowOrigins(): readonly string[] {
+    return this.flows.allowOrigins
+  }
+  set flowOrigins(origins: readonly string[]) {
+    this.flows.allowOrigins = origins
+    this.oldFlows.allowOrigins = origins
   }
 
   /**
@@ -157,6 +248,7 @@ export class Apps {
       .map((entry) => {
         const {
           service,
+          port,
           right,
           allowOrigins,
           upstreams,
@@ -187,6 +279,7 @@ export class Apps {
           name,
           label,
           service,
+          port: port ?? ports.editor,
           path,
           right,
           rules,
@@ -222,21 +315,44 @@ export class Apps {
   }
 
   /**
-   * The app a canonical target at the node's name, or at a Service's, belongs to. Only the node's
-   * has one for every path.
+   * The app a request is for, by where it came in and its canonical target. Only the node's own name
+   * at 443, and the ports that are one app's alone, have one for every path.
+   *
+   * @param upgrade whether it is to become a WebSocket
    */
-  find(target: string, service?: string): App | undefined {
-    const path = target.split('?', 1)[0]!
-    return (
-      this.#others.find((app) => app.service === service && app.owns(path)) ??
-      (service === undefined ? this.nodeRed : undefined)
+  find(
+    target: string,
+    { service, door }: Pick<Peer, 'service' | 'door'>,
+    upgrade = false,
+  ): App | undefined {
+    const path = pathOf(target)
+    if (service === undefined && door === ports.own) return this.own
+    if (service === undefined && door === ports.flows)
+      return this.#withoutEditor(upgrade && oldPath.test(path) ? this.oldFlows : this.flows, path)
+    const found = this.#others.find(
+      (app) => app.service === service && app.port === door && app.owns(path),
     )
+    if (found !== undefined || service !== undefined || door !== ports.editor) return found
+    if (path.startsWith(oldOwnPath)) return this.own
+    return oldPath.test(path) ? this.#withoutEditor(this.oldFlows, path) : this.nodeRed
+  }
+
+  /** No request to flows gets to the editor, whatever it knows of its root. */
+  #withoutEditor(flows: App, path: string): App | undefined {
+    const first = flows.target(path).split('/', 2)[1]!
+    return this.#editorSegment !== '' && first.toLowerCase() === this.#editorSegment
+      ? undefined
+      : flows
   }
 
   /** The server has closed. */
   destroy(): void {
     for (const app of this.all) app.destroy()
   }
+}
+
+function pathOf(target: string | undefined): string {
+  return (target ?? '/').split('?', 1)[0]!
 }
 
 /** Where an upstream of gatehouse.toml is; checked by the schema. */
@@ -267,8 +383,8 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
   app.decorateRequest('to')
   app.addHook('onRequest', (request, reply, done) => {
     const target = (request.raw as IncomingMessage).url ?? '/'
-    const { service } = peerOf(request.raw.socket)
-    const found = apps.find(target, service)
+    const peer = peerOf(request.raw.socket)
+    const found = apps.find(target, peer, request.headers.upgrade !== undefined)
     if (found === undefined) {
       void sendError(
         request,
@@ -277,14 +393,14 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
         'Not here',
         new GatehouseError(
           'GH_NO_APP',
-          `There is no app at this path of ${service}`,
+          `There is no app at this path of ${peer.service ?? `port ${peer.door}`}`,
           'Check the address, and path in [[app]] of gatehouse.toml',
         ),
       )
       return
     }
     request.to = found
-    if (request.to !== apps.nodeRed && `${target.split('?', 1)[0]!}/` === request.to.path) {
+    if (found !== apps.oldFlows && `${pathOf(target)}/` === found.path) {
       reply
         .code(308)
         .header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`)

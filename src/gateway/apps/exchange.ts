@@ -175,6 +175,11 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#candidates[this.#attempt]!.up()
     if (this.#over) return
     const app = this.#app
+    const elsewhere = status === 404 ? app.elsewhere?.(this.#request) : undefined
+    if (elsewhere !== undefined) {
+      this.#sendElsewhere(controller, elsewhere)
+      return
+    }
     const headers = responseHeaders(received)
     if (app.rules !== undefined) applyRules(headers, app.rules.answer)
     // What an app that knows nothing of its prefix sends to its own root stays with it.
@@ -186,6 +191,9 @@ export class Exchange implements Dispatcher.DispatchHandler {
       !app.owns(location.split(/[?#]/, 1)[0]!)
     )
       headers.location = app.path.slice(0, -1) + location
+    // What it knows of its prefix is nobody's but the gateway's.
+    if (app.prefix !== '' && typeof location === 'string' && location.startsWith(`${app.prefix}/`))
+      headers.location = location.slice(app.prefix.length)
     const plan = this.#options.delivery.take(this.#request, this.#reply, status, headers)
     if (plan !== undefined && 'whole' in plan) {
       this.#whole = { pieces: [], done: plan.whole }
@@ -197,7 +205,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
       raw.shouldKeepAlive = false
     try {
       if (status > 599) throw new Error(`the status ${status} is none`)
-      raw.writeHead(status, secure(headers))
+      raw.writeHead(status, secure(headers, this.#request))
     } catch (err) {
       controller.abort(err as Error)
       return
@@ -210,6 +218,16 @@ export class Exchange implements Dispatcher.DispatchHandler {
     // Node sends headers with the first piece of the body, and an event stream would look dead
     // until its first event; but what is there already goes with them.
     process.nextTick(flush, this)
+  }
+
+  /** What is not there may be at another address: 307, so that method and body go with it. */
+  #sendElsewhere(controller: Dispatcher.DispatchController, location: string): void {
+    this.#over = true
+    clearTimeout(this.#late)
+    controller.abort(new Error('asked elsewhere'))
+    const { raw } = this.#request
+    if (raw.httpVersionMajor === 1 && !raw.complete) this.#raw.shouldKeepAlive = false
+    this.#reply.code(307).headers({ location, 'cache-control': 'no-store' }).send()
   }
 
   /** Sends the answer's head if nothing has gone with it. */

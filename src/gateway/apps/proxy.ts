@@ -103,8 +103,7 @@ export async function failed(
   const cause = error.cause instanceof Error ? error.cause : error
   const code = (cause as NodeJS.ErrnoException).code ?? ''
   const { to } = request
-  const nodeRed = to.right === undefined
-  const name = to.label
+  const { nodeRed, label: name } = to
   if (cause instanceof BodyTooLarge) {
     await tooLarge(request, reply)
     return

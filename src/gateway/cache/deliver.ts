@@ -219,7 +219,7 @@ function write(
   const key = coding ?? String(compress)
   let headers = entry.answers.get(key)
   if (headers === undefined) {
-    headers = answerHeaders(entry, compress, coding)
+    headers = answerHeaders(request, entry, compress, coding)
     entry.answers.set(key, headers)
   }
   headers = ['cache-status', cacheStatus[how], ...headers]
@@ -269,7 +269,12 @@ const ofTheBody: ReadonlySet<string> = new Set([
 ])
 
 /** Names and values in turn. Date is Node's: the moment it is sent. */
-function answerHeaders(entry: Entry, compress: boolean, coding: Coding | undefined): string[] {
+function answerHeaders(
+  request: FastifyRequest,
+  entry: Entry,
+  compress: boolean,
+  coding: Coding | undefined,
+): string[] {
   const { 'content-length': _length, date: _date, age: _age, ...headers } = entry.headers
   if (compress) headers.vary = vary(headers.vary)
   if (coding !== undefined) {
@@ -277,7 +282,7 @@ function answerHeaders(entry: Entry, compress: boolean, coding: Coding | undefin
     delete headers['accept-ranges']
     if (entry.etag !== undefined) headers.etag = weak(entry.etag)
   }
-  return Object.entries(secure(headers)).flatMap(([name, value]) =>
+  return Object.entries(secure(headers, request)).flatMap(([name, value]) =>
     [value].flat().flatMap((one) => [name, one]),
   )
 }

@@ -3,6 +3,7 @@ import { createServer } from 'node:net'
 import type { Server, Socket } from 'node:net'
 import type { Config } from '../../config/config.ts'
 import { GatehouseError, reason } from '../../base/errors.ts'
+import { ports } from '../../config/ports.ts'
 import { localPorts } from '../../firewall/local-ports.ts'
 import type { Logger } from '../shared/log.ts'
 import { Peer } from '../tailnet/peer.ts'
@@ -19,13 +20,13 @@ const most = 200
 export interface LocalNetworkOptions {
   log: Logger
   problems: Problems
-  /** Takes a connection to port 443, and one to port 80. */
+  /** Takes a connection to port 80, 443, and that of what flows serve. */
   accept: Record<keyof typeof localPorts, (conn: TailnetConn, peer: Peer) => void>
   /** Default: {@link localPorts}. 0 is any, for tests. */
   ports?: Record<keyof typeof localPorts, number>
 }
 
-/** The listener on the local network: two ports, open only while [local_network] says so. */
+/** The listener on the local network: three ports, open only while [local_network] says so. */
 export class LocalNetwork {
   #options: LocalNetworkOptions
   #servers = new Map<keyof typeof localPorts, Server>()
@@ -71,22 +72,22 @@ export class LocalNetwork {
   }
 
   async #listen(): Promise<void> {
-    const { problems, log, accept, ports = localPorts } = this.#options
+    const { problems, log, accept, ports: own = localPorts } = this.#options
     try {
-      for (const name of ['http', 'https'] as const) {
+      for (const name of ['http', 'https', 'flows'] as const) {
         // A client may shut its side down and wait for the answer, as one on the tailnet may.
         const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
-          this.#take(socket, accept[name])
+          this.#take(socket, accept[name], name === 'flows' ? ports.flows : ports.editor)
         })
         server.maxConnections = most
         server.on('error', (err) => {
           log.warn({ code: 'GH_LOCAL_NETWORK' }, `local network: ${reason(err)}`)
         })
         // Both families; systems without IPv6 have IPv4 there.
-        server.listen({ host: '::', port: ports[name] })
+        server.listen({ host: '::', port: own[name] })
         await once(server, 'listening').catch(async (err: NodeJS.ErrnoException) => {
           if (err.code !== 'EAFNOSUPPORT') throw err
-          server.listen({ host: '0.0.0.0', port: ports[name] })
+          server.listen({ host: '0.0.0.0', port: own[name] })
           await once(server, 'listening')
         })
         this.#servers.set(name, server)
@@ -94,7 +95,7 @@ export class LocalNetwork {
       problems.clear('local network', 'listening on the local network')
       log.warn(
         { code: 'GH_LOCAL_NETWORK_OPEN' },
-        'ports 80 and 443 answer on the local network, to everybody there: [local_network] listen',
+        'ports 80, 443 and 8443 answer on the local network, to everybody there: [local_network] listen',
       )
     } catch (err) {
       this.#end()
@@ -118,7 +119,7 @@ export class LocalNetwork {
     this.#options.problems.clear('local network', 'not listening on the local network')
   }
 
-  #take(socket: Socket, accept: (conn: TailnetConn, peer: Peer) => void): void {
+  #take(socket: Socket, accept: (conn: TailnetConn, peer: Peer) => void, door: number): void {
     const { remoteAddress, remotePort } = socket
     // Gone already.
     if (remoteAddress === undefined || remotePort === undefined) {
@@ -131,7 +132,13 @@ export class LocalNetwork {
     socket.on('error', () => socket.destroy())
     accept(
       socket as TailnetConn,
-      new Peer({ remoteAddress: address, remotePort }, undefined, this.#options.log),
+      new Peer(
+        { remoteAddress: address, remotePort },
+        undefined,
+        this.#options.log,
+        undefined,
+        door,
+      ),
     )
   }
 }

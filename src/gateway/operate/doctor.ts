@@ -34,6 +34,8 @@ export interface Patient {
   guard: Guard
   problems: Problems
   channelKey: Buffer | undefined
+  /** Where Node-RED has its editor. */
+  editorRoot: string
   serving: boolean
   services: Services
   now?: Date
@@ -197,7 +199,7 @@ async function upstream({ upstream: { socket } }: Patient): Promise<Check> {
 }
 
 /** Whether Node-RED believes the gateway: the two keys are handed over at two starts. */
-async function login({ upstream: { socket }, channelKey }: Patient): Promise<Check> {
+async function login({ upstream: { socket }, channelKey, editorRoot }: Patient): Promise<Check> {
   const cure =
     'Run systemctl restart gatehouse-provision gatehouse node-red: the key is made at boot and handed to both'
   if (channelKey === undefined)
@@ -213,7 +215,7 @@ async function login({ upstream: { socket }, channelKey }: Patient): Promise<Che
   }
   try {
     const { status, text } = await exchange(socket, {
-      path: '/settings',
+      path: `${editorRoot}settings`,
       headers: {
         accept: 'application/json',
         [channelHeader]: statement(channelKey, doctor, { rights: new Set(['view']), from: 'none' }),
@@ -234,7 +236,7 @@ async function login({ upstream: { socket }, channelKey }: Patient): Promise<Che
       name: 'login',
       result: 'fail',
       found:
-        status === 401
+        status === 401 || status === 404
           ? 'Node-RED does not believe the gateway: their keys differ'
           : `Node-RED does not know who is logged in (it answers ${status})`,
       cure,

@@ -14,7 +14,11 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
       )
     lines.push('')
   }
-  row('URL', status.url ?? 'none yet')
+  row('Editor', status.urls?.editor ?? 'no address yet')
+  if (status.urls !== undefined) {
+    row('Flows', status.urls.flows)
+    row('This page', `${status.urls.gateway}status`)
+  }
   row(
     'Tailnet',
     [status.tailnet.state, status.tailnet.name, ...status.tailnet.tags]

@@ -13,6 +13,8 @@ export interface GatewayStatus {
   startedAt: string
   /** What to open in a browser; absent until there is a name. */
   url?: string
+  /** The three origins of the node's name: editor, what flows serve, the gateway's own pages. */
+  urls?: { editor: string; flows: string; gateway: string }
   tailnet: {
     /** ipn state; `NoState` before the start. */
     state: string

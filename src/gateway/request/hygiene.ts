@@ -2,6 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { GatehouseError } from '../../base/errors.ts'
+import { originOf } from '../../config/ports.ts'
 import { sendError } from '../shared/pages.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
@@ -101,10 +102,12 @@ export const hygiene = plugin<{ names: Names }>(
         )
         return
       }
-      const { service } = peerOf(request.raw.socket)
+      const { service, door } = peerOf(request.raw.socket)
       const name = names.name(service)
-      const host = hostName(request.headers.host ?? '')
-      if (host === name) {
+      const given = request.headers.host ?? ''
+      const host = hostName(given)
+      const port = Number(/:(\d+)$/.exec(given)?.[1] ?? 443)
+      if (host === name && port === door) {
         done()
         return
       }
@@ -113,12 +116,13 @@ export const hygiene = plugin<{ names: Names }>(
         (host === name.split('.', 1)[0] ||
           names.addresses(service).includes(host.replace(/^\[|\]$/g, '')))
       ) {
+        const location = `${originOf(name, door)}${request.raw.url}`
         reply
           .code(308)
-          .header('location', `https://${name}${request.raw.url}`)
+          .header('location', location)
           .header('cache-control', 'no-store')
           .type('text/plain; charset=utf-8')
-          .send(`https://${name}${request.raw.url}\n`)
+          .send(`${location}\n`)
         return
       }
       reply.raw.shouldKeepAlive = false
@@ -129,43 +133,104 @@ export const hygiene = plugin<{ names: Names }>(
         'Wrong address',
         new GatehouseError(
           'GH_HOST',
-          service === undefined
-            ? "The request is for a name that is not this node's"
-            : `The request is for a name that is not ${service}'s, but came to its address`,
-          `Use https://${name ?? 'its full name'}/`,
+          misdirected({ host, name, port, door, service }),
+          `Use ${name === undefined ? 'its full name' : `${originOf(name, door)}/`}`,
         ),
       )
     })
 
-    app.addHook('onSend', (_request, reply, payload, done) => {
-      for (const [header, value] of security)
-        if (!reply.hasHeader(header)) reply.header(header, value)
+    app.addHook('onSend', (request, reply, payload, done) => {
+      const said = reply.getHeaders() as Headers
+      for (const [header, value] of Object.entries(secure({ ...said }, request)))
+        if (value !== said[header]) reply.header(header, value)
       done(null, payload)
     })
   },
 )
 
+/** Why a request is not for where it came to. */
+function misdirected({
+  host,
+  name,
+  port,
+  door,
+  service,
+}: {
+  host: string
+  name: string | undefined
+  port: number
+  door: number
+  service: string | undefined
+}): string {
+  // Two ports are two origins to a browser: what one answers must not be taken for the other's.
+  if (host === name) return `The request is for port ${port}, but came to port ${door}`
+  return service === undefined
+    ? "The request is for a name that is not this node's"
+    : `The request is for a name that is not ${service}'s, but came to its address`
+}
+
+type Headers = Record<string, string | string[]>
+
+/** What an app is protected by beside {@link always}, for {@link secure}. */
+export interface Shield {
+  /** Foreign origins that may embed it. */
+  readonly allowOrigins: readonly string[]
+  /**
+   * Cross-Origin-Opener-Policy of its pages, or of the page at `path` alone: a page that opened it
+   * is then not told what becomes of it, and cannot lead it elsewhere.
+   */
+  readonly opener: { policy: string; path?: string } | undefined
+  /** Its pages may not act as the origin that they come from. */
+  readonly sandbox: boolean
+}
+
 /**
- * Set on every answer whose origin says nothing itself. Tried with the Node-RED editor: no
- * Content-Security-Policy (its templates are inline scripts), and frames of the same origin
- * (dashboards) are allowed.
+ * Set on every answer where its app says nothing itself. Tried with the Node-RED editor: no policy
+ * for scripts, since its templates are inline ones.
  */
-export const securityHeaders: Readonly<Record<string, string>> = {
+const always = Object.entries({
   // RFC 6797; a year. Not includeSubDomains: names below this one are not the node's to decide
   // about.
   'strict-transport-security': 'max-age=31536000',
   'x-content-type-options': 'nosniff',
-  'x-frame-options': 'SAMEORIGIN',
   'referrer-policy': 'strict-origin-when-cross-origin',
-}
+})
 
-const security = Object.entries(securityHeaders)
-
-/** {@link securityHeaders} for an answer that does not go through Fastify's reply. */
+/**
+ * Adds to the headers of an answer what keeps a browser from being tricked, as far as its app does
+ * not say it itself: {@link always}; that foreign pages may neither frame it nor include it, also
+ * not from a browser's cache (other nodes of the tailnet are the same site, and share that), but for
+ * those that are named; and its {@link Shield}.
+ *
+ * @returns the same headers
+ */
 export function secure(
-  headers: Record<string, string | string[]>,
-): Record<string, string | string[]> {
-  for (const [header, value] of security) headers[header] ??= value
+  headers: Headers,
+  { url, to }: { url: string; to?: Shield | undefined },
+): Headers {
+  for (const [header, value] of always) headers[header] ??= value
+  const friends = to?.allowOrigins ?? []
+  if (friends.length === 0) headers['cross-origin-resource-policy'] ??= 'same-origin'
+  const policy = headers['content-security-policy']
+  const policies = policy === undefined ? [] : [policy].flat()
+  if (
+    headers['x-frame-options'] === undefined &&
+    !policies.some((text) => /frame-ancestors/i.test(text))
+  ) {
+    policies.push(["frame-ancestors 'self'", ...friends].join(' '))
+    // Says the same to browsers that do not know the other; it knows no names.
+    if (friends.length === 0) headers['x-frame-options'] = 'SAMEORIGIN'
+  }
+  if (to?.sandbox === true) policies.push('sandbox')
+  // Each counts for itself (CSP3 §4.1): what an app says is not made weaker.
+  if (policies.length > 0) headers['content-security-policy'] = policies.join(', ')
+  const { opener } = to ?? {}
+  if (
+    opener !== undefined &&
+    (opener.path === undefined || opener.path === url.split('?', 1)[0]) &&
+    String(headers['content-type'] ?? '').startsWith('text/html')
+  )
+    headers['cross-origin-opener-policy'] ??= opener.policy
   return headers
 }
 

@@ -28,6 +28,7 @@ const parts = [
   'tailnet',
   'https',
   'listener',
+  'ports',
   'local network',
   'service',
   'certificate',

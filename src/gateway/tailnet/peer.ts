@@ -1,6 +1,7 @@
 import type { WhoIs } from '@gatehouse/tsnet'
 import type { Duplex } from 'node:stream'
 import { reason } from '../../base/errors.ts'
+import { ports } from '../../config/ports.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Tailnet, TailnetConn } from './tailnet.ts'
 
@@ -28,6 +29,8 @@ export class Peer {
    * until then.
    */
   mayNothing: boolean | undefined
+  /** The port of the node, or of the Service, that it connected to. */
+  readonly door: number
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
   #until = 0
@@ -38,8 +41,10 @@ export class Peer {
     tailnet: Pick<Tailnet, 'whoIs'> | undefined,
     log: Logger,
     service?: string,
+    door: number = ports.editor,
   ) {
     this.service = service
+    this.door = door
     this.address = conn.remoteAddress
     this.port = conn.remotePort
     this.local = tailnet === undefined

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { Agent, request as httpRequest } from 'node:http'
 import type { IncomingMessage, RequestOptions } from 'node:http'
 import { connect as connectHTTP2 } from 'node:http2'
@@ -13,6 +13,7 @@ import { connect as tlsConnect } from 'node:tls'
 import type { TLSSocket } from 'node:tls'
 import { pino } from 'pino'
 import { defaults } from '../../../src/config/config.ts'
+import { authorityOf, originOf } from '../../../src/config/ports.ts'
 import type { Config } from '../../../src/config/config.ts'
 import { Gateway } from '../../../src/gateway/gateway.ts'
 import type { GatewayOptions } from '../../../src/gateway/gateway.ts'
@@ -75,6 +76,8 @@ export class Bench extends EventEmitter implements AsyncDisposable {
       runtime: bench.runtime,
       nodeRed: bench.origin.socket,
       channelKey: bench.channelKey,
+      // What stands in for Node-RED tells flows from editor by nothing.
+      editorRoot: '/',
       admin: { path: bench.admin },
       certs: { path: bench.certs },
       onState: (line) => {
@@ -95,7 +98,11 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     })
     if (bench.tailnet.startError === undefined) await joined
     if (certificate && bench.tailnet.upError === undefined)
-      await bench.until(() => bench.log('serving').length > 0)
+      await bench.until(
+        () =>
+          bench.log('serving').length > 0 &&
+          [8_443, 10_000].every((port) => existsSync(bench.tailnet.path(port))),
+      )
     return bench
   }
 
@@ -156,11 +163,14 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** A connection of the peer over HTTP/2. */
-  async session(options: ClientSessionOptions = {}): Promise<ClientHttp2Session> {
-    const socket = await this.connect(443, name, ['h2', 'http/1.1'])
+  async session(options: ClientSessionOptions = {}, door = 443): Promise<ClientHttp2Session> {
+    const socket = await this.connect(door, name, ['h2', 'http/1.1'])
     if (socket.alpnProtocol !== 'h2')
       throw new Error(`the gateway chose ${String(socket.alpnProtocol)}`)
-    const session = connectHTTP2(`https://${name}`, { ...options, createConnection: () => socket })
+    const session = connectHTTP2(originOf(name, door), {
+      ...options,
+      createConnection: () => socket,
+    })
     // Told by what becomes of the requests.
     session.on('error', () => {})
     return session
@@ -189,19 +199,26 @@ export class Bench extends EventEmitter implements AsyncDisposable {
     return answer
   }
 
-  /** One request over a connection of its own (or the given one); the body is not read yet. */
+  /**
+   * One request over a connection of its own (or the given one), to 443 or another `door` of the
+   * node's name; the body is not read yet.
+   */
   async send(
-    options: RequestOptions & { body?: string | Buffer | Readable; socket?: TLSSocket } = {},
+    options: RequestOptions & {
+      body?: string | Buffer | Readable
+      socket?: TLSSocket
+      door?: number
+    } = {},
   ): Promise<IncomingMessage> {
-    const { body, socket: given, ...rest } = options
-    const socket = given ?? (await this.connect())
+    const { body, socket: given, door = 443, ...rest } = options
+    const socket = given ?? (await this.connect(door))
     const how: RequestOptions =
       given === undefined ? { createConnection: () => socket } : { agent: agentOf(given) }
     const request = httpRequest({
       ...how,
       path: '/',
       ...rest,
-      headers: { host: name, ...(rest.headers as Record<string, string>) },
+      headers: { host: authorityOf(name, door), ...(rest.headers as Record<string, string>) },
     })
     const answer = once(request, 'response') as Promise<[IncomingMessage]>
     if (body === undefined || typeof body === 'string' || Buffer.isBuffer(body)) request.end(body)

@@ -222,7 +222,9 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     server.on('connection', (socket) =>
       listener.emit('connection', new Conn(socket, this.from, 40_000 + this.#ports.size)),
     )
-    await new Promise<void>((resolve) => server.listen(this.path(port), resolve))
+    await new Promise<void>((resolve, reject) =>
+      server.once('error', reject).listen(this.path(port), resolve),
+    )
     this.#ports.set(port, listener)
     return listener
   }

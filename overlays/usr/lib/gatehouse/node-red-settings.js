@@ -14,6 +14,9 @@ const socket = '/run/node-red/http.sock'
 // this directory.
 fs.rmSync(socket, { force: true })
 
+const gate = require('./node-red-auth.cjs')
+const channel = fs.readFileSync(credential('channel'))
+
 /**
  * What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment.
  */
@@ -30,11 +33,11 @@ const fixed = {
   uiHost: undefined,
   https: undefined,
 
-  // Who may do what is the gateway's to say. What flows serve has a root of its own, so that the
-  // gateway can tell it from the editor.
-  adminAuth: require('./node-red-auth.cjs')(fs.readFileSync(credential('channel'))),
-  httpAdminRoot: '/',
-  httpNodeRoot: '/app/',
+  // Who may do what is the gateway's to say. Editor and flows are at ports of their own there: the
+  // one's requests come below a path that nobody else knows, the others' as they are.
+  adminAuth: gate(channel),
+  httpAdminRoot: gate.editorRoot(channel),
+  httpNodeRoot: '/',
 
   // Without it Node-RED must not start: with another it would throw the credentials stored with the
   // flows away.
@@ -124,6 +127,11 @@ function crashLoop() {
 
 const given = additions()
 module.exports = { ...defaults, ...given, ...fixed, ...(crashLoop() ? { safeMode: true } : {}) }
+module.exports.httpNodeAuth = gate.beforeFlows(
+  fixed.httpAdminRoot,
+  given.httpNodeAuth,
+  (password, hash) => require.main.require('bcryptjs').compareSync(password, hash),
+)
 // Of the editor's looks all is the user's but this: gatehouse.toml says whether there are projects.
 module.exports.editorTheme = {
   ...module.exports.editorTheme,

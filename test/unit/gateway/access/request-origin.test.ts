@@ -6,6 +6,7 @@ import { WebSocket } from 'ws'
 import { defaults, parseConfig } from '../../../../src/config/config.ts'
 import type { ConfigError } from '../../../../src/config/config.ts'
 import { foreign } from '../../../../src/gateway/access/request-origin.ts'
+import { authorityOf, originOf } from '../../../../src/config/ports.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { RawPeer, ask, block, flag, frame, request as headersOf } from '../../support/h2.ts'
 
@@ -191,23 +192,31 @@ async function both(
   method: string,
   path: string,
   headers: Record<string, string>,
+  door = 443,
 ): Promise<number[]> {
-  const session = await bench.session()
+  const session = await bench.session({}, door)
   const [one, two] = await Promise.all([
-    bench.fetch({ method, path, headers }),
-    ask(session, { ':method': method, ':path': path, ...headers }),
+    bench.fetch({ method, path, headers, door }),
+    ask(session, {
+      ':authority': authorityOf(name, door),
+      ':method': method,
+      ':path': path,
+      ...headers,
+    }),
   ])
   session.close()
   return [one.status, two.status!]
 }
 
+/** What a WebSocket handshake is answered with. */
 async function socket(
   bench: Bench,
   path: string,
   headers: Record<string, string>,
+  door = 443,
 ): Promise<number> {
-  const connection = await bench.connect()
-  const ws = new WebSocket(`wss://${name}${path}`, {
+  const connection = await bench.connect(door)
+  const ws = new WebSocket(`wss://${authorityOf(name, door)}${path}`, {
     createConnection: () => connection,
     headers,
   })
@@ -222,30 +231,41 @@ async function socket(
   return status
 }
 
+/** Editor, flows and the gateway's pages, with a path of each. */
+const doors = [
+  [443, '/flow'],
+  [8_443, '/hook'],
+  [10_000, '/status'],
+] as const
+
 test('over both protocols, for the editor, flows and the own pages', async () => {
   await using bench = await Bench.start()
-  for (const path of ['/flow', '/app/hook', '/.gatehouse/status', '/']) {
-    const post = path === '/.gatehouse/status' ? 405 : 200
+  for (const [door, path] of doors) {
+    const here = originOf(name, door)
+    const post = door === 10_000 ? 405 : 200
     for (const [method, headers, status] of [
       ['POST', {}, post],
-      ['POST', sent('own', { Origin: own }), post],
+      ['POST', sent('own', { Origin: here }), post],
+      ['POST', { Origin: here }, post],
       ['POST', sent('link', { Origin: evil }), 403],
       ['POST', { origin: 'null' }, 403],
+      ...doors
+        .filter(([other]) => other !== door)
+        .map(([other]) => ['POST', { Origin: originOf(name, other) }, 403] as const),
       ['GET', sent('linkFromNode'), 200],
       ['GET', sent('script'), 403],
       ['GET', sent('frame'), 403],
       ['OPTIONS', sent('fetch', { Origin: evil }), 403],
     ] as const)
       assert.deepEqual(
-        await both(bench, method, path, headers),
+        await both(bench, method, path, headers, door),
         [status, status],
-        `${method} ${path} ${JSON.stringify(headers)}`,
+        `${method} ${door} ${path} ${JSON.stringify(headers)}`,
       )
   }
   assert.ok(
     bench.origin.requests.every(
-      (request) =>
-        request.headers.origin === undefined || request.headers['sec-fetch-site'] === 'same-origin',
+      ({ headers }) => headers.origin === undefined || headers.origin === `https://${headers.host}`,
     ),
     'nothing foreign has reached Node-RED',
   )
@@ -253,23 +273,29 @@ test('over both protocols, for the editor, flows and the own pages', async () =>
 
 test('a WebSocket is the own pages’ alone', async () => {
   await using bench = await Bench.start()
-  for (const path of ['/comms', '/app/ws'])
+  for (const [door, path] of [
+    [443, '/comms'],
+    [8_443, '/ws'],
+  ] as const) {
+    const here = originOf(name, door)
     for (const [headers, status] of [
       [{}, 101],
-      [{ Origin: own }, 101],
-      [{ Origin: own, 'Sec-Fetch-Site': 'same-origin' }, 101],
+      [{ Origin: here }, 101],
+      [{ Origin: here, 'Sec-Fetch-Site': 'same-origin' }, 101],
       [{ Origin: evil }, 403],
       [{ Origin: 'null' }, 403],
-      [{ Origin: `${own}:8443` }, 403],
-      [{ Origin: own, 'Sec-Fetch-Site': 'same-site' }, 403],
+      [{ Origin: originOf(name, door === 443 ? 8_443 : 443) }, 403],
+      [{ Origin: here, 'Sec-Fetch-Site': 'same-site' }, 403],
       [{ 'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'websocket' }, 403],
       [sent('link'), 403],
     ] as const)
       assert.equal(
-        await socket(bench, path, headers as Record<string, string>),
+        await socket(bench, path, headers as Record<string, string>, door),
         status,
-        `${path} ${JSON.stringify(headers)}`,
+        `${door} ${path} ${JSON.stringify(headers)}`,
       )
+  }
+  assert.equal(await socket(bench, '/x', {}, 10_000), 404, 'the own pages have none')
 })
 
 test('headers count as they came: Connection takes none away, and twice is twice', async () => {
@@ -309,11 +335,12 @@ test('headers count as they came: Connection takes none away, and twice is twice
 
 test('page and JSON say what was refused and why; an upload is not read', async () => {
   await using bench = await Bench.start()
-  const page = await bench.fetch({ path: '/app/x', headers: sent('script') })
+  const page = await bench.fetch({ door: 8_443, path: '/x', headers: sent('script') })
   assert.match(page.text, /a page of another site/)
   const json = await bench.fetch({
     method: 'POST',
-    path: '/app/x',
+    door: 8_443,
+    path: '/x',
     body: 'x'.repeat(100_000),
     headers: sent('fetch', { Origin: evil, accept: 'application/json' }),
   })
@@ -330,7 +357,7 @@ test('page and JSON say what was refused and why; an upload is not read', async 
     headers: sent('fetch', { Origin: evil, accept: 'application/json' }),
   })
   assert.doesNotMatch(editor.text, /allow_origins/, 'the editor takes nobody')
-  assert.equal(bench.log('evil.example may not send POST').length, 1, 'said once')
+  assert.equal(bench.log('evil.example may not send POST').length, 2, 'once for each app')
 })
 
 test('flows and an app take the origins that gatehouse.toml names, at once', async () => {
@@ -343,17 +370,34 @@ test('flows and an app take the origins that gatehouse.toml names, at once', asy
   )
   const from = sent('fetch', { Origin: panel })
   const preflight = { ...from, 'Access-Control-Request-Method': 'PUT' }
-  assert.deepEqual(await both(bench, 'PUT', '/app/x', from), [200, 200])
-  assert.deepEqual(await both(bench, 'OPTIONS', '/app/x', preflight), [200, 200])
-  assert.equal(await socket(bench, '/app/ws', { Origin: panel }), 101)
+  assert.deepEqual(await both(bench, 'PUT', '/x', from, 8_443), [200, 200])
+  assert.deepEqual(await both(bench, 'OPTIONS', '/x', preflight, 8_443), [200, 200])
+  assert.deepEqual(await both(bench, 'PUT', '/app/x', from), [200, 200], 'an old address, too')
+  assert.equal(await socket(bench, '/ws', { Origin: panel }, 8_443), 101)
   for (const path of ['/flows', '/.gatehouse/status', '/x/', '/apple', '/app%2Fx'])
     assert.deepEqual(await both(bench, 'POST', path, from), [403, 403], path)
+  assert.deepEqual(await both(bench, 'POST', '/status', from, 10_000), [403, 403])
   assert.equal(await socket(bench, '/comms', { Origin: panel }), 403)
   const home = sent('fetch', { Origin: 'http://ha.local:8123' })
   assert.deepEqual(await both(bench, 'POST', '/x/', home), [200, 200])
-  assert.deepEqual(await both(bench, 'POST', '/app/x', home), [403, 403])
+  assert.deepEqual(await both(bench, 'POST', '/x', home, 8_443), [403, 403])
+  const framed = await bench.fetch({
+    door: 8_443,
+    path: '/x',
+    headers: sent('frame', { Referer: `${panel}/` }),
+  })
+  assert.deepEqual(
+    [
+      framed.status,
+      framed.headers['content-security-policy'],
+      framed.headers['x-frame-options'],
+      framed.headers['cross-origin-resource-policy'],
+    ],
+    [200, `frame-ancestors 'self' ${panel}`, undefined, undefined],
+    'it may be embedded there',
+  )
   bench.gateway.configure(defaults())
-  assert.deepEqual(await both(bench, 'PUT', '/app/x', from), [403, 403])
+  assert.deepEqual(await both(bench, 'PUT', '/x', from, 8_443), [403, 403])
 })
 
 test('an origin in gatehouse.toml is one exactly', () => {

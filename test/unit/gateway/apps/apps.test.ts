@@ -16,6 +16,7 @@ import { capability } from '../../../../src/gateway/access/access.ts'
 type Settings = Config['app'][number]
 const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): Settings => ({
   service: undefined,
+  port: undefined,
   path,
   upstreams,
   strip: false,

@@ -24,7 +24,7 @@ async function bench(
 ): Promise<{ bench: Bench; set: (text: string) => Promise<void> }> {
   let config: Config = parseConfig(text, 'gatehouse.toml')
   const made = await Bench.start({
-    options: { localPorts: { http: 0, https: 0 }, load: async () => config },
+    options: { localPorts: { http: 0, https: 0, flows: 0 }, load: async () => config },
   })
   const set = async (changed: string): Promise<void> => {
     config = parseConfig(changed, 'gatehouse.toml')
@@ -201,7 +201,7 @@ test('a port that cannot be had: the tailnet is served all the same, and the sta
   const { port } = taken.address() as AddressInfo
   await using gateway = await Bench.start({
     options: {
-      localPorts: { http: 0, https: port },
+      localPorts: { http: 0, https: port, flows: 0 },
       load: async () => parseConfig(toml('use'), 'gatehouse.toml'),
     },
   })
@@ -216,13 +216,14 @@ test('a port that cannot be had: the tailnet is served all the same, and the sta
   taken.close()
 })
 
-test('unit and rules: the two ports and no others, only while it is on', () => {
+test('unit and rules: the three ports and no others, only while it is on', () => {
   assert.equal(gatehouseDropIn(defaults().local_network), '')
   assert.deepEqual(
     gatehouseDropIn({ listen: true, rights: ['use'] }).match(/^SocketBindAllow=.*$/gm),
-    ['SocketBindAllow=tcp:41080', 'SocketBindAllow=tcp:41443'],
+    ['SocketBindAllow=tcp:41080', 'SocketBindAllow=tcp:41443', 'SocketBindAllow=tcp:48443'],
   )
   assert.equal(redirection(false, false), '', 'no address translation in a kernel that needs none')
   assert.match(redirection(true, false), /tcp dport 443 redirect to :41443/)
+  assert.match(redirection(true, false), /tcp dport 8443 redirect to :48443/)
   assert.match(redirection(false, true), /delete chain/)
 })
