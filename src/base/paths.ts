@@ -75,3 +75,14 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
 export function notesFile({ problem }: Pick<Paths, 'problem'>): string {
   return join(dirname(problem), 'notes')
 }
+
+/** Secrets of gatehouse.toml that are handed to a unit, as its credential of that name. */
+export type Secret = 'authkey' | 'eab-hmac-key'
+
+/**
+ * Where a secret is for the units that get it (LoadCredential=): in /run, for it is written anew at
+ * each boot, and nothing that fills the disk may keep it from being so.
+ */
+export function secretFile({ problem }: Pick<Paths, 'problem'>, name: Secret): string {
+  return join(dirname(problem), name)
+}

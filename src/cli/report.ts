@@ -4,6 +4,7 @@ import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { renderUnicodeCompact } from 'uqr'
 import { writeFileAtomic } from '../base/files.ts'
+import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 import { attemptLine } from '../update/outcome.ts'
@@ -47,6 +48,15 @@ export function report(status: GatewayStatus): string {
     )
   }
   return `${lines.join('\n').trimEnd()}\n`
+}
+
+/**
+ * What a person should know of the settings on the card though they hold: the notes of
+ * provisioning, but for those that a problem says already.
+ */
+function settings(notes: string, shown: string): string {
+  const lines = notes.split('\n').filter((line) => line !== '' && !shown.includes(line))
+  return lines.length === 0 ? '' : `\n${lines.map((line) => `- settings: ${line}\n`).join('')}`
 }
 
 /** When the gateway does not answer: what provisioning said, and where to look. */
@@ -100,6 +110,7 @@ export async function runReport(paths: Paths): Promise<number> {
       unreachable(err, paths.admin).message,
     )
   }
+  text += settings(await readFile(notesFile(paths), 'utf8').catch(() => ''), text)
   const shown = join(paths.reported, 'shown')
   if ((await readFile(shown, 'utf8').catch(() => '')) !== text) {
     await show(text)

@@ -3,7 +3,8 @@ import { GatehouseError, oneLine } from '../base/errors.ts'
 import { locator } from './locate.ts'
 import { migrate, moved } from './migrate.ts'
 import type { Moved } from './migrate.ts'
-import { entryChecks, schema as tables, tomlName } from './schema.ts'
+import { singleQuotes } from './kinds.ts'
+import { entryChecks, schema as tables, singles, tomlName } from './schema.ts'
 import type { Config, Key, Keys } from './schema.ts'
 import { suggest } from './suggest.ts'
 import { builtAt } from '../base/version.ts'
@@ -132,15 +133,18 @@ export function parseConfig(
         ...unknownTable(table, content),
       })
     } else if (Array.isArray(keys)) {
-      if (Array.isArray(content) && content.every(isTable)) {
+      const single = singles.has(table) && isTable(content)
+      const given: unknown = single ? [content] : content
+      const at = (index: number): string[] => (single ? [table] : [table, String(index)])
+      if (Array.isArray(given) && given.every(isTable)) {
         const before = issues.length
-        let entries = content.map((entry, index) => {
+        let entries = given.map((entry, index) => {
           const count = issues.length
           const values = readTable(
             table,
             keys[0],
             entry,
-            (name) => lineOf(table, String(index), name),
+            (name) => lineOf(...at(index), name),
             issues,
           )
           return { index, values, well: issues.length === count }
@@ -154,8 +158,7 @@ export function parseConfig(
               ? undefined
               : entryChecks[table as keyof Config]?.(values, good)
           if (wrong === undefined) good.push(values)
-          else
-            issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(table, String(index)), ...wrong })
+          else issues.push({ code: 'GH_CONFIG_VALUE', line: lineOf(...at(index)), ...wrong })
         }
         config[table] = good
       } else {
@@ -237,12 +240,11 @@ export function serialize(config: Config): string {
   const document = Object.fromEntries(
     Object.entries(schema).map(([name, keys]) => {
       const content = config[name as keyof Config] as unknown
-      return [
-        name,
-        Array.isArray(keys)
-          ? (content as Array<Record<string, unknown>>).map((values) => writeTable(keys[0], values))
-          : writeTable(keys, content as Record<string, unknown>),
-      ]
+      if (!Array.isArray(keys)) return [name, writeTable(keys, content as Record<string, unknown>)]
+      const written = (content as Array<Record<string, unknown>>).map((values) =>
+        writeTable(keys[0], values),
+      )
+      return [name, singles.has(name) && written.length === 1 ? written[0] : written]
     }),
   )
   return (
@@ -304,8 +306,15 @@ function syntaxIssue(err: unknown, text: string): ConfigIssue {
     (err as Error).message.split('\n')[0]!.replace(/^Invalid TOML document: /, ''),
   )
   const source = text.split(/\r?\n/)[line - 1] ?? ''
+  const name = /([A-Za-z0-9_]+)\s*=/.exec(source)?.[1] ?? 'key'
   let cure = 'Write each setting on a line of its own as key = "value"'
-  if (/[“”„‘’]/.test(source)) cure = 'Use straight quotes: key = "value", not “value”'
+  if (/=\s*\[?\s*[“”„‘’«»]/.test(source)) cure = 'Use straight quotes: key = "value", not “value”'
+  // A backslash in double quotes, or a quotation mark too many between them.
+  else if (/=\s*\[?\s*"(?:[^"]*\\|[^"]*"[^\s,\]}#"])/.test(source)) cure = singleQuotes(name)
+  else if (/=\s*\[?\s*'[^']*'[^\s,\]}#']/.test(source))
+    cure = /["\\]/.test(source)
+      ? `Use three single quotes, in which all else stands for itself: ${name} = '''…'''`
+      : `Use double quotes, in which a single one stands for itself: ${name} = "…"`
   else if (/^\s*[A-Za-z_]+\s*:/.test(source))
     cure = 'Write key = "value": an equals sign, not a colon'
   else if (/^\s*[A-Za-z_]+\s*=\s*\[/.test(source))
@@ -355,7 +364,7 @@ function keysOf(table: string): string[] {
 
 /** A table's header as written in the file. */
 function header(table: string): string {
-  return Array.isArray(schema[table]) ? `[[${table}]]` : `[${table}]`
+  return Array.isArray(schema[table]) && !singles.has(table) ? `[[${table}]]` : `[${table}]`
 }
 
 function list(words: string[]): string {

@@ -40,9 +40,34 @@ function kind<T>(noun: string, is: (value: unknown) => value is T, check?: Check
   }
 }
 
-/** Text in quotes. `check` says what else must hold. */
-export function text(check?: Check<string>): Kind<string> {
-  return kind('text in quotes', (value) => typeof value === 'string', check)
+/**
+ * Text in quotes, without control characters. `check` says what else must hold.
+ *
+ * @param options.own whether `check` has words of its own for control characters
+ */
+export function text(check?: Check<string>, { own = false }: { own?: boolean } = {}): Kind<string> {
+  return kind(
+    'text in quotes',
+    (value) => typeof value === 'string',
+    // A check may call what holds one by another name; a backslash is how it came about.
+    (value, key) => (own ? undefined : controlCharacter(value, key)) ?? check?.(value, key),
+  )
+}
+
+/** Nobody writes one on purpose: `"pa\\bc"` holds one, since in TOML `\\b` is a backspace. */
+function controlCharacter(value: string, { name }: KeyText): Wrong | undefined {
+  // eslint-disable-next-line no-control-regex
+  return /[\u0000-\u001f\u007f]/.test(value)
+    ? {
+        message: `${name} holds a control character: in double quotes a backslash and the letter behind it are one`,
+        cure: singleQuotes(name),
+      }
+    : undefined
+}
+
+/** The cure for values with backslashes and double quotes in them. */
+export function singleQuotes(name: string): string {
+  return `Use single quotes, in which backslashes and double quotes stand for themselves: ${/^[a-z_]+$/.test(name) ? name : 'key'} = '…'`
 }
 
 /** One of a few words, in quotes. */
@@ -148,6 +173,15 @@ export function listOf<T>(of: Kind<T>, max = 100): Kind<T[]> {
       return { value: values }
     },
     write: (values) => values.map((value) => of.write(value)),
+  }
+}
+
+/** A list of values of one kind, or one of them without brackets. */
+export function oneOrMore<T>(of: Kind<T>, max?: number): Kind<T[]> {
+  const list = listOf(of, max)
+  return {
+    read: (value, key) => list.read(Array.isArray(value) ? value : [value], key),
+    write: list.write,
   }
 }
 

@@ -24,7 +24,7 @@ export async function loadConfig(
     throw new GatehouseError(
       'GH_CONFIG_READ',
       `${path} cannot be read: ${reason(err)}`,
-      'Run systemctl restart gatehouse-provision',
+      'Start the device again: the settings on the card are then taken over anew',
       { cause: err },
     )
   }
@@ -68,7 +68,7 @@ async function readCredential(
       throw new GatehouseError(
         code,
         `the credential ${name} cannot be read: ${reason(err)}`,
-        `Check LoadCredentialEncrypted=${name} in ${unit}`,
+        `Start the device again: gatehouse-provision hands it to ${unit} at each boot`,
         { cause: err },
       )
     },

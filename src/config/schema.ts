@@ -1,8 +1,9 @@
+import { BlockList, isIP } from 'node:net'
 import { parseEgress } from './egress.ts'
 import { checkHeader } from './header-rules.ts'
 import type { Direction } from './header-rules.ts'
+import { duration, flag, integer, listOf, oneOf, oneOrMore, quote, text } from './kinds.ts'
 import { ports } from './ports.ts'
-import { duration, flag, integer, listOf, oneOf, quote, text } from './kinds.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
 /** Let's Encrypt's production directory (https://letsencrypt.org/docs/acme-protocol-updates/). */
@@ -215,6 +216,11 @@ export const schema = {
     functionModules: key(flag(), { default: false, example: 'true' }),
     /** Flows under version control in Node-RED itself (its projects, by git). Default: no. */
     projects: key(flag(), { default: false, example: 'true' }),
+    /**
+     * Time zone of flows, of Node-RED's log and of [updates] window, by its name in the tz database.
+     * Default: UTC.
+     */
+    timezone: key(text(checkTimezone), { example: '"Europe/Berlin"' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
     settingsFile: key(
       text((value) =>
@@ -341,7 +347,7 @@ export const schema = {
        * Headers not passed on to the app. Default: none but those of the connection and copies of
        * the gateway's own.
        */
-      requestRemove: key(listOf(text(header('request', true))), {
+      requestRemove: key(listOf(text(header('request', true), { own: true })), {
         default: [],
         example: '["X-Example"]',
       }),
@@ -349,12 +355,12 @@ export const schema = {
        * Headers a request goes to the app with, `Name: value`, whatever the peer sent of them.
        * Default: none.
        */
-      requestSet: key(listOf(text(header('request'))), {
+      requestSet: key(listOf(text(header('request'), { own: true })), {
         default: [],
         example: '["X-Example: value"]',
       }),
       /** The same, joined to what the peer sent. Default: none. */
-      requestAdd: key(listOf(text(header('request'))), {
+      requestAdd: key(listOf(text(header('request'), { own: true })), {
         default: [],
         example: '["X-Example: value"]',
       }),
@@ -362,17 +368,20 @@ export const schema = {
        * Headers of the app's answers that peers do not get. Default: none but those of the
        * connection and of software versions.
        */
-      answerRemove: key(listOf(text(header('answer', true))), {
+      answerRemove: key(listOf(text(header('answer', true), { own: true })), {
         default: [],
         example: '["X-Example"]',
       }),
       /** Headers the app's answers go to peers with, whatever the app says. Default: none. */
-      answerSet: key(listOf(text(header('answer'))), {
+      answerSet: key(listOf(text(header('answer'), { own: true })), {
         default: [],
         example: '["Cache-Control: no-store"]',
       }),
       /** The same, joined to what the app says. Default: none. */
-      answerAdd: key(listOf(text(header('answer'))), { default: [], example: '["Vary: Cookie"]' }),
+      answerAdd: key(listOf(text(header('answer'), { own: true })), {
+        default: [],
+        example: '["Vary: Cookie"]',
+      }),
     },
   ],
   forward: [
@@ -478,52 +487,102 @@ export const schema = {
      */
     login: key(flag(), { default: false, example: 'true' }),
   },
-  wifi: {
-    /** Name of the network. Default: none, Ethernet alone. */
-    ssid: key(
-      text((value) =>
-        Buffer.byteLength(value) >= 1 && Buffer.byteLength(value) <= 32
-          ? undefined
-          : {
-              message: `ssid is ${Buffer.byteLength(value)} bytes long; 1 to 32 are possible`,
-              cure: 'Write the name of the network as your phone shows it',
-            },
+  wifi: [
+    {
+      /** Name of the network. Needed, unless there is {@link ssidHex}. */
+      ssid: key(
+        text((value) => checkSsid(Buffer.byteLength(value))),
+        { example: '"my network"' },
       ),
-      { example: '"my network"' },
-    ),
-    /**
-     * Its passphrase, 8 to 63 characters, or key, 64 hexadecimal digits (IEEE 802.11, annex M.4).
-     * Default: none, an open network.
-     */
-    password: key(
-      text((value) =>
-        /^[\x20-\x7e]{8,63}$/.test(value) || /^[0-9A-Fa-f]{64}$/.test(value)
-          ? undefined
-          : {
-              message: `password is neither 8 to 63 characters of ASCII nor 64 hexadecimal digits`,
-              cure: "Write the network's password as it is; leave the line out for an open network",
-            },
+      /** The name as hexadecimal digits, for one that is not text. Default: none. */
+      ssidHex: key(
+        text((value) =>
+          /^(?:[0-9A-Fa-f]{2})*$/.test(value)
+            ? checkSsid(value.length / 2)
+            : {
+                message: 'ssid_hex is not the bytes of a name, two hexadecimal digits each',
+                cure: 'Write ssid = "…", the name of the network as your phone shows it',
+              },
+        ),
+        { example: '"636166e9"' },
       ),
-      { example: '"…"', secret: true },
-    ),
-    /**
-     * Where the device is, in two letters (ISO 3166): channels and power follow from it. Needed
-     * with ssid.
-     */
-    country: key(
-      text((value) =>
-        /^[A-Z]{2}$/.test(value)
-          ? undefined
-          : {
-              message: `country ${quote(value)} is not a country's two capital letters`,
-              cure: 'Write country = "DE", with your country\'s letters',
-            },
+      /**
+       * Its passphrase, 8 to 63 bytes, or key, 64 hexadecimal digits (IEEE 802.11, annex M.4).
+       * Default: none, an open network.
+       */
+      password: key(
+        text((value) =>
+          /^[0-9A-Fa-f]{64}$/.test(value) ||
+          (Buffer.byteLength(value) >= 8 && Buffer.byteLength(value) <= 63)
+            ? undefined
+            : {
+                message: `password is neither 8 to 63 characters nor 64 hexadecimal digits`,
+                cure: "Write the network's password as it is; leave the line out for an open network",
+              },
+        ),
+        { example: '"…"', secret: true },
       ),
-      { example: '"DE"' },
-    ),
-    /** Whether the network does not tell its name. Default: false. */
-    hidden: key(flag(), { default: false, example: 'true' }),
-  },
+      /**
+       * Where the device is, in two letters (ISO 3166): channels and power follow from it. Needed
+       * with ssid, once.
+       */
+      country: key(
+        text((value) =>
+          /^[A-Z]{2}$/.test(value)
+            ? undefined
+            : {
+                message: `country ${quote(value)} is not a country's two capital letters`,
+                cure: 'Write country = "DE", with your country\'s letters',
+              },
+        ),
+        { example: '"DE"' },
+      ),
+      /** Whether the network does not tell its name. Default: false. */
+      hidden: key(flag(), { default: false, example: 'true' }),
+    },
+  ],
+  /** How the device has its address, where the network does not give it one (DHCP). */
+  network: [
+    {
+      /** Which card is meant. Default: Ethernet. */
+      interface: key(oneOf('ethernet', 'wifi'), { default: 'ethernet', example: '"ethernet"' }),
+      /** The device's own addresses, each with the length of its network's prefix. Default: DHCP. */
+      addresses: key(oneOrMore(text(checkAddress)), {
+        default: [],
+        example: '["192.168.1.50/24"]',
+      }),
+      /** The router, one for IPv4 and one for IPv6 at the most. Default: none. */
+      gateway: key(oneOrMore(text(checkPlainAddress('gateway', '"192.168.1.1"')), 2), {
+        default: [],
+        example: '"192.168.1.1"',
+      }),
+      /** Name servers. Default: those the network names. */
+      dns: key(oneOrMore(text(checkPlainAddress('dns', '["192.168.1.1"]')), 8), {
+        default: [],
+        example: '["192.168.1.1"]',
+      }),
+      /** Domains in which names without a dot are looked up. Default: none. */
+      search: key(
+        oneOrMore(
+          text((value) =>
+            /^(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+$/.test(value)
+              ? undefined
+              : {
+                  message: `search, ${quote(value)}, is not a domain`,
+                  cure: 'Write search = ["example.org"]',
+                },
+          ),
+          8,
+        ),
+        { default: [], example: '["example.org"]' },
+      ),
+      /**
+       * Whether an IPv4 address is asked of the network as well. Default: where none is written
+       * here.
+       */
+      dhcp: key(flag(), { example: 'true' }),
+    },
+  ],
   updates: {
     /**
      * Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or
@@ -540,7 +599,7 @@ export const schema = {
     /** Whether a USB stick that is plugged in is looked at for an update. Default: true. */
     usb: key(flag(), { default: true, example: 'false' }),
     /**
-     * When that begins, UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`.
+     * When that begins, in [node_red] timezone or UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`.
      * 15 minutes at least. Default: 02:00-05:00.
      */
     window: key(text(checkWindow), { default: '02:00-05:00', example: '"02:00-05:00"' }),
@@ -621,6 +680,21 @@ export const entryChecks: {
       }
     return undefined
   },
+  wifi: ({ ssid, ssidHex }: Config['wifi'][number], others: Config['wifi']) => {
+    if (ssid !== undefined && ssidHex !== undefined)
+      return { message: '[wifi] has both ssid and ssid_hex', cure: 'Remove ssid_hex' }
+    return ssid !== undefined && others.some((other) => other.ssid === ssid)
+      ? { message: `two [[wifi]] have the ssid ${quote(ssid)}`, cure: 'Remove one' }
+      : undefined
+  },
+  network: (entry: Config['network'][number], others: Config['network']) => {
+    if (others.some((other) => other.interface === entry.interface))
+      return {
+        message: `two [[network]] are for ${entry.interface}`,
+        cure: 'Write all in one; or interface = "wifi" in the other',
+      }
+    return checkNetwork(entry)
+  },
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
     if (entry.target === '')
       return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
@@ -642,6 +716,13 @@ export const entryChecks: {
     return undefined
   },
 }
+
+/**
+ * Lists of tables that may also be given as one table, `[wifi]` for `[[wifi]]`: most people have one.
+ */
+export const singles: ReadonlySet<string> = new Set(['wifi', 'network'] satisfies Array<
+  keyof Config
+>)
 
 /** The values of a table's keys: a key without a default may be undefined. */
 export type Values<K> = { [N in keyof K]: K[N] extends Key<infer T, infer D> ? T | D : never }
@@ -766,6 +847,92 @@ function checkWho(value: string, key: { name: string }): Wrong | undefined {
   }
 }
 
+function checkSsid(bytes: number): Wrong | undefined {
+  return bytes >= 1 && bytes <= 32
+    ? undefined
+    : {
+        message: `ssid is ${bytes} bytes long; 1 to 32 are possible`,
+        cure: 'Write the name of the network as your phone shows it',
+      }
+}
+
+function checkTimezone(value: string): Wrong | undefined {
+  const wrong: Wrong = {
+    message: `timezone ${quote(value)} is not a name of the tz database`,
+    cure: 'Write timezone = "Europe/Berlin", with your continent and city',
+  }
+  // Offsets and abbreviations know no summer time, or stand for several places.
+  if (!/^(?:[A-Z][A-Za-z0-9_+-]*(?:\/[A-Za-z0-9_+-]+){1,2}|UTC)$/.test(value)) return wrong
+  try {
+    void new Intl.DateTimeFormat('en', { timeZone: value })
+    return undefined
+  } catch {
+    return wrong
+  }
+}
+
+function checkAddress(value: string): Wrong | undefined {
+  const { address, prefix } = /^(?<address>[^/]+)\/(?<prefix>\d{1,3})$/.exec(value)?.groups ?? {}
+  const family = isIP(address ?? '')
+  const cure = 'Write addresses = ["192.168.1.50/24"]'
+  if (family === 0 && isIP(value) !== 0)
+    return {
+      message: `addresses, ${quote(value)}, does not say how large its network is`,
+      cure: `Write ${quote(`${value}/${isIP(value) === 4 ? 24 : 64}`)}, if that is your network's`,
+    }
+  if (family === 0 || Number(prefix) > (family === 4 ? 32 : 128) || Number(prefix) === 0)
+    return { message: `addresses, ${quote(value)}, is not an address with a prefix length`, cure }
+  return unusable(address!)
+    ? { message: `addresses, ${quote(value)}, is not one that a device may have`, cure }
+    : undefined
+}
+
+function checkPlainAddress(name: string, example: string) {
+  return (value: string): Wrong | undefined =>
+    isIP(value) === 0 || value.includes('%') || (name === 'gateway' && unusable(value))
+      ? {
+          message: `${name} ${quote(value)} is not the address of a machine`,
+          cure: `Write ${name} = ${example}`,
+        }
+      : undefined
+}
+
+/** Loopback, multicast, reserved, or none at all. */
+function unusable(address: string): boolean {
+  return isIP(address) === 4
+    ? /^(?:0|127|22[4-9]|23\d|24\d|25[0-5])\./.test(address)
+    : /^(?:::1?|ff.*)$/i.test(address)
+}
+
+/** What must hold among the keys of one [network]. */
+function checkNetwork({ addresses, gateway }: Config['network'][number]): Wrong | undefined {
+  if (gateway.length > 0 && addresses.length === 0)
+    return {
+      message: '[network] has a gateway without addresses',
+      cure: 'Write addresses = ["192.168.1.50/24"], the device\'s own; or remove gateway, which DHCP tells',
+    }
+  const families = gateway.map((router) => isIP(router))
+  if (new Set(families).size < families.length)
+    return { message: '[network] has two gateways of one kind', cure: 'Remove one' }
+  const far = gateway.find((router) => !addresses.some((own) => sameNetwork(own, router)))
+  return far === undefined
+    ? undefined
+    : {
+        message: `gateway ${quote(far)} is not in the network of any of addresses, and cannot be reached`,
+        cure: "Write the router's address as another device of your network shows it, and the prefix length that goes with it (24 for most)",
+      }
+}
+
+function sameNetwork(own: string, address: string): boolean {
+  const [network, prefix] = own.split('/') as [string, string]
+  const family = isIP(network) === 4 ? 'ipv4' : 'ipv6'
+  // A router's link-local address is on every link.
+  if (/^fe[89ab]/i.test(address)) return family === 'ipv6'
+  const list = new BlockList()
+  list.addSubnet(network, Number(prefix), family)
+  return isIP(address) === isIP(network) && list.check(address, family)
+}
+
 function checkAuthKey(value: string): Wrong | undefined {
   const make =
     'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
@@ -787,7 +954,7 @@ function checkWindow(value: string): Wrong | undefined {
   const time = '(?:[01]\\d|2[0-3]):[0-5]\\d'
   const day = '(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)'
   const match = new RegExp(`^(?:${day}(?:,${day})* )?(${time})-(${time})$`).exec(value)
-  const cure = 'Write window = "02:00-05:00", or with days, window = "Sat,Sun 02:00-05:00"; UTC'
+  const cure = 'Write window = "02:00-05:00", or with days, window = "Sat,Sun 02:00-05:00"'
   if (match === null) return { message: `window ${quote(value)} is no span of time`, cure }
   const [from, to] = match.slice(1).map((at) => Number(at.slice(0, 2)) * 60 + Number(at.slice(3)))
   return (to! - from! + 1440) % 1440 >= 15

@@ -8,9 +8,9 @@ import { writeFileAtomic } from '../base/files.ts'
  * life of a card. One that is there is never replaced: with another key Node-RED would throw the
  * stored credentials away.
  *
- * Not sealed with the host key, as what is written anew at each boot is: systemd makes a new host
- * key when the machine ID is another, and with a read-only /etc it is another at each boot. A
- * sealed key could be opened until the next one, and never again.
+ * Not sealed with systemd's host key: systemd makes a new one when the machine ID is another, and
+ * with a read-only /etc it is another at each boot. A sealed key could be opened until the next one,
+ * and never again.
  */
 export async function makeCredentialSecret(directory: string): Promise<void> {
   const path = join(directory, 'credential-secret')

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { mkdir, readFile, rm } from 'node:fs/promises'
+import { mkdir, readFile, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { writeFileAtomic } from '../base/files.ts'
@@ -12,17 +12,7 @@ import { writeFileAtomic } from '../base/files.ts'
  * @param units systemd's directory for units of this boot
  */
 export async function applyDropIn(unit: string, text: string, units: string): Promise<void> {
-  const path = join(units, `${unit}.d/50-gatehouse.conf`)
-  const before = await readFile(path, 'utf8').catch(() => '')
-  if (text === before) return
-  if (text === '') {
-    await rm(path)
-  } else {
-    await mkdir(dirname(path), { recursive: true, mode: 0o755 })
-    await writeFileAtomic(path, text, 0o644)
-  }
-  const systemctl = async (...args: string[]): Promise<unknown> =>
-    await promisify(execFile)('systemctl', args)
+  if (!(await replace(join(units, `${unit}.d/50-gatehouse.conf`), text))) return
   await systemctl('daemon-reload')
   // Not at boot, when it has yet to start and waits for this very program.
   if (
@@ -32,4 +22,45 @@ export async function applyDropIn(unit: string, text: string, units: string): Pr
     )
   )
     await systemctl('--no-block', 'restart', unit)
+}
+
+/**
+ * Puts drop-ins of systemd-networkd's files in force, which has read the files before at boot; cards
+ * that are not concerned keep what they have.
+ *
+ * @param dropIns texts by their paths; the empty string: none
+ * @param directory systemd-networkd's directory for files of this boot
+ */
+export async function applyNetwork(
+  dropIns: ReadonlyMap<string, string>,
+  directory: string,
+): Promise<void> {
+  let changed = false
+  for (const [path, text] of dropIns) if (await replace(join(directory, path), text)) changed = true
+  // Waits for a start that is under way; does nothing before.
+  if (changed) await systemctl('--no-block', 'try-reload-or-restart', 'systemd-networkd.service')
+}
+
+/** Whether the file was another before. */
+async function replace(path: string, text: string): Promise<boolean> {
+  const before = await readFile(path, 'utf8').catch(() => '')
+  if (text === before) return false
+  if (text === '') {
+    await rm(path)
+  } else {
+    await mkdir(dirname(path), { recursive: true, mode: 0o755 })
+    await writeFileAtomic(path, text, 0o644)
+  }
+  return true
+}
+
+async function systemctl(...args: string[]): Promise<unknown> {
+  return await promisify(execFile)('systemctl', args).catch(async (err: unknown) => {
+    // Where systemd does not run (sd_booted(3)) nobody has read the files before.
+    const booted = await stat('/run/systemd/system').then(
+      () => true,
+      () => false,
+    )
+    if (booted) throw err
+  })
 }

@@ -62,6 +62,8 @@ export function nodeRedDropIn(config: NodeRed, directory: string): string {
     if (config.registry !== undefined)
       service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
   }
+  // What JavaScript calls local time, and so what inject nodes and the log mean.
+  if (config.timezone !== undefined) service.push(`Environment=TZ=${config.timezone}`)
   if (config.functionModules) service.push('Environment=GATEHOUSE_FUNCTION_MODULES=yes')
   if (config.projects) service.push('Environment=GATEHOUSE_PROJECTS=yes')
   if (config.settingsFile !== undefined)

@@ -1,37 +1,35 @@
-import { X509Certificate } from 'node:crypto'
 import { mkdir, readFile, readdir, rm, stat } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
-import { Script } from 'node:vm'
+import { dirname, join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { ConfigError, defaults, parseConfig, serialize } from '../config/config.ts'
-import type { Config, ParseOptions } from '../config/config.ts'
-import { GatehouseError, reason } from '../base/errors.ts'
+import type { Config } from '../config/config.ts'
+import { GatehouseError, oneLine, reason } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Moved } from '../config/migrate.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
-import { notesFile } from '../base/paths.ts'
-import type { Paths } from '../base/paths.ts'
+import { notesFile, secretFile } from '../base/paths.ts'
+import type { Paths, Secret } from '../base/paths.ts'
+import { Misnamed, readAuthorities, readNodeRedSettings, readSettingsFile } from './beside.ts'
 import { readImager } from './imager.ts'
+import type { ImagerSettings } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
-import { applyDropIn } from './drop-in.ts'
+import { applyDropIn, applyNetwork } from './drop-in.ts'
 import { gatehouseDropIn } from './gatehouse-unit.ts'
+import { networkDropIns } from './network.ts'
 import { nodeRedDropIn } from './node-red-unit.ts'
-import { opensWithHostKey, sealWithHostKey } from './seal.ts'
-import type { Seal } from './seal.ts'
 import { updateTimerDropIn } from './update-timer.ts'
 import { wifiConfig, wifiFile } from './wifi.ts'
-
-/** Largest file read from the boot partition: what is bigger is no configuration. Bytes. */
-const maxSize = 1 << 20
 
 /** What a run did. */
 export interface ProvisionResult {
   /**
-   * `new`: the file was taken; `kept`: it was not, the last good configuration stays; `defaults`:
-   * there is none, defaults were written.
+   * `new`: the card's settings were taken; `part`: those of them that are right were, for there are
+   * none from before; `kept`: they were not, the last good configuration stays; `defaults`: there is
+   * neither, defaults were written.
    */
-  outcome: 'new' | 'kept' | 'defaults'
+  outcome: 'new' | 'part' | 'kept' | 'defaults'
   /** One line for the person, absent when all is well. */
   problem?: string
   /**
@@ -39,85 +37,255 @@ export interface ProvisionResult {
    */
   ignored?: string[]
   /**
-   * Keys with another name now, and what a later version wrote that this one does not understand;
-   * absent when there is none.
+   * Keys with another name now, what a later version wrote that this one does not understand, what
+   * of Imager's was changed or left out; absent when there is none.
    */
   notes?: string[]
 }
 
 /**
- * Takes the person's gatehouse.toml from the boot partition into the system, at boot, as root.
+ * How a secret is put into /run. There it is gone with the power, and for root alone; sealed with a
+ * key that lies on the card it would be no safer, and with /var full could not be sealed at all.
+ */
+export type Seal = (name: Secret, secret: string) => Promise<Uint8Array | string>
+
+const asItIs: Seal = async (_name, secret) => await Promise.resolve(secret)
+
+/**
+ * Takes the person's settings from the boot partition into the system, at boot, as root:
+ * gatehouse.toml first, and what it does not say from Raspberry Pi Imager's files.
  *
- * What is written: `gatehouse.toml` without the auth key, the authorities' file it names, and
- * `authkey` (0600, sealed; of an empty text when there is no key, so that systemd's
- * LoadCredentialEncrypted always finds it); `eab-hmac-key` likewise. All of it is validated before
- * the first byte is written; each file is replaced atomically and gatehouse.toml comes last.
+ * What is written: into /run the secrets that are good for one boot ({@link secretFile}: `authkey`,
+ * `eab-hmac-key`, 0600; of an empty text when there is none); into the configuration's directory the
+ * files that gatehouse.toml names, wpa_supplicant's, and `gatehouse.toml` without secrets, each
+ * replaced atomically and gatehouse.toml last, and none that is there already as it should be.
  *
- * A file that is wrong or missing changes nothing: the last good configuration stays, and the
- * problem goes to the problem file. Only a system that cannot be written to at all makes it throw.
+ * A gatehouse.toml that is wrong changes nothing: the last good configuration stays, but for the key
+ * that adds the device to the tailnet. Where there is none from before, what is right in it is
+ * taken. A value of Imager's that is wrong takes no other with it. The problem goes to the problem
+ * file; so does a configuration that cannot be written, as on a full disk.
  *
- * @param seal how secrets are encrypted before they are written
+ * @param seal what is done to secrets before they are written
  * @param moves keys with another name now. Default: {@link moved}
+ * @throws the system's error when not even /run can be written to
  */
 export async function provision(
   paths: Pick<Paths, 'boot' | 'config' | 'problem'>,
-  seal: Seal,
+  seal: Seal = asItIs,
   moves?: readonly Moved[],
 ): Promise<ProvisionResult> {
-  await mkdir(paths.config, { recursive: true, mode: 0o755 })
-  const problem = async (err: GatehouseError): Promise<ProvisionResult> => {
-    const had = await exists(join(paths.config, 'gatehouse.toml'))
-    if (!had) await write(paths.config, defaults(), new Map(), seal)
-    const stays = had ? 'The last good configuration stays in force' : 'Defaults are in force'
-    const line = `${err.line} ${stays}.`
-    await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
-    await writeFileAtomic(paths.problem, `${line}\n`, 0o644)
-    return { outcome: had ? 'kept' : 'defaults', problem: line }
-  }
+  const card = await readCard(paths, moves)
+  await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
+  for (const [name, secret] of Object.entries(card.secrets) as Array<[Secret, string | undefined]>)
+    // Of what cannot be read whole, a key that is not in it may still be there from before.
+    if (secret !== undefined || card.config !== undefined)
+      await writeFileAtomic(secretFile(paths, name), await seal(name, secret ?? ''), 0o600)
 
-  let config: Config
+  let { outcome } = card
+  const problems = [...card.problems]
+  if (card.config !== undefined) {
+    try {
+      await write(paths.config, card.config, card.files, card.keepWifi)
+    } catch (err) {
+      const had = await exists(join(paths.config, 'gatehouse.toml'))
+      outcome = had ? 'kept' : 'defaults'
+      problems.unshift(
+        new GatehouseError(
+          'GH_PROVISION_WRITE',
+          `the settings on the card cannot be taken over: ${reason(err)}`,
+          'Make room where flows have filled the disk, and start the device again',
+        ),
+      )
+    }
+  }
+  const [first, ...rest] = problems
+  if (first === undefined) await rm(paths.problem, { force: true })
+  const more = rest.map((problem) => ` ${problem.line}`).join('')
+  const problem = first === undefined ? undefined : `${first.line}${more}${stays(outcome, card)}`
+  if (problem !== undefined) await writeFileAtomic(paths.problem, `${problem}\n`, 0o644)
+  return {
+    outcome,
+    ...(problem === undefined ? {} : { problem }),
+    ...(card.ignored.length === 0 ? {} : { ignored: card.ignored }),
+    ...(card.notes.length === 0 ? {} : { notes: card.notes }),
+  }
+}
+
+function stays(outcome: ProvisionResult['outcome'], { imager }: Card): string {
+  if (outcome === 'kept') return ' The last good configuration stays in force.'
+  if (outcome === 'part') return ' All else in it is in force.'
+  if (outcome === 'new') return ''
+  return imager ? ' Defaults are in force for the rest.' : ' Defaults are in force.'
+}
+
+/** What is on the card, judged. */
+interface Card {
+  outcome: ProvisionResult['outcome']
+  /** What is to be in force; undefined: what is. */
+  config: Config | undefined
   /** Content of the files that the configuration names. */
-  const files = new Map<string, string>()
-  let ignored: string[] = []
+  files: Map<string, string>
+  /** Undefined where none is on the card. */
+  secrets: Record<Secret, string | undefined>
+  /** Whether the WiFi network from before stays, since what is there now cannot be used. */
+  keepWifi: boolean
+  /** Whether Imager's values are among what is in force. */
+  imager: boolean
+  problems: GatehouseError[]
+  notes: string[]
+  ignored: string[]
+}
+
+async function readCard(
+  paths: Pick<Paths, 'boot' | 'config'>,
+  moves: readonly Moved[] | undefined,
+): Promise<Card> {
+  const imager = await readImager(paths.boot)
+  const last = await lastGood(paths.config)
   const notes: string[] = []
+  const own = await readOwn(paths.boot, moves, notes)
+  const card: Card = {
+    outcome: 'new',
+    config: undefined,
+    files: new Map(),
+    secrets: secretsOf(own.config),
+    keepWifi: false,
+    imager: imager.present,
+    problems: [],
+    notes,
+    ignored: imager.ignored,
+  }
+  const wrong = [...own.wrong]
+  const missing = wrong[0]?.code === 'GH_CONFIG_MISSING'
+  const nothing = defaults()
+  // One that holds nothing is not worth keeping, when a first gatehouse.toml has a mistake.
+  const had = last !== undefined && (missing || !isDeepStrictEqual(last, nothing))
+  const usable = imager.present && (imager.wrong.length === 0 || holdsSomething(imager))
+
+  if (missing && usable) {
+    // A card that Imager wrote needs no second file.
+    if (!(wrong[0] instanceof Misnamed)) wrong.shift()
+  } else if (wrong.length > 0 && had) {
+    card.outcome = 'kept'
+    card.problems = missing ? [...imager.wrong, ...wrong] : [...wrong, ...imager.wrong]
+    card.notes.push(...imager.notes)
+    // A key is meant for the control server that is written beside it.
+    if (own.config?.tailnet.controlURL !== last.tailnet.controlURL) card.secrets.authkey = undefined
+    return card
+  } else if (wrong.length > 0) {
+    card.outcome = own.config === undefined ? 'defaults' : 'part'
+  }
+  const config = own.config ?? nothing
+  // Where the file it is written in has mistakes, [wifi] is not the last word on countries.
+  card.keepWifi = merge(config, imager) && config.wifi.length === 0
+  card.config = config
+  card.files = own.files
+  card.problems = missing ? [...imager.wrong, ...wrong] : [...wrong, ...imager.wrong]
+  card.notes.push(...imager.notes)
+  if (card.problems.length > 1) card.notes.push(...card.problems.map(({ line }) => line))
+  return card
+}
+
+/** Whether anything in Imager's files was understood that is done here. */
+function holdsSomething({ hostname, timezone, wifi, network }: ImagerSettings): boolean {
+  return (hostname ?? timezone) !== undefined || wifi.length + network.length > 0
+}
+
+/**
+ * Puts Imager's values where gatehouse.toml says nothing.
+ *
+ * @returns whether a WiFi network of Imager's was left out
+ */
+function merge(
+  config: Config,
+  { hostname, timezone, wifi, network, wrong }: ImagerSettings,
+): boolean {
+  const { tailnet, node_red: nodeRed } = config
+  if (hostname !== undefined && tailnet.hostname === defaults().tailnet.hostname)
+    tailnet.hostname = hostname
+  nodeRed.timezone ??= timezone
+  if (config.network.length === 0) config.network = network
+  const own = config.wifi.some(
+    ({ ssid, ssidHex, password }) => (ssid ?? ssidHex ?? password) !== undefined,
+  )
+  if (own) return false
+  const country = config.wifi.find((entry) => entry.country !== undefined)?.country
+  if (wifi.length > 0)
+    config.wifi = wifi.map((entry) => ({ ...entry, country: country ?? entry.country }))
+  return wrong.some(({ message }) => message.startsWith('network-config'))
+}
+
+/** gatehouse.toml: what it says, and what is wrong with it. */
+interface Own {
+  /** As far as it is right; undefined when nothing of it can be read. */
+  config: Config | undefined
+  /** The files it names. */
+  files: Map<string, string>
+  /** Empty: `config` is all of it. */
+  wrong: GatehouseError[]
+}
+
+async function readOwn(
+  boot: string,
+  moves: readonly Moved[] | undefined,
+  notes: string[],
+): Promise<Own> {
+  const own: Own = { config: undefined, files: new Map(), wrong: [] }
+  const options = moves === undefined ? {} : { moves }
+  let data: Buffer
   try {
-    const imager = await readImager(paths.boot)
-    config = await readBoot(paths.boot, {
-      note: (text) => {
-        notes.push(text)
-      },
-      ...(moves === undefined ? {} : { moves }),
-    }).catch((err: unknown) => {
-      // A card that Imager wrote needs no second file.
-      if (imager !== undefined && err instanceof GatehouseError && err.code === 'GH_CONFIG_MISSING')
-        return defaults()
-      throw err
-    })
-    if (imager?.hostname !== undefined && config.tailnet.hostname === defaults().tailnet.hostname) {
-      config.tailnet.hostname = parseConfig(
-        `[tailnet]\nhostname = ${JSON.stringify(imager.hostname)}\n`,
-        'user-data',
-      ).tailnet.hostname
+    data = await readSettingsFile(boot)
+    const note = (text: string): void => {
+      notes.push(text)
     }
+    own.config = parseConfig(data, 'gatehouse.toml', { ...options, note })
+  } catch (err) {
+    if (!(err instanceof GatehouseError)) throw err
+    own.wrong.push(err)
+    if (!(err instanceof ConfigError)) return own
+    try {
+      own.config = parseConfig(data!, 'gatehouse.toml', { ...options, lenient: true })
+    } catch {
+      return own
+    }
+    // A key for a control server whose address is not understood is not sent to another.
     if (
-      imager?.wifi !== undefined &&
-      config.wifi.ssid === undefined &&
-      config.wifi.password === undefined
-    ) {
-      config.wifi = parseConfig(
-        `[wifi]\n${Object.entries(imager.wifi)
-          .map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`)
-          .join('')}`,
-        'network-config',
-      ).wifi
+      err.issues.some(
+        ({ message, cure }) =>
+          message.includes('control_url') || cure.startsWith('Did you mean control_url'),
+      )
+    )
+      Object.assign(own.config.tailnet, { authKey: undefined, clientSecret: undefined })
+  }
+  await checkWhole(boot, own.config, own)
+  return own
+}
+
+/** What one key alone does not tell; what is wrong is taken out of `config`. */
+async function checkWhole(boot: string, config: Config, { files, wrong }: Own): Promise<void> {
+  const { certificates, node_red: nodeRed } = config
+  const step = async (work: () => void | Promise<void>, without: () => void): Promise<void> => {
+    try {
+      await work()
+    } catch (err) {
+      if (!(err instanceof GatehouseError)) throw err
+      wrong.push(err)
+      without()
     }
-    wifiConfig(config.wifi)
-    ignored = imager?.ignored ?? []
-    const {
-      certificates: { caFile, eabKeyId, eabHmacKey },
-      node_red: { settingsFile },
-    } = config
-    if ((eabKeyId === undefined) !== (eabHmacKey === undefined)) {
+  }
+  await step(
+    () => {
+      wifiConfig(config.wifi)
+    },
+    () => {
+      // Half a network is none; one without a country alone is one (wifiConfig's `world`).
+      config.wifi = config.wifi.filter(({ ssid, ssidHex }) => (ssid ?? ssidHex) !== undefined)
+    },
+  )
+  const { eabKeyId, eabHmacKey } = certificates
+  await step(
+    () => {
+      if ((eabKeyId === undefined) === (eabHmacKey === undefined)) return
       const [there, missing] =
         eabKeyId === undefined ? ['eab_hmac_key', 'eab_key_id'] : ['eab_key_id', 'eab_hmac_key']
       throw new GatehouseError(
@@ -125,56 +293,40 @@ export async function provision(
         `gatehouse.toml has ${there} without ${missing}`,
         'Write both as the authority gave them, or neither',
       )
-    }
-    for (const file of [config.tailnet.caFile, caFile, ...config.app.map((app) => app.caFile)])
-      if (file !== undefined) files.set(file, await readAuthorities(paths.boot, file))
-    if (settingsFile !== undefined)
-      files.set(settingsFile, await readSettings(paths.boot, settingsFile))
-  } catch (err) {
-    if (err instanceof GatehouseError) return await problem(err)
-    throw err
+    },
+    () => {
+      Object.assign(certificates, { eabKeyId: undefined, eabHmacKey: undefined })
+    },
+  )
+  for (const holder of [config.tailnet, certificates, ...config.app]) {
+    const { caFile } = holder
+    if (caFile !== undefined)
+      await step(
+        async () => {
+          files.set(caFile, await readAuthorities(boot, caFile))
+        },
+        () => {
+          holder.caFile = undefined
+        },
+      )
   }
-  await write(paths.config, config, files, seal)
-  await rm(paths.problem, { force: true })
-  return {
-    outcome: 'new',
-    ...(ignored.length === 0 ? {} : { ignored }),
-    ...(notes.length === 0 ? {} : { notes }),
-  }
+  const { settingsFile } = nodeRed
+  if (settingsFile !== undefined)
+    await step(
+      async () => {
+        files.set(settingsFile, await readNodeRedSettings(boot, settingsFile))
+      },
+      () => {
+        nodeRed.settingsFile = undefined
+      },
+    )
 }
 
-async function write(
-  directory: string,
-  config: Config,
-  files: ReadonlyMap<string, string>,
-  seal: Seal,
-): Promise<void> {
-  // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
-  for (const [name, content] of files)
-    await writeFileAtomic(
-      join(directory, name),
-      content,
-      name === config.node_red.settingsFile ? 0o600 : 0o644,
-    )
-  const secrets = {
-    authkey: config.tailnet.authKey ?? clientKey(config.tailnet.clientSecret),
-    'eab-hmac-key': config.certificates.eabHmacKey,
+function secretsOf(config: Config | undefined): Record<Secret, string | undefined> {
+  return {
+    authkey: config?.tailnet.authKey ?? clientKey(config?.tailnet.clientSecret),
+    'eab-hmac-key': config?.certificates.eabHmacKey,
   }
-  for (const [name, secret] of Object.entries(secrets))
-    await writeFileAtomic(join(directory, name), await seal(name, secret ?? ''), 0o600)
-  const wifi = wifiConfig(config.wifi)
-  // Not sealed: after a mistake in gatehouse.toml the network must be there all the same, and the
-  // host key is another at each boot.
-  if (wifi === undefined) await rm(join(directory, wifiFile), { force: true })
-  else await writeFileAtomic(join(directory, wifiFile), wifi, 0o600)
-  await writeFileAtomic(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
-  // Files no longer named, and what a crash left: only after the file that may name them has been
-  // replaced.
-  for (const name of await readdir(directory)) {
-    if ((/\.(pem|js)$/.test(name) && !files.has(name)) || /^\..*\.tmp$/.test(name))
-      await rm(join(directory, name), { force: true })
-  }
-  await syncDirectory(directory)
 }
 
 /**
@@ -188,115 +340,50 @@ function clientKey(secret: string | undefined): string | undefined {
     : `${secret}?ephemeral=false&preauthorized=true`
 }
 
-async function readBoot(boot: string, options: ParseOptions): Promise<Config> {
-  const path = join(boot, 'gatehouse.toml')
-  let data: Buffer
-  try {
-    data = await readSmall(path)
-  } catch (err) {
-    if ((err as NodeJS.ErrnoException).code === 'ENOENT') throw await missing(boot)
-    if (err instanceof GatehouseError) throw err
-    throw new GatehouseError(
-      'GH_CONFIG_READ',
-      `${path} cannot be read: ${reason(err)}`,
-      "Check the card's first partition for errors on another computer and write the file again",
-      { cause: err },
-    )
-  }
-  return parseConfig(data, 'gatehouse.toml', options)
+/** The configuration from before, without its secrets; undefined when there is none that is right. */
+async function lastGood(directory: string): Promise<Config | undefined> {
+  return await loadConfig(directory).catch(() => undefined)
 }
 
-async function missing(boot: string): Promise<GatehouseError> {
-  const names = await readdir(boot).catch(() => [] as string[])
-  // Windows hides .txt, so "gatehouse.toml" saved from Notepad often is gatehouse.toml.txt.
-  const near = names.find(
-    (name) => /^gatehouse[^/]*\.(?:toml|txt|tml|conf)/i.test(name) || /^gatehouse\.?$/i.test(name),
+async function write(
+  directory: string,
+  config: Config,
+  files: ReadonlyMap<string, string>,
+  keepWifi: boolean,
+): Promise<void> {
+  await mkdir(directory, { recursive: true, mode: 0o755 })
+  // Settings of Node-RED's are for systemd to hand over: there may be passwords in them.
+  for (const [name, content] of files)
+    await put(join(directory, name), content, name === config.node_red.settingsFile ? 0o600 : 0o644)
+  const wifi = wifiConfig(config.wifi, { world: true })
+  // On the card's other partition, as it is on this one: after a mistake in gatehouse.toml the
+  // network must be there all the same.
+  if (wifi !== undefined) await put(join(directory, wifiFile), wifi, 0o600)
+  else if (!keepWifi) await rm(join(directory, wifiFile), { force: true })
+  await put(join(directory, 'gatehouse.toml'), serialize(config), 0o644)
+  // Files no longer named, what a crash left, and secrets that earlier versions kept here: only
+  // after the file that may name them has been replaced.
+  let removed = false
+  for (const name of await readdir(directory)) {
+    if (
+      (/\.(pem|js)$/.test(name) && !files.has(name)) ||
+      /^\..*\.tmp$/.test(name) ||
+      ['authkey', 'eab-hmac-key'].includes(name)
+    ) {
+      await rm(join(directory, name), { force: true })
+      removed = true
+    }
+  }
+  if (removed) await syncDirectory(directory)
+}
+
+/** Writes a file, but not one that is there as it should be: it spares the card, and a full disk. */
+async function put(path: string, content: string, mode: number): Promise<void> {
+  const same = await Promise.all([readFile(path, 'utf8'), stat(path)]).then(
+    ([text, { mode: had }]) => text === content && (had & 0o777) === mode,
+    () => false,
   )
-  return near === undefined
-    ? new GatehouseError(
-        'GH_CONFIG_MISSING',
-        "There is no gatehouse.toml on the card's first partition",
-        'Put the card into a computer and make a text file gatehouse.toml there with the lines [tailnet] and auth_key = "tskey-auth-…"; without a key, open the login URL that `gatehouse status` shows',
-      )
-    : new GatehouseError(
-        'GH_CONFIG_MISSING',
-        `There is no gatehouse.toml on the card's first partition, but a file ${JSON.stringify(near)}`,
-        'Rename it to gatehouse.toml',
-      )
-}
-
-async function readAuthorities(boot: string, name: string): Promise<string> {
-  const path = join(boot, name)
-  const wrong = (message: string, cure: string, cause?: unknown): GatehouseError =>
-    new GatehouseError('GH_CONFIG_CA_FILE', message, cure, { cause })
-  let text: string
-  try {
-    text = (await readSmall(path)).toString('utf8')
-  } catch (err) {
-    if (err instanceof GatehouseError) throw err
-    throw wrong(
-      `ca_file ${name} named in gatehouse.toml cannot be read: ${reason(err)}`,
-      'Put the file beside gatehouse.toml, or remove the ca_file line',
-      err,
-    )
-  }
-  const blocks = text.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? []
-  if (blocks.length === 0)
-    throw wrong(
-      `ca_file ${name} holds no certificate`,
-      "Write the authority's certificate into it in PEM form (it begins with -----BEGIN CERTIFICATE-----)",
-    )
-  try {
-    // Written anew from what was parsed: a private key that stands in the same file is not carried
-    // into a readable one.
-    return blocks.map((block) => new X509Certificate(block).toString()).join('')
-  } catch (err) {
-    throw wrong(
-      `ca_file ${name} holds a damaged certificate: ${reason(err)}`,
-      'Export it again in PEM form',
-      err,
-    )
-  }
-}
-
-async function readSettings(boot: string, name: string): Promise<string> {
-  const wrong = (message: string, cure: string, cause: unknown): GatehouseError =>
-    new GatehouseError('GH_CONFIG_SETTINGS_FILE', message, cure, { cause })
-  let text: string
-  try {
-    text = (await readSmall(join(boot, name))).toString('utf8').replace(/^\uFEFF/, '')
-  } catch (err) {
-    if (err instanceof GatehouseError) throw err
-    throw wrong(
-      `settings_file ${name} named in gatehouse.toml cannot be read: ${reason(err)}`,
-      'Put the file beside gatehouse.toml, or remove the settings_file line',
-      err,
-    )
-  }
-  try {
-    // Parsed as a module of Node.js is, and not run.
-    void new Script(`(function (exports, require, module) {${text}\n})`, { filename: name })
-    return text
-  } catch (err) {
-    const line = new RegExp(`^${RegExp.escape(name)}:(\\d+)`).exec((err as Error).stack ?? '')?.[1]
-    throw wrong(
-      `settings_file ${name} is not JavaScript: ${line === undefined ? '' : `line ${line}: `}${reason(err)}`,
-      'Correct it there; it has the form module.exports = { … }',
-      err,
-    )
-  }
-}
-
-async function readSmall(path: string): Promise<Buffer> {
-  const { size } = await stat(path)
-  if (size > maxSize) {
-    throw new GatehouseError(
-      'GH_CONFIG_READ',
-      `${basename(path)} is ${size} bytes long`,
-      'Put a text file of a few lines there',
-    )
-  }
-  return await readFile(path)
+  if (!same) await writeFileAtomic(path, content, mode)
 }
 
 async function exists(path: string): Promise<boolean> {
@@ -307,61 +394,139 @@ async function exists(path: string): Promise<boolean> {
 }
 
 /**
- * `gatehouse provision`: always 0 unless the system's own directories cannot be written, or systemd
- * does not take its unit.
+ * `gatehouse provision`: 0 when there is a configuration to go by, be it one from before; what is
+ * wrong with the card is in the problem file, for status, consoles and card. 1 when there is none,
+ * or systemd does not take its units: also then all that can be done is, and the gateway starts and
+ * says so.
  */
-export async function runProvision(paths: Paths, seal: Seal = sealWithHostKey): Promise<number> {
-  try {
-    await makeChannelKey(paths.channel)
-    const { outcome, problem, ignored = [], notes = [] } = await provision(paths, seal)
-    // What an earlier boot sealed keeps its units from starting once it does not open. The node has
-    // its identity, and the agent its account.
-    for (const name of outcome === 'kept' ? ['authkey', 'eab-hmac-key'] : []) {
-      const path = join(paths.config, name)
-      if (!(await opensWithHostKey(name, path)))
-        await writeFileAtomic(path, await seal(name, ''), 0o600)
+export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<number> {
+  const failures: GatehouseError[] = []
+  const attempt = async (
+    work: () => Promise<void>,
+    code: string,
+    message: string,
+    cure: string,
+  ): Promise<void> => {
+    try {
+      await work()
+    } catch (err) {
+      const why = err instanceof GatehouseError ? err.line : reason(err)
+      failures.push(new GatehouseError(code, `${message}: ${why}`, cure))
     }
-    await makeCredentialSecret(paths.config)
-    const config = await loadConfig(paths.config, (text) => {
-      notes.push(text)
-    })
-    if (notes.length > 0)
-      await writeFileAtomic(notesFile(paths), notes.map((text) => `${text}\n`).join(''), 0o644)
-    else await rm(notesFile(paths), { force: true })
-    for (const text of notes) process.stderr.write(`gatehouse provision: ${text}\n`)
-    await flag(paths, 'console', config.console.login)
-    await flag(paths, 'targets', gatewayTargets(config).length > 0)
-    for (const what of ignored)
-      process.stderr.write(
-        `gatehouse provision: asked for in Raspberry Pi Imager, and ignored: ${what}\n`,
-      )
-    if (problem !== undefined) process.stderr.write(`gatehouse provision: ${problem}\n`)
-  } catch (err) {
-    const message = err instanceof ConfigError ? err.line : reason(err)
-    process.stderr.write(
-      `gatehouse provision: cannot write the configuration: ${message}. Check that ${paths.config} is writable and the disk not full. (GH_PROVISION_WRITE)\n`,
-    )
-    return 1
   }
+  const again = 'Start the device again; if it stays, the card is worn: write the image to another'
+  await attempt(
+    async () => {
+      await makeChannelKey(paths.channel)
+    },
+    'GH_PROVISION_WRITE',
+    'the key that gateway and Node-RED share cannot be written',
+    again,
+  )
+  const notes: string[] = []
+  let problem: string | undefined
+  await attempt(
+    async () => {
+      const result = await provision(paths, seal)
+      problem = result.problem
+      notes.push(...(result.notes ?? []))
+      for (const what of result.ignored ?? [])
+        notes.push(`asked for in Raspberry Pi Imager, and ignored: ${what}`)
+    },
+    'GH_PROVISION_WRITE',
+    'the settings on the card cannot be taken over',
+    again,
+  )
+  await attempt(
+    async () => {
+      await makeCredentialSecret(paths.config)
+    },
+    'GH_PROVISION_WRITE',
+    "the key for credentials in Node-RED's flows cannot be written, so Node-RED does not start",
+    'Make room where flows have filled the disk, and start the device again',
+  )
+  // From what is in force, which after a mistake is the last good one.
+  let config = defaults()
+  await attempt(
+    async () => {
+      config = await loadConfig(paths.config, (text) => {
+        notes.push(text)
+      })
+    },
+    'GH_PROVISION_WRITE',
+    'there are no settings to go by',
+    again,
+  )
+  const inForce: Array<[part: string, work: () => Promise<void>]> = [
+    [
+      '[console]',
+      async () => {
+        await flag(paths, 'console', config.console.login)
+      },
+    ],
+    [
+      'control_url, [[app]] or [[forward]]',
+      async () => {
+        await flag(paths, 'targets', gatewayTargets(config).length > 0)
+      },
+    ],
+    [
+      '[network]',
+      async () => {
+        await applyNetwork(networkDropIns(config.network), join(dirname(paths.units), 'network'))
+      },
+    ],
+    [
+      '[node_red]',
+      async () => {
+        const text = nodeRedDropIn(config.node_red, paths.config)
+        await applyDropIn('node-red.service', text, paths.units)
+      },
+    ],
+    [
+      '[local_network]',
+      async () => {
+        await applyDropIn('gatehouse.service', gatehouseDropIn(config.local_network), paths.units)
+      },
+    ],
+    [
+      '[updates]',
+      async () => {
+        const text = updateTimerDropIn(config.updates, config.node_red.timezone)
+        await applyDropIn('gatehouse-update.timer', text, paths.units)
+      },
+    ],
+  ]
+  for (const [part, work] of inForce)
+    await attempt(
+      work,
+      'GH_PROVISION_UNIT',
+      `${part} is not in force, all goes on as before`,
+      'Start the device again',
+    )
+
+  const lines = [problem, ...failures.map(({ line }) => line)].filter((line) => line !== undefined)
+  const said = [...notes.filter((note) => !(problem ?? '').includes(note)), ...lines]
+  for (const text of said) process.stderr.write(`gatehouse provision: ${oneLine(text)}\n`)
   try {
-    // From what is in force, which after a mistake is the last good one.
-    const config = await loadConfig(paths.config)
-    await applyDropIn('node-red.service', nodeRedDropIn(config.node_red, paths.config), paths.units)
-    await applyDropIn('gatehouse.service', gatehouseDropIn(config.local_network), paths.units)
-    await applyDropIn('gatehouse-update.timer', updateTimerDropIn(config.updates), paths.units)
-    return 0
+    if (failures.length > 0) {
+      await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
+      await writeFileAtomic(paths.problem, `${lines.join(' ')}\n`, 0o644)
+    }
+    const text = notes.map((note) => `${oneLine(note)}\n`).join('')
+    if (notes.length > 0) await writeFileAtomic(notesFile(paths), text, 0o644)
+    else await rm(notesFile(paths), { force: true })
   } catch (err) {
-    process.stderr.write(
-      `gatehouse provision: [node_red], [local_network] or [updates] is not in force, all goes on as before: ${reason(err)}. Run systemctl restart gatehouse-provision. (GH_PROVISION_UNIT)\n`,
-    )
+    process.stderr.write(`gatehouse provision: nothing can be written: ${reason(err)}\n`)
     return 1
   }
+  return failures.length === 0 ? 0 : 1
 }
 
 /**
  * A file that is there when a unit has something to do: `console` for gatehouse-console.service
- * ([console] login), `targets` for gatehouse-firewall.service (a control server, targets of apps and forwards). In
- * /run, so that it is gone with the power.
+ * ([console] login), `targets` for gatehouse-firewall.service (a control server, targets of apps and
+ * forwards). In /run, so that it is gone with the power.
  */
 async function flag(paths: Paths, name: 'console' | 'targets', on: boolean): Promise<void> {
   const path = join(dirname(paths.problem), name)

@@ -51,7 +51,7 @@ test('the account was bound with the key of gatehouse.toml, which nobody else ge
     '',
   )
   assert.equal(await run(`journalctl --no-pager | grep -cF ${hmacKey} || true`), '0')
-  assert.equal(await run('stat -c "%a %U" /var/lib/gatehouse-config/eab-hmac-key'), '600 root')
+  assert.equal(await run('stat -c "%a %U" /run/gatehouse-provision/eab-hmac-key'), '600 root')
 })
 
 test('keys are for those who need them', async () => {

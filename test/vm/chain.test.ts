@@ -85,7 +85,7 @@ test('the auth key has left the card, and the card and the console say what to o
     async () =>
       (
         await machine.run(
-          '! grep -s tskey /efi/gatehouse.toml /var/lib/gatehouse-config/authkey && findmnt -no OPTIONS /efi',
+          '! grep -s tskey /efi/gatehouse.toml /run/gatehouse-provision/authkey && findmnt -no OPTIONS /efi',
         )
       ).stdout.startsWith('ro,') || undefined,
   )
@@ -102,7 +102,7 @@ test('the auth key has left the card, and the card and the console say what to o
 test("nobody can read another's secrets", async () => {
   const secrets = {
     '/var/lib/gatehouse/tailscaled.state': ['gatehouse-certs', 'node-red'],
-    '/var/lib/gatehouse-config/authkey': ['gatehouse', 'gatehouse-certs', 'node-red'],
+    '/run/gatehouse-provision/authkey': ['gatehouse', 'gatehouse-certs', 'node-red'],
     '/var/lib/gatehouse-certs': ['gatehouse', 'node-red'],
     [`/var/lib/gatehouse-tls/${name}.pem`]: ['node-red'],
     '/var/lib/node-red': ['gatehouse', 'gatehouse-certs'],

@@ -14,6 +14,7 @@ import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { writeFileAtomic } from '../../../src/base/files.ts'
 import { loadConfig } from '../../../src/config/load.ts'
+import { secretFile } from '../../../src/base/paths.ts'
 import { makeCredentialSecret } from '../../../src/provision/credential-secret.ts'
 import { provision } from '../../../src/provision/provision.ts'
 import { Authority } from '../support/authority.ts'
@@ -52,17 +53,15 @@ test('a good file is taken: key and configuration apart, each with its mode', as
   writeFileSync(join(paths.boot, 'authority.pem'), authority.issue('x.example'))
   assert.deepEqual(await provision(paths, plain), { outcome: 'new' })
   assert.deepEqual(readdirSync(paths.config).toSorted(), [
-    'authkey',
     'authority.pem',
     'control.pem',
-    'eab-hmac-key',
     'gatehouse.toml',
   ])
   assert.match(readFileSync(join(paths.config, 'control.pem'), 'utf8'), /BEGIN CERTIFICATE/)
-  assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), secret)
+  assert.equal(readFileSync(secretFile(paths, 'authkey'), 'utf8'), secret)
   assert.deepEqual(
     [
-      mode(join(paths.config, 'authkey')),
+      mode(secretFile(paths, 'authkey')),
       mode(join(paths.config, 'gatehouse.toml')),
       mode(join(paths.config, 'authority.pem')),
     ],
@@ -89,14 +88,14 @@ test('a bad file keeps the last good configuration and says what is wrong; a goo
     assert.match(problem!, /The last good configuration stays in force\.$/)
     assert.equal(readFileSync(paths.problem, 'utf8'), `${problem}\n`)
     assert.equal((await loadConfig(paths.config)).tailnet.hostname, 'door')
-    assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), secret)
+    assert.equal(readFileSync(secretFile(paths, 'authkey'), 'utf8'), secret)
   }
   assert.equal(mode(paths.problem), 0o644)
   writeFileSync(file, '[tailnet]\nhostname = "other"\n')
   assert.equal((await provision(paths, plain)).outcome, 'new')
   assert.throws(() => readFileSync(paths.problem), { code: 'ENOENT' })
   assert.equal(
-    readFileSync(join(paths.config, 'authkey'), 'utf8'),
+    readFileSync(secretFile(paths, 'authkey'), 'utf8'),
     '',
     'a key that was removed is gone',
   )
@@ -108,8 +107,8 @@ test('the key that binds an account at the authority: apart, for root alone, and
   const binding = `eab_hmac_key = "${secret.replaceAll(/[^A-Za-z0-9]/g, '_')}"\n`
   writeFileSync(file, `[certificates]\neab_key_id = "kid-1"\n${binding}`)
   assert.equal((await provision(paths, plain)).outcome, 'new')
-  assert.match(readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'), /SECRET/)
-  assert.equal(mode(join(paths.config, 'eab-hmac-key')), 0o600)
+  assert.match(readFileSync(secretFile(paths, 'eab-hmac-key'), 'utf8'), /SECRET/)
+  assert.equal(mode(secretFile(paths, 'eab-hmac-key')), 0o600)
   assert.ok(!readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8').includes('SECRET'))
   assert.equal((await loadConfig(paths.config)).certificates.eabKeyId, 'kid-1')
   for (const [bad, says] of [
@@ -126,7 +125,7 @@ test('the key that binds an account at the authority: apart, for root alone, and
   writeFileSync(file, '')
   await provision(paths, plain)
   assert.equal(
-    readFileSync(join(paths.config, 'eab-hmac-key'), 'utf8'),
+    readFileSync(secretFile(paths, 'eab-hmac-key'), 'utf8'),
     '',
     'a key that was removed is gone',
   )
@@ -138,7 +137,7 @@ test('no file: defaults on the first boot, the last good one later, and a line o
   assert.equal(first.outcome, 'defaults')
   assert.match(first.problem!, /no gatehouse\.toml on the card's first partition.*make a text file/)
   assert.equal((await loadConfig(paths.config)).tailnet.hostname, 'gatehouse')
-  assert.equal(readFileSync(join(paths.config, 'authkey'), 'utf8'), '')
+  assert.equal(readFileSync(secretFile(paths, 'authkey'), 'utf8'), '')
   writeFileSync(join(paths.boot, 'gatehouse.toml.txt'), '')
   const named = await provision(paths, plain)
   assert.equal(named.outcome, 'kept')
@@ -199,7 +198,9 @@ test('the firewall is told by a file that the gateway has targets, as long as it
       },
     })
     assert.deepEqual([status, stderr], [0, ''])
-    return readdirSync(join(paths.problem, '..')).toSorted()
+    return readdirSync(join(paths.problem, '..'))
+      .filter((name) => !['authkey', 'eab-hmac-key'].includes(name))
+      .toSorted()
   }
   // The very file that gatehouse-firewall.service looks for.
   assert.match(
