@@ -9,7 +9,7 @@ export function hostnameFrom(name: string): string | undefined {
     .replaceAll('ß', 'ss')
     .normalize('NFKD')
     .replaceAll(/\p{M}/gu, '')
-    .replaceAll(/[^a-z0-9]+/g, '-')
+    .replaceAll(/[^a-z0-9-]+/g, '-')
     .replace(/^-+/, '')
     .slice(0, 63)
     .replace(/-+$/, '')

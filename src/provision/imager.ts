@@ -25,8 +25,10 @@ export interface ImagerSettings {
   hostname?: string
   /** Time zone of flows, likewise. */
   timezone?: string
-  /** The WiFi networks, likewise; without a country where none is named. */
+  /** The WiFi networks, likewise. */
   wifi: Config['wifi']
+  /** For the person, where no country is named for them; undefined: one is. */
+  countryless?: string
   /** Static addresses, likewise. */
   network: Config['network']
   /** What is left out because it is wrong or cannot be read, each with its cure. */
@@ -250,14 +252,12 @@ class Reader {
       }
       for (const { key, value: point } of points.map) this.#accessPoint(key, point)
     }
-    const { wifi, notes } = this.#found
+    const { wifi } = this.#found
     if (wifi.length === 0) return
     country ??= await this.#kernelCountry()
     if (country !== undefined) for (const network of wifi) network.country = country
     else
-      notes.push(
-        `${misspelt ? 'the country of the WiFi network is not understood' : 'no country is named for the WiFi network'} (regulatory-domain), so only channels that may be used all over the world are; write country = "DE", with your country's letters, below [wifi] in gatehouse.toml, with ssid and password`,
-      )
+      this.#found.countryless = `${misspelt ? 'the country of the WiFi network is not understood' : 'no country is named for the WiFi network'} (regulatory-domain), so only channels that may be used all over the world are; write country = "DE", with your country's letters, below [wifi] in gatehouse.toml`
   }
 
   #accessPoint(key: Item & { text: string }, point: Item): void {

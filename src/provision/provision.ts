@@ -20,7 +20,7 @@ import { gatehouseDropIn } from './gatehouse-unit.ts'
 import { networkDropIns } from './network.ts'
 import { nodeRedDropIn } from './node-red-unit.ts'
 import { updateTimerDropIn } from './update-timer.ts'
-import { wifiConfig, wifiFile } from './wifi.ts'
+import { isHashed, wifiConfig, wifiFile } from './wifi.ts'
 
 /** What a run did. */
 export interface ProvisionResult {
@@ -143,7 +143,7 @@ async function readCard(
   const imager = await readImager(paths.boot)
   const last = await lastGood(paths.config)
   const notes: string[] = []
-  const own = await readOwn(paths.boot, moves, notes)
+  const own = await readOwn(paths.boot, moves, notes, imager.wifi.length > 0)
   const card: Card = {
     outcome: 'new',
     config: undefined,
@@ -177,7 +177,7 @@ async function readCard(
   }
   const config = own.config ?? nothing
   // Where the file it is written in has mistakes, [wifi] is not the last word on countries.
-  card.keepWifi = merge(config, imager) && config.wifi.length === 0
+  card.keepWifi = merge(config, imager, card.notes) && config.wifi.length === 0
   card.config = config
   card.files = own.files
   card.problems = missing ? [...imager.wrong, ...wrong] : [...wrong, ...imager.wrong]
@@ -196,10 +196,8 @@ function holdsSomething({ hostname, timezone, wifi, network }: ImagerSettings): 
  *
  * @returns whether a WiFi network of Imager's was left out
  */
-function merge(
-  config: Config,
-  { hostname, timezone, wifi, network, wrong }: ImagerSettings,
-): boolean {
+function merge(config: Config, imager: ImagerSettings, notes: string[]): boolean {
+  const { hostname, timezone, wifi, network, wrong, countryless } = imager
   const { tailnet, node_red: nodeRed } = config
   if (hostname !== undefined && tailnet.hostname === defaults().tailnet.hostname)
     tailnet.hostname = hostname
@@ -212,6 +210,7 @@ function merge(
   const country = config.wifi.find((entry) => entry.country !== undefined)?.country
   if (wifi.length > 0)
     config.wifi = wifi.map((entry) => ({ ...entry, country: country ?? entry.country }))
+  if (country === undefined && countryless !== undefined) notes.push(countryless)
   return wrong.some(({ message }) => message.startsWith('network-config'))
 }
 
@@ -229,6 +228,7 @@ async function readOwn(
   boot: string,
   moves: readonly Moved[] | undefined,
   notes: string[],
+  otherWifi: boolean,
 ): Promise<Own> {
   const own: Own = { config: undefined, files: new Map(), wrong: [] }
   const options = moves === undefined ? {} : { moves }
@@ -257,12 +257,18 @@ async function readOwn(
     )
       Object.assign(own.config.tailnet, { authKey: undefined, clientSecret: undefined })
   }
-  await checkWhole(boot, own.config, own)
+  await checkWhole(boot, own.config, own, notes, otherWifi)
   return own
 }
 
 /** What one key alone does not tell; what is wrong is taken out of `config`. */
-async function checkWhole(boot: string, config: Config, { files, wrong }: Own): Promise<void> {
+async function checkWhole(
+  boot: string,
+  config: Config,
+  { files, wrong }: Own,
+  notes: string[],
+  otherWifi: boolean,
+): Promise<void> {
   const { certificates, node_red: nodeRed } = config
   const step = async (work: () => void | Promise<void>, without: () => void): Promise<void> => {
     try {
@@ -275,13 +281,22 @@ async function checkWhole(boot: string, config: Config, { files, wrong }: Own): 
   }
   await step(
     () => {
-      wifiConfig(config.wifi)
+      // A country alone may be meant for a network that Imager has written.
+      const networks = config.wifi.filter(
+        ({ ssid, ssidHex, password }) => !otherWifi || (ssid ?? ssidHex ?? password) !== undefined,
+      )
+      wifiConfig(networks)
     },
     () => {
       // Half a network is none; one without a country alone is one (wifiConfig's `world`).
       config.wifi = config.wifi.filter(({ ssid, ssidHex }) => (ssid ?? ssidHex) !== undefined)
     },
   )
+  for (const { ssid, ssidHex, password } of config.wifi)
+    if (password !== undefined && isHashed(password))
+      notes.push(
+        `the WiFi network ${JSON.stringify(ssid ?? ssidHex)} (gatehouse.toml) has a key instead of its password; where it speaks WPA3 alone, the password itself is needed`,
+      )
   const { eabKeyId, eabHmacKey } = certificates
   await step(
     () => {

@@ -62,7 +62,6 @@ export async function parseYaml(text: string): Promise<Item> {
   const lineOf = (offset: number): number => Math.max(1, lines.linePos(offset).line)
   const document = yaml.parseDocument(text, {
     schema: 'failsafe',
-    merge: true,
     prettyErrors: false,
     keepSourceTokens: true,
     lineCounter: lines,
