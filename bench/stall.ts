@@ -163,12 +163,18 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
     'without-rights': async (gateway) => {
       for (let i = 1; i <= 5; i++) {
         await gateway.from({ id: `s${i}`, addresses: [`100.64.1.${i}`], rights: false, at: 0 })
-        await many(gateway, 250)
+        await many(gateway, 25)
       }
       await gateway.from({ id: 'owner', addresses: ['100.64.2.1'], rights: true, at: 0 })
       let served = 0
       for (let i = 0; i < 20; i++) {
-        const answer = await gateway.connect().then(
+        const connected = Promise.race([
+          gateway.connect(),
+          pause(2_000).then(() => {
+            throw new Error('refused')
+          }),
+        ])
+        const answer = await connected.then(
           async (socket) => {
             socket.write(`GET / HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
             return String(
@@ -181,7 +187,7 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
         )
         if (answer.startsWith('HTTP/1.1 200')) served++
       }
-      return `5 nodes without rights hold what they can get: one with rights gets ${served} of 20 connections`
+      return `5 nodes without rights hold what they can get of 100 connections: one with rights gets ${served} of 20 connections`
     },
     'python-413': async (gateway) => {
       const child = spawn('python3', ['-c', python, gateway.port, name], {
@@ -266,6 +272,8 @@ async function serve(which: string): Promise<void> {
   if (which === 'python-413') limits.bodyMib = 1
   // What is measured is the number, not the rate.
   if (which === 'two-addresses' || which === 'without-rights') limits.headerTimeout = 120_000
+  if (which === 'without-rights')
+    Object.assign(limits, { connections: 100, connectionsPerPeer: 25 })
   bench.gateway.configure({
     ...defaults(),
     limits,
