@@ -70,7 +70,9 @@ export interface GatewayOptions {
   state?: string
   /** Told on every change: one line on how things are. */
   onState?: (line: string) => void
-  /** The process must end: the tailnet server died. */
+  /**
+   * The process must end: the tailnet server died, or memory is short for good (a GatehouseError).
+   */
   onFatal?: (err: Error) => void
   /** Reads the provisioned configuration, for a reload. Default: that of an empty file. */
   load?: () => Promise<Config>
@@ -205,8 +207,17 @@ export class Gateway {
       },
     })
     this.delivery = new Delivery(new Cache(log), defaults().cache)
-    this.limits.onShort = () => {
-      this.delivery.cache.purge()
+    this.limits.memory.events = {
+      short: () => {
+        this.delivery.cache.purge()
+      },
+      problem: (error) => {
+        if (error === undefined) this.problems.clear('memory', 'there is enough memory again')
+        else this.problems.set('memory', error, 'error')
+      },
+      stuck: (error) => {
+        options.onFatal?.(error)
+      },
     }
     this.metrics = new Metrics(options.version, {
       connections: () => this.#open.size,
@@ -613,6 +624,9 @@ export class Gateway {
         message: 'the gateway is closing',
         cure: 'Wait until it has started again',
       }
+    // Nobody new is let in.
+    const memory = this.problems.get('memory')
+    if (memory !== undefined) return memory
     if (this.#node?.running === true && this.#https !== undefined && this.upstream.state === 'up')
       return undefined
     return (

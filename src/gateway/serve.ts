@@ -69,6 +69,11 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
         })
     },
     onFatal: (err) => {
+      if (err instanceof GatehouseError) {
+        log.fatal({ code: err.code }, err.line)
+        end(1)
+        return
+      }
       log.fatal(
         { code: 'GH_TAILNET_DIED' },
         `the tailnet node died: ${reason(err)}. The gateway starts anew`,

@@ -1,4 +1,3 @@
-import { totalmem } from 'node:os'
 import { Transform } from 'node:stream'
 import type { Duplex } from 'node:stream'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
@@ -12,6 +11,7 @@ import type { Logger } from '../shared/log.ts'
 import { sendError } from '../shared/pages.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import type { Peer } from '../tailnet/peer.ts'
+import { Memory } from './memory.ts'
 import { plugin } from '../shared/plugin.ts'
 
 /** Which limit held something back: label of the metric, and in the log. */
@@ -89,8 +89,7 @@ export class Limits {
   settings: Config['limits']
   /** Told of each refusal. */
   onLimit: (limit: Limit) => void = () => {}
-  /** Told when memory runs short: what can be given back should be. */
-  onShort: () => void = () => {}
+  readonly memory: Memory
   /** Finds out what a peer may do, for its {@link Peer.mayNothing}. */
   ask: (peer: Peer) => Promise<unknown> = async () => {}
   #log: Logger
@@ -105,12 +104,12 @@ export class Limits {
   #opened = new Bucket(Infinity)
   #requests = new Bucket(Infinity)
   #said = new Map<Limit, { at: number; more: number }>()
-  #short = false
   #timer: NodeJS.Timeout
 
   constructor(settings: Config['limits'], log: Logger) {
     this.settings = settings
     this.#log = log
+    this.memory = new Memory(log)
     this.#timer = setInterval(() => {
       this.#look()
     }, interval)
@@ -119,7 +118,7 @@ export class Limits {
 
   /** True while memory is short: no new connections, no new requests. */
   get short(): boolean {
-    return this.#short
+    return this.memory.short
   }
 
   /**
@@ -144,17 +143,17 @@ export class Limits {
 
   #refusal(use: PeerUse): Limit | undefined {
     const { connections, connectionsPerPeer, newConnections, newConnectionsPerPeer } = this.settings
-    if (this.#short) return 'memory'
+    if (this.short) return 'memory'
     if (connectionsPerPeer > 0 && use.connections >= connectionsPerPeer)
       return 'connections_per_peer'
     if (use.opened.take(newConnectionsPerPeer, newConnectionsPerPeer * burst) > 0)
       return 'new_connections_per_peer'
     // Whoever may do nothing cannot use up what the others need.
-    const kept = mayNothing(use) ? (newConnections * burst) / 2 : 0
+    const kept = knownToHaveNone(use) ? (newConnections * burst) / 2 : 0
     if (this.#opened.take(newConnections, newConnections * burst, kept) > 0)
       return 'new_connections'
     if (connections > 0 && this.#admitted.size >= connections)
-      if (mayNothing(use) || !this.#makeRoom()) return 'connections'
+      if (knownToHaveNone(use) || !this.#makeRoom()) return 'connections'
     return undefined
   }
 
@@ -277,7 +276,7 @@ export class Limits {
       this.refuse('requests_per_peer', address)
       return own
     }
-    const kept = mayNothing(use) ? (requests * burst) / 2 : 0
+    const kept = knownToHaveNone(use) ? (requests * burst) / 2 : 0
     const all = this.#requests.take(requests, requests * burst, kept)
     if (all > 0) this.refuse('requests', address)
     return all
@@ -355,23 +354,9 @@ export class Limits {
         if (use.node !== undefined) this.#nodes.delete(use.node)
       }
     for (const watched of this.#watched.values()) this.#judge(watched, now)
-    const rss = process.memoryUsage.rss()
-    const most = memoryLimit(this.settings.memoryMib)
-    if (!this.#short && rss > most) {
-      this.#short = true
-      this.#log.error(
-        { code: 'GH_MEMORY', rss, most },
-        `memory is short: ${mib(rss)} MiB of ${mib(most)} in use. New connections and requests are refused until it is less`,
-      )
-      this.onShort()
-    } else if (this.#short) {
-      if (rss < most * 0.95) {
-        this.#short = false
-        this.#log.info({ rss, most }, 'memory is no longer short')
-      } else {
-        this.onShort()
-      }
-    }
+    let underWay = 0
+    for (const use of new Set(this.#peers.values())) underWay += use.underWay
+    this.memory.look(this.settings.memoryMib, underWay)
   }
 
   /** Ends what a peer neither takes nor goes on with. Waiting for nothing is no offence. */
@@ -398,22 +383,8 @@ function current(use: PeerUse): PeerUse {
 }
 
 /** Whether a node is known, and of late, to have no right at all. */
-function mayNothing(use: PeerUse): boolean {
+function knownToHaveNone(use: PeerUse): boolean {
   return use.mayNothing === true && performance.now() - use.askedAt < standingLifetime
-}
-
-/**
- * The most memory the process may have, in bytes: as set, or three quarters of what the unit
- * (MemoryMax) or else the machine has.
- */
-export function memoryLimit(setMiB: number): number {
-  if (setMiB > 0) return setMiB * 1024 * 1024
-  const constrained = process.constrainedMemory()
-  return (constrained > 0 && constrained < totalmem() ? constrained : totalmem()) * 0.75
-}
-
-function mib(bytes: number): number {
-  return Math.round(bytes / 1024 / 1024)
 }
 
 /** Settings that are Node's own to enforce; takes effect for what comes from now on. */

@@ -24,6 +24,7 @@ export type Level = 'error' | 'warn' | 'info'
 /** The parts of the gateway, causes before what follows from them. */
 const parts = [
   'storage',
+  'memory',
   'configuration',
   'tailnet',
   'https',
