@@ -80,6 +80,23 @@ func listenUDP(network, address string) (*udpConn, error) {
 	return &udpConn{f: f, rc: rc, fd: fd, local: net.UDPAddrFromAddrPort(nameOf(fd, false))}, nil
 }
 
+// A receive that fails is tried again after minPause, then after twice that, up to maxPause.
+const (
+	minPause = 10 * time.Millisecond
+	maxPause = 250 * time.Millisecond
+)
+
+// passes tells whether an error of a receive may be over soon (the system is short of memory), while the socket is
+// still there. WireGuard's receiver ends at the first error that is not temporary, and at the eleventh that is, and
+// nothing starts it again: it hears of no other.
+func passes(err error) bool {
+	switch err {
+	case syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK, syscall.ENOSYS:
+		return false
+	}
+	return true
+}
+
 // receive fills c.rest when it is empty. Without wait, an empty socket gives EAGAIN. c.rmu is held.
 func (c *udpConn) receive(wait bool) error {
 	if len(c.rest) > 0 {
@@ -97,15 +114,22 @@ func (c *udpConn) receive(wait bool) error {
 		n = hostUDPRecv(c.fd, unsafe.Pointer(unsafe.SliceData(c.rbuf)), int32(len(c.rbuf)), unsafe.Pointer(&src))
 		return n != -int32(syscall.EAGAIN)
 	}
-	if wait {
-		if err := c.rc.Read(try); err != nil {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		if wait {
+			if err := c.rc.Read(try); err != nil {
+				return udpErr("read", err)
+			}
+		} else if !try(0) {
+			return syscall.EAGAIN
+		}
+		err := errnoOf(n)
+		if err == nil {
+			break
+		}
+		if !wait || !passes(err) {
 			return udpErr("read", err)
 		}
-	} else if !try(0) {
-		return syscall.EAGAIN
-	}
-	if err := errnoOf(n); err != nil {
-		return udpErr("read", err)
+		time.Sleep(pause)
 	}
 	c.rest = c.rbuf[:n]
 	c.size = int(src.size[0]) | int(src.size[1])<<8

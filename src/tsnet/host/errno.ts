@@ -22,11 +22,13 @@ export const errno = {
   ENETDOWN: 38,
   ENETUNREACH: 40,
   ENOENT: 44,
+  ENOMEM: 48,
   ENOSPC: 51,
   ENOSYS: 52,
   ENOTCONN: 53,
   EPERM: 63,
   EPIPE: 64,
+  EPROTO: 65,
   EROFS: 69,
   ETIMEDOUT: 73,
 } as const

@@ -25,12 +25,17 @@ const UDP_SEGMENT = 103
 const UDP_GRO = 104
 const POLLIN = 1
 const POLLOUT = 4
-/** Linux errno to WASI errno, of what these calls give; all else is EIO. */
+/**
+ * Linux errno to WASI errno, of what these calls give; all else is EPROTO. EIO is for the kernel's
+ * own alone: of a send it says that the network device cannot cut (udp(7)).
+ */
 const wasiErrno: Record<number, number> = {
   1: errno.EPERM,
   4: errno.EAGAIN,
+  5: errno.EIO,
   9: errno.EBADF,
   11: errno.EAGAIN,
+  12: errno.ENOMEM,
   13: errno.EACCES,
   22: errno.EINVAL,
   24: errno.EMFILE,
@@ -127,7 +132,7 @@ export class Native {
   }
 
   private failure(): number {
-    return -(wasiErrno[this.ffi.getInt32(this.errnoAt)] ?? errno.EIO)
+    return -(wasiErrno[this.ffi.getInt32(this.errnoAt)] ?? errno.EPROTO)
   }
 
   private setName(family: number, ip: Uint8Array, port: number): void {

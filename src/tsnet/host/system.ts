@@ -3,18 +3,29 @@ import fs from 'node:fs'
 import net from 'node:net'
 import os from 'node:os'
 
-/**
- * As ../go/net.go's hostInterface. Interfaces that are up; a number each, in the order of their
- * names.
- */
-export function interfaces(): {
+interface Interface {
   name: string
   index: number
   mtu: number
   addrs: string[]
   loop: boolean
-}[] {
-  return Object.entries(os.networkInterfaces())
+}
+
+/** The last answer of the system's. */
+let known: Interface[] = []
+
+/**
+ * As ../go/net.go's hostInterface. Interfaces that are up; a number each, in the order of their
+ * names. Where the system cannot say (short of memory or descriptors), they are as they were.
+ */
+export function interfaces(): Interface[] {
+  let all: ReturnType<typeof os.networkInterfaces>
+  try {
+    all = os.networkInterfaces()
+  } catch {
+    return known
+  }
+  known = Object.entries(all)
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .map(([name, addrs = []], i) => ({
       name,
@@ -23,6 +34,7 @@ export function interfaces(): {
       addrs: addrs.flatMap((a) => (a.cidr ? [a.cidr.replace(/%[^/]*/, '')] : [])),
       loop: addrs.some((a) => a.internal),
     }))
+  return known
 }
 
 /**
