@@ -45,12 +45,10 @@ for (const name of asked) {
   const begun = performance.now()
   // A test that hangs fails, and the others still run. The longest take five minutes on two busy
   // cores, and power cuts as often as there are rounds.
-  const events = run({
-    files,
-    cwd: root,
-    concurrency: name === 'unit' ? 4 : 1,
-    timeout: 15 * 60_000 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1),
-  })
+  const timeout = 15 * 60_000 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1)
+  // What tells why it hangs is printed before (src/tsnet/test/support.ts).
+  process.env['GATEHOUSE_TEST_LIMIT'] = String(timeout)
+  const events = run({ files, cwd: root, concurrency: name === 'unit' ? 4 : 1, timeout })
   events.on('test:pass', (t) => {
     if (t.details.type === 'suite') return
     if (t.skip !== undefined || t.todo !== undefined) count.skipped++

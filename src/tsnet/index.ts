@@ -11,6 +11,7 @@ export { Listener } from './listener.ts'
 export { PacketSocket, type RemoteInfo } from './packet.ts'
 export { Server, type WaitOptions } from './server.ts'
 export type {
+  ConnectionDebug,
   HealthWarning,
   KeyExpiry,
   Network,

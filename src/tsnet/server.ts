@@ -29,7 +29,15 @@ import {
   type ToWorker,
   type WorkerData,
 } from './protocol.ts'
-import type { HealthWarning, KeyExpiry, ServerOptions, Stats, Status, WhoIs } from './types.ts'
+import type {
+  ConnectionDebug,
+  HealthWarning,
+  KeyExpiry,
+  ServerOptions,
+  Stats,
+  Status,
+  WhoIs,
+} from './types.ts'
 import { type Notice, Notices } from './watch.ts'
 
 // From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both
@@ -587,6 +595,11 @@ export class Server extends EventEmitter<Events> {
   /** What the module and its host hold: for metrics, and for tests of growth. */
   async stats(options: WaitOptions = {}): Promise<Stats> {
     return await this.request('stats', {}, options)
+  }
+
+  /** The TCP connections of the tailnet, with sequence numbers, windows and timers: for debugging. */
+  async debugConnections(options: WaitOptions = {}): Promise<ConnectionDebug[]> {
+    return await this.request('debugConnections', {}, options)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -185,3 +185,63 @@ export interface Stats {
   /** Bytes of the module's memory. It grows and never shrinks. */
   memory: number
 }
+
+/**
+ * A TCP connection of the tailnet as the module holds it now: to find out why one stands still.
+ * Sequence numbers are as on the wire, sizes in bytes, times in ms. It may change with any release.
+ */
+export interface ConnectionDebug {
+  local: string
+  remote: string
+  /** TCP's state, as gVisor names it: ESTABLISHED, FIN-WAIT1 … */
+  state: string
+  /** What holds its lock: a read or write, or a timer. What follows is not known then. */
+  locked?: 'user' | 'stack'
+  /** Segments have come that have not been looked at. */
+  queued: boolean
+  /** Absent before the connection is made, and while it is locked. */
+  send?: {
+    /** First byte that is not acknowledged, and first that has not been sent. */
+    una: number
+    nxt: number
+    /** What the peer has advertised last, from `una` on, and its scale, a number of bits. */
+    wnd: number
+    scale: number
+    /** Not acknowledged or not sent, of how much there is room for. */
+    buffered: number
+    buffer: number
+    /** Segments that are under way, and how many may be. */
+    outstanding: number
+    cwnd: number
+    congestion: string
+    /** Time after which a segment is sent again. */
+    rto: number
+    /** How long ago anything was sent. */
+    since: number
+  }
+  receive?: {
+    /** First byte that has not been received. */
+    nxt: number
+    /** The window reaches `wnd` from `wup` on; what is advertised is cut off by the scale. */
+    wup: number
+    wnd: number
+    scale: number
+    /** The last ACK that was sent. */
+    acked: number
+    /** Not read, of how much there is room for. */
+    buffered: number
+    buffer: number
+    /** Segments that wait for one before them. */
+    outOfOrder: number
+    /** How long ago anything was received. */
+    since: number
+  }
+  /** How long until each expires; below zero: it ought to have. Absent: it does not run. */
+  timers?: {
+    resend?: number
+    probe?: number
+    delayedAck?: number
+    /** `resend` is for a probe of the window, and so many have not been answered. */
+    windowProbes?: number
+  }
+}

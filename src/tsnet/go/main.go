@@ -266,6 +266,8 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 			return nil, &rpcError{"TSNET_SET_DNS", err.Error()}
 		}
 		return nil, nil
+	case "debugConnections":
+		return n.debugConnections(), nil
 	case "networkChanged":
 		n.srv.Sys().NetMon.Get().InjectEvent()
 		return nil, nil

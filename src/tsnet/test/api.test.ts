@@ -1,5 +1,6 @@
 /** The rest of the API: UDP, Services, HTTP clients, watching, stores, listeners. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { cp, readdir, readFile } from 'node:fs/promises'
 import http from 'node:http'
 import https from 'node:https'
@@ -27,6 +28,44 @@ before(async () => {
   await peer.pingDirect(node.addresses[0])
 })
 after(async () => await lab?.stop())
+
+test('debugConnections: sequence numbers, windows and timers of each connection', async (t) => {
+  await node.run(async (k) => {
+    const listener = await k.server.listen(81)
+    listener.on('connection', (c) => {
+      c.on('error', () => {}).on('end', () => c.end())
+      c.resume().write('hello')
+    })
+  })
+  const stream = await peer.dial(node.addresses[0], 81)
+  const got = once(stream, 'data')
+  stream.write('greeting')
+  assert.equal(String((await got)[0]), 'hello')
+  const mine = await eventually('all that was sent is acknowledged', async () => {
+    const list = await node.run((k) => k.server.debugConnections())
+    return list.find(
+      (c) => c.local === `${node.addresses[0]}:81` && c.send && c.send.una === c.send.nxt,
+    )
+  })
+  const { send, receive, timers } = mine
+  assert.ok(mine.remote.startsWith(`${peerIPs[0]}:`), mine.remote)
+  assert.deepEqual([mine.state, mine.locked, mine.queued], ['ESTABLISHED', undefined, false])
+  assert.deepEqual([send!.buffered, send!.outstanding, send!.congestion], [0, 0, 'open'])
+  assert.ok(send!.wnd > 1000 && send!.scale > 0 && send!.rto >= 200, JSON.stringify(send))
+  assert.ok(receive!.wnd > 1000 && receive!.acked === receive!.nxt, JSON.stringify(receive))
+  assert.deepEqual([timers!.resend, timers!.windowProbes], [undefined, undefined])
+
+  // The harness prints it when something does not come in time.
+  const said = t.mock.method(console, 'error', () => {})
+  await assert.rejects(
+    eventually('what never comes', () => false, 1),
+    /not within 1 ms: what never comes/,
+  )
+  const printed = said.mock.calls.map((c) => String(c.arguments[0])).join('\n')
+  assert.match(printed, /what never comes: wasm: [0-9]+ connections/)
+  assert.ok(printed.includes(`"local":"${mine.local}","remote":"${mine.remote}"`), printed)
+  stream.destroy()
+})
 
 test('UDP: a native peer is answered, on both addresses, and seen by its address', async () => {
   await node.run(async (k) => {

@@ -14,6 +14,33 @@ export { pattern } from './node.ts'
 
 let count = 0
 
+/** Those whose process runs: what their connections hold is printed when a test times out. */
+const running = new Set<WasmNode>()
+
+/**
+ * Prints what each connection of every node holds, on stderr: for a test that is about to fail
+ * because something does not come. A node that does not answer within 5 s is said to.
+ */
+export async function printConnections(why: string): Promise<void> {
+  for (const node of running) {
+    const name = node.options.hostname
+    try {
+      const late = sleep(5000, undefined, { ref: false }).then(() =>
+        Promise.reject(new Error('no answer within 5 s')),
+      )
+      const list = await Promise.race([node.run((k) => k.server?.debugConnections() ?? []), late])
+      console.error(`${why}: ${name}: ${list.length} connections`)
+      for (const c of list) console.error(`  ${JSON.stringify(c)}`)
+    } catch (err) {
+      console.error(`${why}: ${name}: ${(err as Error).message}`)
+    }
+  }
+}
+
+// A file that takes too long is ended by the runner, which says its limit: shortly before that.
+const limit = Number(process.env.GATEHOUSE_TEST_LIMIT)
+if (limit > 0) setTimeout(() => void printConnections('the time is over'), limit - 15_000).unref()
+
 /** A store cannot go over: functions run over there make their own. */
 type Options = Omit<ServerOptions, 'store'> & { dir: string }
 
@@ -84,8 +111,10 @@ export class WasmNode {
       if (error) w?.reject(Object.assign(new Error(error.message), error))
       else w?.resolve(result)
     })
+    running.add(this)
     this.exited = new Promise((resolve) => {
       this.child.once('exit', (code, signal) => {
+        running.delete(this)
         resolve(code ?? signal!)
         for (const w of this.#waiting.values())
           w.reject(new Error(`the process ended (${code ?? signal}): ${this.stderr}`))
@@ -222,7 +251,10 @@ export async function eventually<T>(
   for (const deadline = Date.now() + timeout; ;) {
     const value = await probe()
     if (value) return value
-    if (Date.now() > deadline) throw new Error(`not within ${timeout} ms: ${what}`)
+    if (Date.now() > deadline) {
+      await printConnections(what)
+      throw new Error(`not within ${timeout} ms: ${what}`)
+    }
     await sleep(50)
   }
 }
