@@ -89,9 +89,9 @@ func connectionDebugOf(d tcp.DebugState) connectionDebug {
 	if !d.Connected {
 		return c
 	}
+	buffered := max(d.SndBufUsed, 0) // a FIN that is acknowledged counts as a byte less
 	c.Send = &sendDebug{
-		Una: uint32(d.SndUna), Nxt: uint32(d.SndNxt), Wnd: uint32(d.SndWnd), Scale: d.SndWndScale, Buffered: max(d.SndBufUsed, 0), // a FIN counts as a byte that was freed
-		Buffer: d.SndBufSize,
+		Una: uint32(d.SndUna), Nxt: uint32(d.SndNxt), Wnd: uint32(d.SndWnd), Scale: d.SndWndScale, Buffered: buffered, Buffer: d.SndBufSize,
 		Outstanding: d.Outstanding, Cwnd: d.SndCwnd, Congestion: d.Congestion, RTO: ms(d.RTO), Since: ms(d.SinceSent),
 	}
 	c.Receive = &receiveDebug{
