@@ -86,7 +86,7 @@ export async function call(
     timeout,
   })
   if (text === '') return { status, body: undefined }
-  if (type !== 'application/json') return { status, body: text }
+  if (type?.startsWith('application/json') !== true) return { status, body: text }
   try {
     return { status, body: JSON.parse(text) as unknown }
   } catch (err) {

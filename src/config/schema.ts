@@ -168,6 +168,11 @@ export const schema = {
     edit: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
     /** Who may use what flows serve. Default: nobody beside the policy's and the owner. */
     use: key(listOf(text(checkWho)), { default: [], example: '["tag:sensor"]' }),
+    /**
+     * Who may manage the device from its console: settings, restart, update, backup. Default:
+     * nobody beside the policy's and the owner.
+     */
+    manage: key(listOf(text(checkWho)), { default: [], example: '["alice@example.com"]' }),
   },
   /**
    * A listener on the local network, beside the tailnet. Off by default: nobody there can be told

@@ -24,6 +24,8 @@ import { proxy } from './apps/proxy.ts'
 import { oldLinks } from './apps/old-links.ts'
 import { requestOrigin } from './access/request-origin.ts'
 import type { GatewayStatus } from './operate/status.ts'
+import type { ApiOptions } from './console/api.ts'
+import { consoleApi } from './console/plugin.ts'
 import { statusPage } from './operate/status-page.ts'
 import { websocket } from './apps/websocket.ts'
 
@@ -38,6 +40,8 @@ export interface AppOptions {
   guard: Guard
   /** For the status page. */
   status: () => Promise<GatewayStatus>
+  /** For the API of the console. */
+  console: Omit<ApiOptions, 'asker' | 'log' | 'status'>
 }
 
 /**
@@ -53,6 +57,7 @@ export async function createApp({
   names,
   guard,
   status,
+  console,
 }: AppOptions): Promise<FastifyInstance> {
   const app = fastify({
     loggerInstance: childless(log) as never,
@@ -136,6 +141,7 @@ export async function createApp({
   await app.register(requestOrigin, { log })
   await app.register(oldLinks, { apps })
   await app.register(authorize, { guard })
+  await app.register(consoleApi, { ...console, log, status })
   await app.register(statusPage, { status })
   await app.register(websocket, { metrics })
   await app.register(deliver, { delivery })

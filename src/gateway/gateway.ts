@@ -22,6 +22,7 @@ import { certificateMetrics } from './certificates/metrics.ts'
 import { Cache } from './cache/cache.ts'
 import { Certificates } from './certificates/certificates.ts'
 import { createAdminServer, createCertsServer } from './operate/control.ts'
+import { Audit } from './console/audit.ts'
 import { Delivery } from './cache/deliver.ts'
 import { Doors } from './listen/doors.ts'
 import { examine } from './operate/doctor.ts'
@@ -68,6 +69,8 @@ export interface GatewayOptions {
   certs: Where
   /** The node's state directory, whose file system is watched. Default: none is. */
   state?: string
+  /** The broker's socket. Default: the appliance's. */
+  broker?: string
   /** Told on every change: one line on how things are. */
   onState?: (line: string) => void
   /**
@@ -315,6 +318,17 @@ export class Gateway {
       apps: this.apps,
       guard: this.guard,
       status: async () => await this.status(),
+      console: {
+        broker: this.#options.broker ?? '/run/gatehouse-broker.sock',
+        audit: new Audit(this.#options.state, log),
+        notReady: () => this.#notReady(),
+        metrics: async () => ({
+          type: this.metrics.registry.contentType,
+          text: await this.metrics.registry.metrics(),
+        }),
+        access: () => this.guard.settings,
+        self: async () => await this.guard.self(),
+      },
       limits: this.limits,
       delivery: this.delivery,
       names: {

@@ -51,6 +51,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
     log,
     tls: paths.tls,
     state: paths.state('/var/lib/gatehouse'),
+    broker: paths.broker,
     runtime: paths.runtime,
     nodeRed: paths.nodeRed,
     channelKey,

@@ -8,14 +8,37 @@ import type { WhoIs } from '@gatehouse/tsnet'
  */
 export const capability = 'gatehouse.internal/cap/app'
 
+/** Below this, at the gateway's own port, is its API (console/api.ts). */
+export const apiPrefix = '/api/v1/'
+
+/** What of the API may be read with the right `status`; all else of it needs `manage`. */
+const readable: ReadonlySet<string> = new Set(
+  ['status', 'me', 'access', 'schema', 'metrics', 'healthz', 'readyz'].map(
+    (name) => apiPrefix + name,
+  ),
+)
+
+/**
+ * The right that a request to the gateway's own port needs.
+ *
+ * @param path canonical, without query
+ */
+export function ownRight(method: string, path: string): Right {
+  const reads = method === 'GET' || method === 'HEAD'
+  if (!path.startsWith('/api/')) return 'status'
+  return reads && readable.has(path) ? 'status' : 'manage'
+}
+
 /**
  * What a peer may be allowed to do:
  * - `view`: open the Node-RED editor, changing nothing
  * - `edit`: change flows; includes `view`
  * - `use`: what flows serve over HTTP and WebSocket, at their own port
- * - `status`: the gateway's status page
+ * - `status`: the gateway's status page, and what the console shows without changing anything
+ * - `manage`: change the device's settings, restart, update and back it up; includes `status`. Whoever
+ *   may do this may give themselves every other right. Never from the local network.
  */
-export const allRights = ['view', 'edit', 'use', 'status'] as const
+export const allRights = ['view', 'edit', 'use', 'status', 'manage'] as const
 export type Right = (typeof allRights)[number]
 
 /** Rights given in gatehouse.toml, to login names (`alice@example.com`) and tags (`tag:sensor`). */
@@ -23,6 +46,8 @@ export interface AccessSettings {
   view: string[]
   edit: string[]
   use: string[]
+  /** Default: nobody. */
+  manage?: string[]
 }
 
 /** What a peer may do, and why. */
@@ -70,12 +95,13 @@ export function decide(
   const person = peer.user === undefined ? [] : [peer.user.loginName]
   const names = peer.node.tags.length > 0 ? peer.node.tags : person
   let listed = false
-  for (const right of ['view', 'edit', 'use'] as const) {
-    if (!settings[right].some((name) => names.includes(name))) continue
+  for (const right of ['view', 'edit', 'use', 'manage'] as const) {
+    if (settings[right]?.some((name) => names.includes(name)) !== true) continue
     rights.add(right)
     listed = true
   }
   if (rights.has('edit')) rights.add('view')
+  if (rights.has('manage')) rights.add('status')
   if (granted !== undefined || listed) {
     const source = granted === undefined ? 'settings' : 'grant'
     return { rights, from: rights.size === 0 ? 'none' : source, problem }

@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { GatehouseError } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
-import { needed, policyFor } from './access.ts'
+import { needed, ownRight, policyFor } from './access.ts'
 import type { Access, Right } from './access.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Guard, Verdict } from './guard.ts'
@@ -101,8 +101,9 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
 
 /** The rights that a request needs; all of them. */
 function rightsFor(request: FastifyRequest): Right[] {
-  if (request.to.right !== undefined) return [request.to.right]
   const path = request.url.split('?', 1)[0]!
+  if (request.to.right === 'status') return [ownRight(request.method, path)]
+  if (request.to.right !== undefined) return [request.to.right]
   return needed(request.method, path, request.headers.upgrade !== undefined)
 }
 
@@ -128,6 +129,7 @@ const words: Record<Right, string> = {
   edit: 'change the flows',
   use: 'use what the flows serve',
   status: "see the gateway's status",
+  manage: 'manage the device',
 }
 
 async function forbid(

@@ -1,0 +1,199 @@
+import assert from 'node:assert/strict'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { createBroker } from '../../../../src/broker/server.ts'
+import { Settings } from '../../../../src/broker/settings.ts'
+import { capability } from '../../../../src/gateway/access/access.ts'
+import { Bench, name } from '../../support/bench.ts'
+import { ask } from '../../support/h2.ts'
+import { alice } from '../../support/tailnet.ts'
+
+const own = 10_000
+const file = '[access]\nview = ["bob@example.com"]\n'
+
+/** A gateway with the real broker behind its API; what the broker asks of systemd is kept. */
+async function start() {
+  const asked: string[][] = []
+  let boot = ''
+  const bench = await Bench.start({
+    before: (made) => {
+      boot = join(made.directory, 'efi')
+      mkdirSync(boot)
+      mkdirSync(join(made.directory, 'state'))
+      writeFileSync(join(boot, 'gatehouse.toml'), file)
+    },
+    options: {
+      get broker() {
+        return join(boot, '../broker.sock')
+      },
+      get state() {
+        return join(boot, '../state')
+      },
+    },
+  })
+  const system = {
+    systemctl: async (...args: string[]) => {
+      asked.push(args)
+      return ''
+    },
+    stream: () => assert.fail('nothing is streamed'),
+  }
+  const paths = {
+    ...{ boot, admin: bench.admin, config: join(boot, '../config') },
+    problem: join(boot, '../problem'),
+  }
+  const say = (): void => {}
+  const settings = new Settings({ paths, system, say, showCode: async () => {} })
+  const broker = await createBroker({ paths, settings, system, say })
+  await broker.listen({ path: join(boot, '../broker.sock') })
+  const call = async (method: string, path: string, body?: unknown, headers = {}) => {
+    const { status, text } = await bench.fetch({
+      ...{ door: own, method, path: `/api/v1${path}` },
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...headers,
+      },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    })
+    return { status, text, body: text.startsWith('{') ? JSON.parse(text) : undefined }
+  }
+  return {
+    ...{ bench, call, asked, boot },
+    async [Symbol.asyncDispose]() {
+      await bench[Symbol.asyncDispose]()
+      await broker.close()
+    },
+  }
+}
+
+test('the owner changes settings from the tailnet, and the audit log says so', async () => {
+  await using device = await start()
+  const { call, boot, asked } = device
+  const me = await call('GET', '/me')
+  assert.ok(me.body.rights.includes('manage'))
+  const { body: shown } = await call('GET', '/settings')
+  assert.equal(shown.text, file)
+  const text = file.replace('bob', 'carol')
+  const tried = await call('POST', '/settings/try', { text, digest: shown.digest })
+  assert.equal(tried.status, 200, tried.text)
+  assert.equal(readFileSync(join(boot, 'gatehouse.toml'), 'utf8'), text)
+  assert.deepEqual(asked[0], ['restart', 'gatehouse-provision.service'])
+  assert.equal((await call('POST', '/settings/confirm', { id: tried.body.id })).status, 200)
+  const { body: audit } = await call('GET', '/audit')
+  assert.deepEqual(
+    audit.entries.map(({ what }: { what: string }) => what),
+    ['settings.confirm', 'settings.try'],
+  )
+  assert.deepEqual(audit.entries[1].detail, [
+    { key: 'access.view', before: ['bob@example.com'], after: ['carol@example.com'] },
+  ])
+  assert.equal(audit.entries[1].who, me.body.who)
+})
+
+test('every call as one who may see the status, who may edit flows, and who may nothing', async () => {
+  await using device = await start()
+  const { bench, call, asked } = device
+  const reads = ['/status', '/me', '/schema', '/metrics', '/healthz', '/access?who=a%40b']
+  const changes: Array<[string, string, unknown]> = [
+    ['GET', '/settings', undefined],
+    ['GET', '/audit', undefined],
+    ['GET', '/journal?unit=node-red', undefined],
+    ['GET', '/devices', undefined],
+    ['GET', '/update', undefined],
+    ['POST', '/settings/check', { text: '' }],
+    ['POST', '/settings/try', { text: '', digest: '0'.repeat(64) }],
+    ['POST', '/settings/confirm', { id: 'AAAAAAAAAAAA' }],
+    ['POST', '/settings/revert', { id: 'AAAAAAAAAAAA' }],
+    ['POST', '/node-red/restart', {}],
+    ['POST', '/device/restart', {}],
+    ['POST', '/device/power-off', {}],
+    ['POST', '/device/reset', { name: 'gatehouse' }],
+    ['POST', '/update/check', {}],
+    ['POST', '/backup', { passphrase: 'correct horse' }],
+    ['POST', '/restore', {}],
+    ['POST', '/status', {}],
+  ]
+  for (const [may, expected] of [
+    [['status'], 200],
+    [['edit', 'use'], 403],
+    [[], 403],
+  ] as const) {
+    bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may }] } }
+    for (const path of reads) {
+      const { status } = await call('GET', path)
+      assert.equal(status, expected, `${may.join()} ${path}`)
+    }
+    for (const [method, path, body] of changes) {
+      const { status } = await call(method, path, body)
+      assert.equal(status, 403, `${may.join()} ${method} ${path}`)
+    }
+  }
+  assert.deepEqual(asked, [])
+  bench.tailnet.peer = {
+    ...alice,
+    capMap: { [capability]: [{ may: ['manage'] }] },
+  }
+  assert.equal((await call('GET', '/settings')).status, 200)
+  assert.equal((await call('POST', '/node-red/restart', {})).status, 200)
+  assert.deepEqual(asked, [['restart', 'node-red.service']])
+})
+
+test('no page of another origin, and no port but its own', async () => {
+  await using device = await start()
+  const { bench, call, asked } = device
+  for (const headers of [
+    { 'sec-fetch-site': 'same-site', origin: 'https://gatehouse.tail.ts.net:8443' },
+    { 'sec-fetch-site': 'cross-site', origin: 'https://evil.example' },
+    { origin: 'null' },
+    { origin: 'https://gatehouse.tail.ts.net' },
+  ])
+    for (const method of ['GET', 'POST'])
+      assert.equal((await call(method, '/device/restart', undefined, headers)).status, 403)
+  for (const door of [443, 8_443]) {
+    const before = bench.origin.requests.length
+    const { status } = await bench.fetch({ door, path: '/api/v1/settings' })
+    // That is an address of Node-RED's there.
+    assert.equal(status, 200)
+    assert.equal(bench.origin.requests.length, before + 1)
+  }
+  assert.deepEqual(asked, [])
+})
+
+test('what is wrong is said as JSON with its cure: mistakes, an unknown call, no broker', async () => {
+  await using device = await start()
+  const { call, bench } = device
+  const wrong = await call('POST', '/settings/try', {
+    text: '[tailnet]\nhostnam = "x"\n',
+    digest: 'x',
+  })
+  assert.equal(wrong.status, 422)
+  const { body: shown } = await call('GET', '/settings')
+  const mistake = { text: '[tailnet]\nhostnam = "x"\n', digest: shown.digest }
+  const answer = await call('POST', '/settings/try', mistake)
+  assert.match(answer.body.error.message, /line 2: .*hostnam/)
+  assert.match(answer.body.error.cure, /hostname/)
+  assert.equal((await call('POST', '/settings/try', { text: '' })).status, 400)
+  assert.equal((await call('POST', '/settings/try', 'text')).status, 400)
+  const nothing = await call('GET', '/nothing')
+  assert.equal(nothing.body.error.code, 'GH_API_PATH')
+  const reset = await call('POST', '/device/reset', { name: 'other' })
+  assert.equal(reset.body.error.code, 'GH_RESET_NAME')
+  await using alone = await Bench.start()
+  const { status, text } = await alone.fetch({ door: own, path: '/api/v1/settings' })
+  assert.equal(status, 503)
+  assert.match(text, /GH_BROKER/)
+  assert.ok(bench.lines.every((line) => !JSON.stringify(line).includes('correct horse')))
+})
+
+test('over HTTP/2 too', async () => {
+  await using device = await start()
+  const session = await device.bench.session({}, own)
+  const { status, text } = await ask(session, {
+    ':authority': `${name}:${own}`,
+    ':path': '/api/v1/me',
+  })
+  assert.equal(status, 200)
+  assert.match(text, /"manage"/)
+  session.close()
+})
