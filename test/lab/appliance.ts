@@ -6,7 +6,7 @@
  */
 import { type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { access, copyFile, mkdir, readFile, readdir, writeFile } from 'node:fs/promises'
+import { access, copyFile, mkdir, readFile, readdir, symlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../../src/base/control-client.ts'
@@ -41,6 +41,10 @@ export interface ApplianceOptions {
   settings?: string
   /** More environment for the gateway. */
   env?: Record<string, string>
+  /** What Node-RED starts with. Default: no flows. */
+  flows?: readonly object[]
+  /** A node_modules directory with nodes for Node-RED. Default: none but its own. */
+  modules?: string
 }
 
 export class Appliance {
@@ -83,6 +87,10 @@ export class Appliance {
     await appliance.configure(options.settings ?? '')
     await writeFile(path.join(dir, 'credentials', 'authkey'), lab.ready.authKey, { mode: 0o600 })
     await makeChannelKey(path.join(dir, 'credentials', 'channel'))
+    if (options.flows !== undefined)
+      await writeFile(path.join(dir, 'node-red', 'flows.json'), JSON.stringify(options.flows))
+    if (options.modules !== undefined)
+      await symlink(options.modules, path.join(dir, 'node-red', 'node_modules'))
     await appliance.startNodeRed()
     await appliance.startGateway()
     const joined = await eventually('the gateway has a name', 60, async () => {

@@ -13,6 +13,7 @@ import type { Browser, Page } from 'playwright-core'
 import { capability } from '../../src/gateway/access/access.ts'
 import { Appliance, eventually } from './appliance.ts'
 import { browse } from './browser.ts'
+import { deploy, drag, middle, openEditor } from './editor.ts'
 import { Lab, type LabClient } from './lab.ts'
 
 let lab: Lab
@@ -45,28 +46,8 @@ async function open(client: LabClient): Promise<{ page: Page; elsewhere: string[
     if (!request.url().startsWith(url) && !/^(?:data|blob):/.test(request.url()))
       elsewhere.push(request.url())
   })
-  await page.goto(url)
-  await page.locator('.red-ui-palette-node[data-palette-type="inject"]').waitFor()
-  await page.locator('#red-ui-loading-progress').waitFor({ state: 'hidden' })
+  await openEditor(page, url)
   return { page, elsewhere, url }
-}
-
-/** Drags a node from the palette to a place on the sheet. */
-async function drag(page: Page, type: string, x: number, y: number): Promise<void> {
-  const from = (await page
-    .locator(`.red-ui-palette-node[data-palette-type="${type}"]`)
-    .boundingBox())!
-  const sheet = (await page.locator('#red-ui-workspace-chart').boundingBox())!
-  await page.mouse.move(from.x + from.width / 2, from.y + from.height / 2)
-  await page.mouse.down()
-  await page.mouse.move(sheet.x + x, sheet.y + y, { steps: 12 })
-  await page.mouse.up()
-}
-
-/** Middle of an element, for the mouse. */
-async function middle(page: Page, selector: string): Promise<[number, number]> {
-  const box = (await page.locator(selector).first().boundingBox())!
-  return [box.x + box.width / 2, box.y + box.height / 2]
 }
 
 test(
@@ -83,8 +64,7 @@ test(
     await page.mouse.move(...(await middle(page, '.red-ui-flow-port-input')), { steps: 12 })
     await page.mouse.up()
     await page.locator('.red-ui-flow-link-line').first().waitFor({ state: 'attached' })
-    await page.locator('#red-ui-header-button-deploy').click()
-    await page.locator('#red-ui-header-button-deploy.disabled').waitFor()
+    await deploy(page)
     const flows = await eventually('the flow is on disk', 30, async () => {
       const list = (await appliance.flows()) as Array<{ type: string; wires?: string[][] }>
       return list.some(({ type }) => type === 'inject') && list

@@ -60,7 +60,7 @@ before(async () => {
   const program = `import { LocalNetwork } from ${JSON.stringify(path.join(root, 'src/gateway/listen/local-network.ts'))}
     const quiet = new Proxy({}, { get: () => () => {} })
     const say = (what) => (conn, peer) => { conn.write(what + ' ' + peer.address + ' ' + peer.local) }
-    const network = new LocalNetwork({ log: quiet, problems: quiet, accept: { http: say('http'), https: say('https') } })
+    const network = new LocalNetwork({ log: quiet, problems: quiet, accept: { http: say('http'), https: say('https'), flows: say('flows') } })
     await network.configure({ listen: true, rights: ['use'] })
     console.log(JSON.stringify(network.ports))`
   listener = spawn(
@@ -84,7 +84,7 @@ before(async () => {
     listener.stdout!.setEncoding('utf8').once('data', up)
     listener.once('exit', (code) => fail(new Error(`the listener ended: ${code}`)))
   })
-  assert.deepEqual(JSON.parse(ports), { http: 41080, https: 41443 })
+  assert.deepEqual(JSON.parse(ports), { http: 41080, https: 41443, flows: 48443 })
 })
 
 after(async () => {
@@ -94,22 +94,23 @@ after(async () => {
 
 test('the rules the image ships: though the gateway listens, nobody gets there', async () => {
   for (const answers of await Promise.all(
-    [80, 443, 41080, 41443].map((port) => knock(address, port)),
+    [80, 443, 8443, 41080, 41443, 48443].map((port) => knock(address, port)),
   ))
     assert.deepEqual(answers, ['silence'])
 })
 
-test('redirected from 80 and 443 it is reached, at its own ports it is not; from addresses of local networks alone', async () => {
+test('redirected from 80, 443 and 8443 it is reached, at its own ports it is not; from addresses of local networks alone', async () => {
   await load(redirection(true, false))
   await load(redirection(true, true))
   assert.deepEqual(await knock(address, 80), ['http 192.168.77.2 true'])
   assert.deepEqual(await knock(address, 443), ['https 192.168.77.2 true'])
+  assert.deepEqual(await knock(address, 8443), ['flows 192.168.77.2 true'])
   const [, local6] = /inet6 (fe80\S+)\//.exec(
     await run(['ip', '-n', box, '-6', 'addr', 'show', 'dev', 'eth0']),
   )!
   assert.match((await knock(`${local6}%eth0`, 443))[0]!, /^https fe80\S+ true$/)
   for (const answers of await Promise.all(
-    [41080, 41443, 22, 1880].map((port) => knock(address, port)),
+    [41080, 41443, 48443, 22, 1880].map((port) => knock(address, port)),
   ))
     assert.deepEqual(answers, ['silence'])
   assert.deepEqual(
@@ -144,6 +145,8 @@ test('switched off, no address is translated any more', async () => {
   await load(redirection(false, true))
   await load(redirection(false, true))
   assert.doesNotMatch(await run(inside(box, 'nft', 'list', 'ruleset')), /type nat/)
-  for (const answers of await Promise.all([80, 443, 41443].map((port) => knock(address, port))))
+  for (const answers of await Promise.all(
+    [80, 443, 8443, 41443, 48443].map((port) => knock(address, port)),
+  ))
     assert.deepEqual(answers, ['silence'])
 })
