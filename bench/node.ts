@@ -1,12 +1,14 @@
 /**
  * The program that bench/tsnet.ts measures on the bindings; its twin, natively compiled, is
  * test/lab/load.go. Argument: the Server's options as JSON. When it is in the tailnet it prints its
- * addresses as one JSON line. Ends with its standard input.
+ * addresses, and when the module was loaded and began to join (ms from the start of the process), as one JSON line. Ends with its standard input.
  */
 import { Server, type Conn, type ServerOptions } from '@gatehouse/tsnet'
 
 const server = new Server(JSON.parse(process.argv[2]!) as ServerOptions)
 process.stdin.on('end', () => void server.close().then(() => process.exit(0))).resume()
+await server.start()
+const loadedMs = performance.now()
 const { tailscaleIPs: ips } = await server.up()
 
 async function serve(port: number, onConnection: (conn: Conn) => void): Promise<void> {
@@ -42,4 +44,4 @@ await serve(19, (conn) => {
     fill()
   })
 })
-console.log(JSON.stringify({ ips }))
+console.log(JSON.stringify({ ips, loadedMs }))

@@ -10,7 +10,7 @@ clientmetrics clientupdate cloud completion completion_scripts conn25 dbus debug
 desktop_sessions doctor drive flashappliance hujsonconf identityfederation iptables kube linuxdnsfight linkspeed
 listenrawdisco logtail netlog networkmanager osrouter outboundproxy portlist portmapper posture qrcodes relayserver
 remoteconfig resolved routecheck runtimemetrics sdnotify ssh synology syslog syspolicy systray taildrop tap tpm
-tundevstats useexitnode usermetrics useproxy wakeonlan webbrowser webclient"
+tundevstats useexitnode usermetrics wakeonlan webbrowser webclient"
 tags=$(for t in $omit; do printf 'ts_omit_%s,' "$t"; done)
 
 # Makes build/NAME: the pinned module PATH, whose checksum is SUM, with the series in PATCHES over it. go/go.mod replaces the module by it.

@@ -22,6 +22,7 @@ export function startParams(
     authKey,
     // A client secret given as the auth key is one too, by its prefix (tskey-client-).
     clientSecret: authKey ? '' : options.clientSecret || env.TS_CLIENT_SECRET || '',
+    app: options.app || '',
     controlURL,
     bootstrapDNS: options.bootstrapDNS ?? isTailscales(controlURL),
     advertiseTags: options.advertiseTags ?? [],
@@ -37,6 +38,12 @@ function isTailscales(controlURL: string): boolean {
   return controlURL === '' || host === 'tailscale.com' || host.endsWith('.tailscale.com')
 }
 
+/** Where HTTP proxies are named, by custom: Tailscale's control client and relays go by them. */
+const proxyVariables = ['HTTPS_PROXY', 'HTTP_PROXY', 'NO_PROXY'].flatMap((name) => [
+  name,
+  name.toLowerCase(),
+])
+
 /**
  * The environment of the module: what is listed here and {@link ServerOptions.env}, nothing else of
  * the process's.
@@ -47,6 +54,7 @@ export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Recor
     TS_NO_LOGS_NO_SUPPORT: 'true',
     ...(env.TSNET_FORCE_LOGIN && { TSNET_FORCE_LOGIN: env.TSNET_FORCE_LOGIN }),
     ...(env.TSNET_SIMD && { TSNET_SIMD: env.TSNET_SIMD }),
+    ...Object.fromEntries(proxyVariables.flatMap((name) => (env[name] ? [[name, env[name]]] : []))),
     ...options.env,
   }
 }

@@ -3,7 +3,7 @@ import type http from 'node:http'
 import type https from 'node:https'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { type ConnectionOptions, getCACertificates } from 'node:tls'
+import tls, { type ConnectionOptions } from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { Conn } from './conn.ts'
@@ -149,7 +149,7 @@ export class Server extends EventEmitter<Events> {
     const rootsPEM = [
       options.caFile
         ? await authorities('caFile', options.caFile)
-        : getCACertificates('default').join('\n'),
+        : tls.getCACertificates('default').join('\n'),
       ...(options.extraCAFile ? [await authorities('extraCAFile', options.extraCAFile)] : []),
     ].join('\n')
     let state: string | undefined

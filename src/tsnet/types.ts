@@ -52,6 +52,8 @@ export interface CommonOptions {
    * none.
    */
   advertiseTags?: string[]
+  /** What the program is called in the admin console. Default: nothing. */
+  app?: string
   /** Control server. Default: TS_CONTROL_URL, then Tailscale's own. */
   controlURL?: string
   /** The node is removed from the tailnet soon after it goes offline. Default: false. */

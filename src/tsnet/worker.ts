@@ -11,6 +11,7 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import { Host, ModuleExit } from './host/imports.ts'
 import { instantiate } from './host/module.ts'
 import { lockDirectory } from './host/lock.ts'
+import { NameFiles } from './host/names.ts'
 import { StateFile } from './host/state.ts'
 import { watchNetwork } from './host/system.ts'
 import type { TsnetErrorCode } from './errors.ts'
@@ -56,11 +57,12 @@ async function run(state: StateFile): Promise<void> {
       take(m.message as ToWorker[])
   }
   // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
+  const names = new NameFiles(dir)
   const wasi = new WASI({
     version: 'preview1',
     args: ['tsnet'],
     env: { ...data.env, PWD: '/state' },
-    preopens: { '/state': dir },
+    preopens: { '/state': dir, '/etc': names.dir },
   })
   try {
     await host.choose(data.network, receive)
@@ -71,8 +73,9 @@ async function run(state: StateFile): Promise<void> {
   const instance = await instantiate(await readFile(data.wasm), host.imports(wasi))
   host.memory.attach(instance.exports.memory as WebAssembly.Memory)
   wasi.finalizeBindings(instance)
-  const stopWatching = watchNetwork(() =>
-    host.request(JSON.stringify({ method: 'networkChanged' })),
+  const stopWatching = watchNetwork(
+    () => host.request(JSON.stringify({ method: 'networkChanged' })),
+    () => names.refresh(),
   )
   let code = 0
   let reason = ''

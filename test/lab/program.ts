@@ -37,12 +37,21 @@ export class Program {
   readonly ip: string
   /** From the start of the process until it was in the tailnet. */
   readonly joinedMs: number
+  /** Of which the module took so many to be loaded; natively 0. */
+  readonly loadedMs: number
 
-  private constructor(kind: Kind, child: ChildProcess, ip: string, joinedMs: number) {
+  private constructor(
+    kind: Kind,
+    child: ChildProcess,
+    ip: string,
+    joinedMs: number,
+    loadedMs: number,
+  ) {
     this.kind = kind
     this.child = child
     this.ip = ip
     this.joinedMs = joinedMs
+    this.loadedMs = loadedMs
   }
 
   /** Starts one; resolves when it is in the tailnet, rejects with what it said when it ends. */
@@ -93,8 +102,8 @@ export class Program {
         reject(new Error(`the ${kind} program ended early (code ${code}): ${said}`))
       })
     })
-    const { ips } = JSON.parse(first) as { ips: string[] }
-    return new Program(kind, child, ips[0]!, performance.now() - begun)
+    const { ips, loadedMs = 0 } = JSON.parse(first) as { ips: string[]; loadedMs?: number }
+    return new Program(kind, child, ips[0]!, performance.now() - begun, loadedMs)
   }
 
   get pid(): number {

@@ -151,7 +151,7 @@ export class Segment extends Processes {
   }
 
   /** A name for a device that is not taken. */
-  protected deviceName(): string {
+  deviceName(): string {
     return `w${++this.#links}`
   }
 
@@ -273,7 +273,8 @@ export class Segment extends Processes {
     )
     const list: { from: string; to: string }[] = []
     for (const object of JSON.parse(stdout).nftables) {
-      for (const element of object.set?.elem ?? []) {
+      if (!/^leaks6?$/.test(object.set?.name)) continue
+      for (const element of object.set.elem ?? []) {
         const [from, to] = (element.elem?.val ?? element).concat
         list.push({ from, to })
       }
@@ -309,15 +310,17 @@ table inet lab {
   counter leaked { }
   set private { type ipv4_addr; flags interval; }
   set leaks { type ipv4_addr . ipv4_addr; size 1024; flags dynamic; }
+  set leaks6 { type ipv6_addr . ipv6_addr; size 1024; flags dynamic; }
   chain stray {
     counter name leaked
     meta nfproto ipv4 update @leaks { ip saddr . ip daddr }
+    meta nfproto ipv6 update @leaks6 { ip6 saddr . ip6 daddr }
     drop
   }
   chain judge {
     ip daddr { 10.77.0.0/24, 224.0.0.0/4, 255.255.255.255 } accept
     ip daddr @private drop
-    ip6 daddr { fe80::/10, ff00::/8, 2001:db8:77::/64 } accept
+    ip6 daddr { fe80::/10, ff00::/8, 2001:db8:77::/64, 2001:db8:64::/96 } accept
     goto stray
   }
   chain prerouting { type filter hook prerouting priority raw; policy drop; iifname "lo" accept; goto judge; }

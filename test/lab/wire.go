@@ -17,6 +17,9 @@ import (
 // there and back enough for 2.4 Gbit/s.
 const queueFrames = 8192
 
+// queueTime is how much a line with a rate holds back at most, as routers at home do.
+const queueTime = 50 * time.Millisecond
+
 // wire is an Ethernet cable between two network namespaces, of a length and a quality: what tc-netem(8) does, for kernels without it.
 // Each end is a TAP device that it makes. When both are there it prints a line; they go when it ends.
 func wire(ctx context.Context, args []string) error {
@@ -28,6 +31,7 @@ func wire(ctx context.Context, args []string) error {
 	}
 	delay := fs.Duration("delay", 0, "of each frame, each way")
 	out := fs.Float64("loss-out", 0, "percent of the frames from near to far that are lost")
+	rate := fs.Float64("rate", 0, "Mbit/s, each way; 0: as fast as it goes")
 	in := fs.Float64("loss-in", 0, "percent of the frames from far to near that are lost")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -43,7 +47,7 @@ func wire(ctx context.Context, args []string) error {
 	}
 	failed := make(chan error, 2)
 	for i, loss := range []float64{*out, *in} {
-		go func() { failed <- carry(taps[i], taps[1-i], *delay, loss/100) }()
+		go func() { failed <- carry(taps[i], taps[1-i], *delay, *rate*1e6/8, loss/100) }()
 	}
 	fmt.Println("ready")
 	select {
@@ -95,8 +99,8 @@ func openTAP(ns, name string) (*os.File, error) {
 	return r.f, r.err
 }
 
-// carry takes frames from one end to the other until an end is gone.
-func carry(from, to *os.File, delay time.Duration, loss float64) error {
+// carry takes frames from one end to the other until an end is gone: rate is in bytes a second (0: any), loss a share.
+func carry(from, to *os.File, delay time.Duration, rate, loss float64) error {
 	type frame struct {
 		due time.Time
 		b   []byte
@@ -111,6 +115,7 @@ func carry(from, to *os.File, delay time.Duration, loss float64) error {
 			to.Write(f.b) // an end that is down takes none: as a cable, it does not care
 		}
 	}()
+	var sent time.Time // when the last frame is on the line whole
 	for {
 		b := make([]byte, 2048)
 		n, err := from.Read(b)
@@ -123,8 +128,18 @@ func carry(from, to *os.File, delay time.Duration, loss float64) error {
 		case loss > 0 && rand.Float64() < loss:
 			continue
 		}
+		now := time.Now()
+		if sent.Before(now) {
+			sent = now
+		}
+		if rate > 0 {
+			if sent.Sub(now) > queueTime {
+				continue
+			}
+			sent = sent.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+		}
 		select {
-		case queue <- frame{time.Now().Add(delay), b[:n]}:
+		case queue <- frame{sent.Add(delay), b[:n]}:
 		default: // full
 		}
 	}

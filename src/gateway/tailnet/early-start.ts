@@ -18,6 +18,7 @@ export function tailnetOptions(
   return {
     dir: paths.state('/var/lib/gatehouse'),
     hostname,
+    app: 'gatehouse',
     port: wireGuardPort,
     ...(authKey === undefined ? {} : { authKey }),
     advertiseTags: tags,

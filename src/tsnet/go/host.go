@@ -76,6 +76,7 @@ const (
 	queryInterfaces  = 0 // JSON: []hostInterface
 	queryNameservers = 1 // JSON: []string, ip:port
 	queryState       = 2 // the bytes last given to hostStateWrite
+	queryMachine     = 3 // JSON: hostMachine
 )
 
 func errnoOf(res int32) error {

@@ -26,6 +26,7 @@ import (
 	"gatehouse/tsnet/aead"
 	"github.com/tailscale/wireguard-go/device"
 	"tailscale.com/client/local"
+	"tailscale.com/hostinfo"
 	"tailscale.com/ipn"
 	"tailscale.com/net/dnsfallback"
 	"tailscale.com/tailcfg"
@@ -75,6 +76,7 @@ type startParams struct {
 	Port          uint16   `json:"port"`
 	RootsPEM      string   `json:"rootsPEM"`
 	BootstrapDNS  bool     `json:"bootstrapDNS"`
+	App           string   `json:"app"`
 	StateFile     string   `json:"stateFile"` // its name outside, for messages
 	OwnStore      bool     `json:"ownStore"`  // the caller keeps the state, which begins as State
 	State         string   `json:"state"`
@@ -102,6 +104,7 @@ type node struct {
 func main() {
 	log.SetFlags(0)
 	installHostNetwork()
+	describeMachine()
 	// Where it cannot be loaded, and with TSNET_SIMD=0, Go's own code stays.
 	if os.Getenv("TSNET_SIMD") != "0" && aead.Load() {
 		device.NewAEAD = aead.New
@@ -287,6 +290,9 @@ func (n *node) start(p startParams) error {
 		x509.SetFallbackRoots(pool) // there are no system roots on wasip1
 	}
 	dnsfallback.Disabled = !p.BootstrapDNS
+	if p.App != "" {
+		hostinfo.SetApp(p.App)
+	}
 	st, err := n.openStore(p)
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}

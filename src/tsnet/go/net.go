@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -29,12 +30,12 @@ func installHostNetwork() {
 		return listenUDP(network, address)
 	}
 	netmon.RegisterInterfaceGetter(hostInterfaces)
-	// /etc/resolv.conf is not visible here (and often a link out of any directory one would show): the host says which
-	// servers to ask. The address Go would have chosen is ignored.
+	// What Go reads from /etc is a copy that the host keeps (../host/names.ts), looked at every five seconds: the host itself says
+	// which servers there are now.
 	var turn atomic.Uint32
 	*net.DefaultResolver = net.Resolver{
 		PreferGo: true,
-		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		Dial: func(ctx context.Context, network, chosen string) (net.Conn, error) {
 			servers, err := queryJSON[[]string](queryNameservers)
 			if err != nil {
 				return nil, err
@@ -42,8 +43,12 @@ func installHostNetwork() {
 			if len(servers) == 0 {
 				return nil, errors.New("the host has no name server")
 			}
-			// Go retries a failed lookup by dialling again: each dial takes the next server.
-			ap, err := netip.ParseAddrPort(servers[int(turn.Add(1)-1)%len(servers)])
+			// Where Go does not know them, each dial takes the next one: it retries a failed lookup by dialling again.
+			server := chosen
+			if !slices.Contains(servers, chosen) {
+				server = servers[int(turn.Add(1)-1)%len(servers)]
+			}
+			ap, err := netip.ParseAddrPort(server)
 			if err != nil {
 				return nil, err
 			}

@@ -22,6 +22,7 @@ import { Native } from './native.ts'
 import { LoopSleeper, type Sleeper } from './poll.ts'
 import type { StateFile } from './state.ts'
 import { StreamFile } from './stream.ts'
+import { machine } from './machine.ts'
 import { interfaces, nameservers } from './system.ts'
 import { NativeSleeper } from './udp.ts'
 
@@ -29,6 +30,9 @@ const FIRST_FD = 4096
 /** WASI `filetype` socket_stream, `fdflags` nonblock. */
 const SOCKET_STREAM = 6
 const NONBLOCK = 4
+
+/** What the module asks for by number (../go/host.go), but for its state. */
+const answers: Record<number, () => unknown> = { 0: interfaces, 1: nameservers, 3: machine }
 
 /** Thrown out of the module by proc_exit. */
 export class ModuleExit extends Error {
@@ -309,10 +313,7 @@ export class Host {
       query: (what: number, buf: number, n: number) => {
         let answer: Uint8Array
         try {
-          answer =
-            what === 2
-              ? this.state.read()
-              : Buffer.from(JSON.stringify(what === 0 ? interfaces() : nameservers()))
+          answer = what === 2 ? this.state.read() : Buffer.from(JSON.stringify(answers[what]!()))
         } catch (err) {
           return -errnoOf(err)
         }

@@ -61,11 +61,13 @@ export function nameservers(file = '/etc/resolv.conf'): string[] {
 const WATCH_MS = 1000
 
 /**
- * Calls `changed` when an interface has come, gone or got another address. Returns what ends it.
+ * Calls `changed` when an interface has come, gone or got another address, and `looked` each time.
+ * Returns what ends it.
  */
-export function watchNetwork(changed: () => void): () => void {
+export function watchNetwork(changed: () => void, looked: () => void): () => void {
   let before = JSON.stringify(interfaces())
   const timer = setInterval(() => {
+    looked()
     const now = JSON.stringify(interfaces())
     if (now === before) return
     before = now

@@ -163,7 +163,7 @@ test('a damaged state file is TSNET_STATE with file and cure, and is left as it 
     assert.ok(err.message.includes(file), err.message)
     assert.match(err.message, /restore it from a backup, or move it away/)
     assert.equal(await readFile(file, 'utf8'), content)
-    assert.deepEqual(await readdir(dir), ['tailscaled.state'])
+    assert.deepEqual(await readdir(dir), ['etc', 'tailscaled.state'])
   }
   assert.deepEqual(await other.run((k) => k.events), [['close', '']])
 })
