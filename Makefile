@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-update test-faults check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
+.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app wasm lab setup clean help
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -55,6 +55,9 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
+
+test-long: lab wasm image-amd64 image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
+	@$(SUDO) env GATEHOUSE_LONG=1 $(NODE) test/run.ts tsnet vm
 
 test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS) $(NODE) test/run.ts update

@@ -83,6 +83,12 @@ export class Router {
           ct state established,related accept
           iifname "in" accept
         }
+        # Dropped, not refused: what the kernel has answered holds its addresses and ports, and the
+        # same flow from inside would get another port.
+        chain input { type filter hook input priority filter; policy drop;
+          ct state established,related accept
+          iifname { "in", "lo" } accept
+        }
         chain out { type filter hook output priority filter;
           ${mtu === undefined ? '' : 'icmp type destination-unreachable drop'}
         }

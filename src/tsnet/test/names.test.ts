@@ -27,6 +27,19 @@ test('a control server by name: the name servers of the host are asked, and the 
   assert.equal(node.stderr, '')
 })
 
+test('Noise goes over port 443 where port 80 is closed', async () => {
+  const ns = await lab.host('no80', '10.77.0.50')
+  await lab.nft(
+    ns,
+    'table inet t { chain o { type filter hook output priority 0; tcp dport 80 drop; }; }',
+  )
+  const before = (await lab.noisePorts())['443'] ?? 0
+  const node = await WasmNode.up(lab, { ns, hostname: 'no80' })
+  assert.ok(((await lab.noisePorts())['443'] ?? 0) > before, JSON.stringify(await lab.noisePorts()))
+  await node.run((k) => k.server.close())
+  await node.end()
+})
+
 test('a control server of no known address: it says so, and asks no servers that it was not told of', async () => {
   const node = await WasmNode.process(lab, { controlURL: 'https://nowhere.lab.test' })
   await node.make()
