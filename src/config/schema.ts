@@ -816,9 +816,13 @@ function header(direction: Direction, removes = false) {
 }
 
 function checkUpstream(value: string): Wrong | undefined {
+  // A path may have spaces.
+  const seen = value.startsWith('unix:') ? value.replaceAll(' ', '') : value
+  const unseen = checkUnseen(seen, 'an upstream', 'upstreams = ["http://127.0.0.1:3000"]')
+  if (unseen !== undefined) return unseen
   const parsed = URL.parse(value)
   if (
-    /^unix:\/[^\0]{1,106}$/.test(value) ||
+    /^unix:\/.{1,106}$/.test(value) ||
     (parsed !== null &&
       /^https?:$/.test(parsed.protocol) &&
       parsed.pathname === '/' &&
@@ -985,8 +989,24 @@ function checkAllow(value: string): Wrong | undefined {
   return 'wrong' in entry ? entry.wrong : undefined
 }
 
+/**
+ * Refuses characters that nobody sees in a URL: URL.parse() passes over line breaks and tabs
+ * (https://url.spec.whatwg.org/#concept-basic-url-parser), and what is parsed is not what is used:
+ * a registry is written into a unit file, where a line break begins another setting.
+ */
+function checkUnseen(value: string, name: string, example: string): Wrong | undefined {
+  return /[\p{Cc}\p{Cf}\p{Z}]/u.test(value)
+    ? {
+        message: `${name} holds a space, a line break or another character that is not shown`,
+        cure: `Write ${example}`,
+      }
+    : undefined
+}
+
 function url(...protocols: string[]) {
   return (value: string, key: { name: string; example: string }): Wrong | undefined => {
+    const unseen = checkUnseen(value, key.name, key.example)
+    if (unseen !== undefined) return unseen
     const parsed = URL.parse(value)
     const cure = `Write ${key.example}`
     if (parsed === null || !protocols.includes(parsed.protocol) || parsed.hostname === '') {

@@ -27,8 +27,11 @@ const hardware: Record<
 /**
  * A value of Environment= or the like, quoted as systemd.syntax(7) has it; `%` would begin a
  * specifier.
+ *
+ * @throws Error for control characters: a line break would begin another setting
  */
 function quoted(text: string): string {
+  if (/\p{Cc}/u.test(text)) throw new Error('a control character in a value of a unit')
   return `"${text.replaceAll('\\', '\\\\').replaceAll('"', '\\"').replaceAll('%', '%%')}"`
 }
 

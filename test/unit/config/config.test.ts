@@ -215,6 +215,22 @@ const cases: Array<{
     says: /control_url is not an https or http URL/,
     cure: /https:\/\//,
   },
+  ...[
+    ['[tailnet]\ncontrol_url = "https://headscale.example.org/\\n"', /control_url/],
+    ['[certificates]\ndirectory = "https://acme.example\\t/dir"', /directory/],
+    ['[node_red]\nregistry = "https://npm.example.org/\\nPrivateNetwork=no"', /registry/],
+    ['[updates]\nurl = " https://updates.example.org/"', /url/],
+    ['[[app]]\nupstreams = ["http://127.0.0.1:3000\\r"]', /upstream/],
+    ['[[app]]\nupstreams = ["unix:/run/a\\u0007"]', /upstream/],
+    ['[tailnet]\ncontrol_url = "https://headscale\\u200b.example.org"', /control_url/],
+  ].map(([text, says]) => ({
+    name: `a character that is not shown in a URL: ${says}`,
+    text: text as string,
+    code: 'GH_CONFIG_VALUE',
+    line: 2,
+    says: new RegExp(`${(says as RegExp).source}.* holds a space, a line break or another`),
+    cure: /^Write .*http/,
+  })),
   {
     name: 'a directory over plain http',
     text: '[certificates]\ndirectory = "http://acme/dir"',

@@ -47,6 +47,15 @@ test('a registry cannot smuggle in another setting', () => {
   const text = dropIn('allow = ["palette"]\nregistry = "https://npm.example.org/%22/\\\\\\"x"')
   assert.equal(text.split('\n').filter((line) => line.includes('npm_config_registry')).length, 1)
   assert.doesNotMatch(text, /[^%]%2/, 'no specifier')
+  assert.throws(
+    () => dropIn('allow = ["palette"]\nregistry = "https://npm.example.org/\\nPrivateNetwork=no"'),
+    { code: 'GH_CONFIG_VALUE' },
+  )
+  const config = { ...defaults().node_red, allow: ['palette'] }
+  assert.throws(
+    () => nodeRedDropIn({ ...config, registry: 'https://a/\nPrivateNetwork=no' }, '/config'),
+    /control character/,
+  )
 })
 
 test('settings_file is taken over for systemd alone to read; what is no JavaScript is named with its line', async () => {
