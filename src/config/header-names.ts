@@ -17,10 +17,11 @@ export const channelHeader = 'x-gatehouse-user'
  * Request headers by which apps commonly learn who asks, from where, or for which address. Only a
  * proxy in front may say so: set by the gateway or by nobody. The first ones are `tailscale
  * serve`'s (ipn/ipnlocal/serve.go, addTailscaleIdentityHeaders and addAppCapabilitiesHeader); then
- * those of nginx, Authelia, oauth2-proxy, Grafana's auth proxy, IIS and CDNs.
+ * those of nginx, Authelia, authentik, Pomerium, Vouch, oauth2-proxy, mod_auth_openidc, SiteMinder,
+ * IBM's and Oracle's proxies, Kong, Grafana's auth proxy, IIS and CDNs.
  */
 const ownedPrefix =
-  /^(?:tailscale|x-tailscale|x-forwarded|x-gatehouse|x-webauth|x-auth-request|x-remote|remote|x-original|x-rewrite|x-ssl-client|ssl-client|x-client-cert|cf-access|x-goog-authenticated|x-ms-client-principal|x-amzn-oidc)(?:-|$)/
+  /^(?:tailscale|x-tailscale|x-forwarded|x-gatehouse|x-webauth|x-auth-request|x-remote|remote|x-original|x-rewrite|x-ssl-client|ssl-client|x-client-cert|cf-access|x-goog-authenticated|x-ms-client-principal|x-amzn-oidc|x-authentik|x-authenticated|x-pomerium|x-vouch|oidc-claim|x-azure|wl-proxy|iv)(?:-|$)/
 const owned = new Set([
   'forwarded',
   'x-real-ip',
@@ -34,6 +35,10 @@ const owned = new Set([
   'fastly-client-ip',
   'fly-client-ip',
   'client-ip',
+  'proxy-client-ip',
+  'incap-client-ip',
+  'x-sucuri-clientip',
+  'x-originating-ip',
   'x-proxyuser-ip',
   'x-envoy-external-address',
   'x-user',
@@ -41,10 +46,14 @@ const owned = new Set([
   'x-email',
   'x-groups',
   'x-token-user-name',
-  'x-authenticated-user',
-  'x-authentik-username',
+  'x-consumer-username',
+  'x-credential-identifier',
+  'x-jwt-assertion',
+  'sm-user',
   'x-host',
   'x-forward-for',
+  // CGI hands it on as HTTP_PROXY, by which programs choose a proxy (CVE-2016-5385).
+  'proxy',
   'front-end-https',
   'x-url-scheme',
   'x-scheme',
