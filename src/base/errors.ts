@@ -30,6 +30,16 @@ export function oneLine(text: string): string {
 }
 
 /**
+ * Text that another user has written, for a terminal: line breaks stay, and what a terminal would
+ * obey, or show as something else than it is (control characters, those of direction), is `\uFFFD`.
+ */
+export function printable(text: string): string {
+  return text.replaceAll(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) =>
+    character === '\n' ? '\n' : '\uFFFD',
+  )
+}
+
+/**
  * Message of whatever was thrown; the code of a system error (ENOENT and the like) comes first when
  * the message lacks it.
  */

@@ -1,4 +1,6 @@
+import { constants } from 'node:fs'
 import { open, rename, rm } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
 /**
@@ -39,5 +41,51 @@ export async function syncDirectory(path: string): Promise<void> {
     await directory.sync()
   } finally {
     await directory.close()
+  }
+}
+
+/**
+ * Opens a file in a folder where another user writes, for reading: a regular file of one name and
+ * of `most` bytes at most. No link is followed and no pipe waited for; and what is asked of the
+ * descriptor is asked of this very file, whatever the name leads to by then.
+ *
+ * What it holds may still be changed by whoever has it open: copy before you judge.
+ *
+ * @throws Error that says what it is instead
+ */
+export async function openForeign(path: string, most: number): Promise<FileHandle> {
+  const file = await open(
+    path,
+    constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK,
+  ).catch((err: NodeJS.ErrnoException) => {
+    throw err.code === 'ELOOP' ? new Error('it is a link', { cause: err }) : err
+  })
+  try {
+    const stat = await file.stat()
+    if (!stat.isFile()) throw new Error('it is no file')
+    if (stat.nlink !== 1) throw new Error(`it has ${stat.nlink} names`)
+    if (stat.size > most) throw new Error(`it has ${stat.size} bytes, and ${most} are the most`)
+    return file
+  } catch (err) {
+    await file.close()
+    throw err
+  }
+}
+
+/** What is in such a file. @throws Error as {@link openForeign} */
+export async function readForeign(path: string, most: number): Promise<Buffer> {
+  const file = await openForeign(path, most)
+  try {
+    // Not readFile(): it goes on for as long as the file grows. One byte more tells that it did.
+    const content = Buffer.alloc(most + 1)
+    let length = 0
+    while (length <= most) {
+      const { bytesRead } = await file.read(content, length, content.length - length, length)
+      if (bytesRead === 0) return content.subarray(0, length)
+      length += bytesRead
+    }
+    throw new Error(`it has more than ${most} bytes`)
+  } finally {
+    await file.close()
   }
 }

@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
-import { reason } from '../base/errors.ts'
+import { printable, reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { builtAt } from '../base/version.ts'
 import type { Check } from '../gateway/operate/doctor.ts'
@@ -36,7 +36,10 @@ export async function runDoctor(paths: Paths, { json }: { json: boolean }): Prom
     checks.push({ name: 'gateway', result: 'fail', found: `it cannot be asked: ${message}`, cure })
     reached = false
   }
-  process.stdout.write(json ? `${JSON.stringify(checks, undefined, 2)}\n` : report(checks))
+  process.stdout.write(
+    json ? `${JSON.stringify(checks, undefined, 2)}
+` : printable(report(checks)),
+  )
   if (!reached) return 2
   return checks.some(({ result }) => result === 'fail') ? 1 : 0
 }

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { renderUnicodeCompact } from 'uqr'
+import { printable } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
@@ -111,6 +112,8 @@ export async function runReport(paths: Paths): Promise<number> {
     )
   }
   text += settings(await readFile(notesFile(paths), 'utf8').catch(() => ''), text)
+  // Much of it is others' words: names of the tailnet, what a server or an update said.
+  text = printable(text)
   const shown = join(paths.reported, 'shown')
   if ((await readFile(shown, 'utf8').catch(() => '')) !== text) {
     await show(text)

@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises'
+import { printable } from '../base/errors.ts'
 import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import { table } from '../gateway/operate/status-text.ts'
@@ -42,7 +43,9 @@ export async function runStatus(paths: Paths, { json }: { json: boolean }): Prom
   process.stdout.write(
     json
       ? `${JSON.stringify({ ...status, settings: notes, update, attempt }, undefined, 2)}\n`
-      : `${table(status)}${notes.map((text) => row('Settings', { failed: false, text })).join('')}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`,
+      : printable(
+          `${table(status)}${notes.map((text) => row('Settings', { failed: false, text })).join('')}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`,
+        ),
   )
   return status.ok ? 0 : 1
 }

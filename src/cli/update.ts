@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process'
 import { readdir, rm, writeFile } from 'node:fs/promises'
-import { GatehouseError } from '../base/errors.ts'
+import { GatehouseError, printable } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { runInstall } from '../update/install.ts'
 import { attemptLine } from '../update/outcome.ts'
@@ -11,6 +11,8 @@ import { updatePaths } from '../update/record.ts'
  * for it.
  */
 const sticks = '/dev/gatehouse-stick'
+
+const install = 'gatehouse-update-install.service'
 
 /**
  * `gatehouse update [--force] [usb | FOLDER]`, as root: installs what updates.url offers, or what
@@ -32,21 +34,33 @@ export async function runUpdate(
       .stdout.replace('-- cursor: ', '')
       .trim()
     let status = 0
-    for (const unit of [...units, 'gatehouse-update-install.service']) {
+    for (const unit of [...units, install]) {
       if (status === 0)
         status = spawnSync('systemctl', ['start', unit], { stdio: 'ignore' }).status ?? 1
     }
-    process.stdout.write(
-      spawnSync(
-        'journalctl',
-        ['-q', '-o', 'cat', `--after-cursor=${cursor}`, '-t', 'gatehouse-update'],
-        { encoding: 'utf8' },
-      ).stdout,
-    )
+    process.stdout.write(printable(said([...units, install], cursor)))
     return status === 0 && (await attemptLine(where))?.failed !== true ? 0 : 1
   } finally {
     await rm(where.asked, { force: true })
   }
+}
+
+/**
+ * What the processes of these units have written since. By the unit, which journald sees for itself
+ * (systemd.journal-fields(7)): an identifier (-t) is what a line says of itself.
+ */
+function said(units: readonly string[], cursor: string): string {
+  return spawnSync(
+    'journalctl',
+    [
+      '-q',
+      '-o',
+      'cat',
+      `--after-cursor=${cursor}`,
+      ...units.map((unit) => `_SYSTEMD_UNIT=${unit}`),
+    ],
+    { encoding: 'utf8' },
+  ).stdout
 }
 
 async function stickUnits(): Promise<string[]> {

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
-import { GatehouseError, reason } from '../base/errors.ts'
+import { GatehouseError, printable, reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { readApplied } from './apply.ts'
 import type { Applied, Caller, Entry } from './apply.ts'
@@ -149,7 +149,7 @@ export async function runShow(paths: Paths): Promise<number> {
     { maxBuffer: 1 << 26 },
   ).catch(() => ({ stdout: '' }))
   process.stdout.write(
-    render(overview(objects), await readApplied(paths.firewall), drops(journal.stdout)),
+    printable(render(overview(objects), await readApplied(paths.firewall), drops(journal.stdout))),
   )
   return 0
 }

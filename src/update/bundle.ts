@@ -63,9 +63,45 @@ export function readBundle(sums: Buffer, signature: Buffer, publicKey: string): 
   return { version, percentage, files: files.map(({ name, sha256 }) => ({ name, sha256 })) }
 }
 
-/** Order of versions, numbers by value: 0.10 is above 0.9. */
-export function compareVersions(a: string, b: string): number {
-  return a.localeCompare(b, 'en', { numeric: true })
+/**
+ * Order of versions: -1 when `a` is the older one, 1 when `b` is, 0 when neither is. Exactly that of
+ * systemd-sysupdate and of the boot loader, which choose by it what is overwritten and what is
+ * started (the UAPI group's version format specification; `systemd-analyze compare-versions`).
+ * Numbers go by value, 0.10 is above 0.9; `1.0~rc1` is before 1.0, `1.0^1` after it.
+ */
+export function compareVersions(a: string, b: string): -1 | 0 | 1 {
+  let [left, right] = [a, b]
+  for (;;) {
+    left = left.replace(/^[^0-9A-Za-z~^.-]+/, '')
+    right = right.replace(/^[^0-9A-Za-z~^.-]+/, '')
+    // Whoever has one that the other has not is the older; '' is the end.
+    for (const mark of ['~', '', '-', '^', '.']) {
+      const [one, other] =
+        mark === '' ? [left === '', right === ''] : [left.startsWith(mark), right.startsWith(mark)]
+      if (one !== other) return one ? -1 : 1
+      if (one && mark === '') return 0
+      if (one) [left, right] = [left.slice(1), right.slice(1)]
+    }
+    const numbers = /^\d/.test(left) || /^\d/.test(right)
+    const piece = numbers ? /^\d*/ : /^[A-Za-z]*/
+    const [one, other] = [piece.exec(left)![0], piece.exec(right)![0]]
+    const order = numbers ? compareNumbers(one, other) : compareText(one, other)
+    if (order !== 0) return order
+    ;[left, right] = [left.slice(one.length), right.slice(other.length)]
+  }
+}
+
+/** Two numbers of any length; none is before 0. */
+function compareNumbers(a: string, b: string): -1 | 0 | 1 {
+  if (a === '' || b === '') return compareText(a, b)
+  const [one, other] = [a.replace(/^0+/, ''), b.replace(/^0+/, '')]
+  if (one.length !== other.length) return one.length < other.length ? -1 : 1
+  return compareText(one, other)
+}
+
+function compareText(a: string, b: string): -1 | 0 | 1 {
+  if (a === b) return 0
+  return a < b ? -1 : 1
 }
 
 /** The running image's version, from os-release(5); undefined where it is no image. */

@@ -1,29 +1,19 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import {
-  chmod,
-  chown,
-  copyFile,
-  mkdir,
-  readFile,
-  readdir,
-  rename,
-  rm,
-  stat,
-} from 'node:fs/promises'
+import { lstat, mkdir, open, readFile, readdir, rename, rm } from 'node:fs/promises'
 import { uptime } from 'node:os'
 import { join } from 'node:path'
-import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { withCard } from '../base/card.ts'
 import { call } from '../base/control-client.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
+import { openForeign, readForeign } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
-import { arch, compareVersions, readBundle } from './bundle.ts'
+import { arch, compareVersions, largest, readBundle } from './bundle.ts'
 import { whoAsks } from './fetch.ts'
 import { readOutcome, writeOutcome } from './outcome.ts'
+import { smallest } from './source.ts'
 import { runningVersion, updatePaths, writeUpdateRecord } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 
@@ -44,13 +34,16 @@ export async function install(
   boot: string,
   { force, serving }: { force: boolean; serving: () => Promise<boolean> },
 ): Promise<string> {
+  const unreadable = (name: string, err: unknown): GatehouseError =>
+    new GatehouseError(
+      'GH_UPDATE_FORMAT',
+      `${join(folder, name)} cannot be read: ${reason(err)}`,
+      'Name a folder with SHA256SUMS, SHA256SUMS.sig and the three files, as out/update-<arch> has them',
+      { cause: err },
+    )
   const read = async (name: string): Promise<Buffer> =>
-    await readFile(join(folder, name)).catch((err: unknown) => {
-      throw new GatehouseError(
-        'GH_UPDATE_FORMAT',
-        `${join(folder, name)} cannot be read: ${reason(err)}`,
-        'Name a folder with SHA256SUMS, SHA256SUMS.sig and the three files, as out/update-<arch> has them',
-      )
+    await readForeign(join(folder, name), smallest).catch((err: unknown) => {
+      throw unreadable(name, err)
     })
   const sums = await read('SHA256SUMS')
   const bundle = readBundle(sums, await read('SHA256SUMS.sig'), await readFile(paths.key, 'utf8'))
@@ -76,14 +69,13 @@ export async function install(
     for (const { name, sha256 } of bundle.files) {
       // As overlays/usr/lib/sysupdate.d names them.
       const target = join(source, name.replace(`_${arch}.`, '.'))
-      // Moved where that can be done: 200 MB that need not be written twice.
-      if (folder !== paths.downloads) await copyFile(join(folder, name), target)
-      else await rename(join(folder, name), target)
-      await chown(target, 0, 0)
-      await chmod(target, 0o400)
-      const hash = createHash('sha256')
-      await pipeline(createReadStream(target), hash)
-      if (hash.digest('hex') !== sha256)
+      const sum = await take(join(folder, name), target, {
+        most: largest(name),
+        move: folder === paths.downloads && !name.endsWith('.efi'),
+      }).catch((err: unknown) => {
+        throw unreadable(name, err)
+      })
+      if (sum !== sha256)
         throw new GatehouseError(
           'GH_UPDATE_DAMAGED',
           `${join(folder, name)} is not what SHA256SUMS says: truncated or damaged`,
@@ -114,7 +106,7 @@ export async function install(
         throw new GatehouseError(
           'GH_UPDATE_WRITE',
           `systemd-sysupdate did not install ${bundle.version}`,
-          'Look at journalctl -u gatehouse-update-install',
+          'Nothing was changed. Copy the update anew, or wait for the next version',
         )
     })
     await writeUpdateRecord(paths, {
@@ -126,6 +118,45 @@ export async function install(
     await rm(source, { recursive: true, force: true })
   }
   return bundle.version
+}
+
+/**
+ * Takes a file of an update to where root alone writes.
+ *
+ * It is copied, and its sum is that of the copy: whoever has the file open may change it after it
+ * was looked at. What the root hash binds, which is in the kernel image, may be moved instead, so
+ * that 200 MB need not be written twice: changed afterwards it does not start, and the version
+ * before comes back.
+ *
+ * @param most bytes it may have
+ * @returns the SHA-256 sum, hexadecimal
+ */
+export async function take(
+  from: string,
+  to: string,
+  { most, move }: { most: number; move: boolean },
+): Promise<string> {
+  // Where it is then, nobody else can put another in its place.
+  if (move) await rename(from, to)
+  await using file = await openForeign(move ? to : from, most)
+  await using copy = move ? undefined : await open(to, 'wx', 0o400)
+  if (move) {
+    if (process.getuid?.() === 0) await file.chown(0, 0)
+    await file.chmod(0o400)
+  }
+  const hash = createHash('sha256')
+  const buffer = Buffer.alloc(2 ** 20)
+  for (let size = 0; ;) {
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, size)
+    if (bytesRead === 0) break
+    size += bytesRead
+    if (size > most) throw new Error(`it grows beyond ${most} bytes`)
+    const chunk = buffer.subarray(0, bytesRead)
+    hash.update(chunk)
+    await copy?.appendFile(chunk)
+  }
+  await copy?.sync()
+  return hash.digest('hex')
 }
 
 /**
@@ -159,7 +190,7 @@ export async function runInstall(
   const from = folder ?? where.downloads
   if (
     folder === undefined &&
-    !(await stat(join(from, 'SHA256SUMS.sig')).then(
+    !(await lstat(join(from, 'SHA256SUMS.sig')).then(
       () => true,
       () => false,
     ))
@@ -182,7 +213,7 @@ export async function runInstall(
   } finally {
     if (folder === undefined)
       for (const name of await readdir(from).catch(() => []))
-        if (!name.endsWith('.part')) await rm(join(from, name), { force: true })
+        if (!name.endsWith('.part')) await rm(join(from, name), { force: true }).catch(() => {})
   }
   // Last: the restart does not wait for anything here.
   await run('systemctl', ['--no-block', 'reboot'])

@@ -1,6 +1,5 @@
-import { readFile } from 'node:fs/promises'
-import { oneLine, reason } from '../base/errors.ts'
-import { writeFileAtomic } from '../base/files.ts'
+import { oneLine, printable, reason } from '../base/errors.ts'
+import { readForeign, writeFileAtomic } from '../base/files.ts'
 import type { UpdatePaths } from './record.ts'
 
 /**
@@ -32,16 +31,24 @@ export async function writeOutcome({ outcome }: UpdatePaths, what: Outcome): Pro
   })
 }
 
-/** The last attempt; undefined when there was none since the device was started. */
+/**
+ * The last attempt; undefined when there was none since the device was started. The updater's user
+ * writes it, root reads it, and it is shown on consoles: a line of text, whatever it is.
+ */
 export async function readOutcome({ outcome }: UpdatePaths): Promise<Outcome | undefined> {
   try {
-    const { source, text, failed } = JSON.parse(await readFile(outcome, 'utf8')) as Outcome
+    const content = await readForeign(outcome, 65_536)
+    const { source, text, failed } = JSON.parse(content.toString('utf8')) as Outcome
     return typeof source === 'string' && typeof text === 'string'
-      ? { source, text, failed: failed === true }
+      ? { source: line(source, 64), text: line(text, 2000), failed: failed === true }
       : undefined
   } catch {
     return undefined
   }
+}
+
+function line(text: string, longest: number): string {
+  return printable(oneLine(text)).slice(0, longest)
 }
 
 /**

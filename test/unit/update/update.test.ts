@@ -3,6 +3,7 @@
  * server on 127.0.0.1, real signatures.
  */
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
 import { createHash, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import {
   existsSync,
@@ -201,6 +202,30 @@ test('versions are ordered by their numbers; status says what became of an updat
     '0.10',
     '1',
   ])
+  // Each is older than the next.
+  const ordered = [
+    '0.9~~',
+    '0.9~rc1',
+    '0.9~rc2',
+    '0.9~rc10',
+    '0.9',
+    '0.9^1',
+    '0.9^2',
+    '0.9.1~a',
+    '0.9.1',
+    '0.9.1.202611211510',
+    '0.9a',
+    '0.9b',
+    '0.10~1',
+    '0.10',
+    '1',
+    '1.0.rc',
+    '1.0.1',
+  ]
+  for (const [i, one] of ordered.entries())
+    for (const [j, another] of ordered.entries())
+      assert.equal(compareVersions(one, another), Math.sign(i - j), `${one} and ${another}`)
+  assert.equal(compareVersions('1.007', '1.7'), 0)
   const installedAt = '2026-11-21T12:00:00Z'
   const line = async (record: object): Promise<string | undefined> => {
     await writeUpdateRecord(paths, { from: '0.9.0', to: '0.9.1', installedAt, ...record })
@@ -214,6 +239,33 @@ test('versions are ordered by their numbers; status says what became of an updat
   )
   assert.match((await line({ from: '0.9.1', to: '1.0' }))!, /has not reported yet; 0\.9\.1 runs/)
 })
+
+test(
+  'the order is that of systemd, which writes and starts by it',
+  { skip: spawnSync('systemd-analyze', ['--version']).status !== 0 && 'no systemd-analyze here' },
+  () => {
+    const pieces = ['0', '1', '2', '10', '007', 'a', 'b', 'rc', 'Z', '~', '^', '.', '.', '~~', '.~']
+    // A generator of its own, so that what fails once fails again.
+    let seed = 16
+    const pick = (below: number): number => (seed = (seed * 48271) % 2147483647) % below
+    const version = (): string =>
+      ['', '1.0', '0.9.'][pick(3)]! +
+      Array.from({ length: 1 + pick(5) }, () => pieces[pick(pieces.length)]!).join('')
+    const differ: string[] = []
+    for (let i = 0; i < 120; i++) {
+      const [one, other] = [version(), version()]
+      // 0: equal, 11: the first is newer, 12: the second is.
+      const { status } = spawnSync('systemd-analyze', ['compare-versions', one, other])
+      const wanted = new Map([
+        [0, 0],
+        [11, 1],
+        [12, -1],
+      ]).get(status ?? 1)
+      if (compareVersions(one, other) !== wanted) differ.push(`${one} ${other}: ${status}`)
+    }
+    assert.deepEqual(differ, [])
+  },
+)
 
 test('a percentage in the signed list: devices above it wait, and nothing large is fetched', async () => {
   offer('1.0')
