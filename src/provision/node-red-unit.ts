@@ -24,6 +24,21 @@ const hardware: Record<
   bluetooth: { allow: [], families: 'AF_BLUETOOTH', modules: ['bluetooth'] },
 }
 
+/** Of the serial ports, those that are on the board. */
+const onBoard = ['char-ttyAMA', 'char-ttyS']
+
+/**
+ * The serial lines that are the kernel's console, and so gatehouse-console.service's: `ttyS0` on a
+ * PC, `ttyAMA0`, `ttyAMA10` or `ttyS1` on a Pi. Screens are no serial lines.
+ *
+ * @param active what is in /sys/class/tty/console/active: names, the last one /dev/console
+ */
+export function consoleLines(active: string): string[] {
+  return active
+    .split(/\s+/)
+    .filter((name) => /^[A-Za-z]+[0-9]+$/.test(name) && !/^tty\d/.test(name))
+}
+
 /**
  * A value of Environment= or the like, quoted as systemd.syntax(7) has it; `%` would begin a
  * specifier.
@@ -43,8 +58,14 @@ function quoted(text: string): string {
  * changes without a restart.
  *
  * @param directory where the last good configuration is
+ * @param consoles lines that are the system's own, by name ({@link consoleLines}), and so no serial
+ *   ports of Node-RED's: somebody logs in there. `unknown`: which they are could not be told
  */
-export function nodeRedDropIn(config: NodeRed, directory: string): string {
+export function nodeRedDropIn(
+  config: NodeRed,
+  directory: string,
+  consoles: readonly string[] | 'unknown' = [],
+): string {
   const unit: string[] = []
   const service: string[] = []
   if (config.allow.length > 0) {
@@ -79,8 +100,15 @@ export function nodeRedDropIn(config: NodeRed, directory: string): string {
     if (modules.length > 0) unit.push(`Wants=${modules.join(' ')}`, `After=${modules.join(' ')}`)
     if (chosen.some(({ allow }) => allow.length > 0))
       service.push('PrivateDevices=no', 'DevicePolicy=closed')
+    if (config.devices.includes('serial') && consoles !== 'unknown' && consoles.length > 0)
+      service.push(
+        "# [console] login: whoever has this line reads and writes what root's shell does.",
+        `InaccessiblePaths=${consoles.map((name) => `-/dev/${name}`).join(' ')}`,
+      )
     for (const { allow, group, families } of chosen) {
-      service.push(...allow.map((device) => `DeviceAllow=${device} rw`))
+      // Which of the board's own lines is the console's is not known: none, then.
+      const given = allow.filter((device) => consoles !== 'unknown' || !onBoard.includes(device))
+      service.push(...given.map((device) => `DeviceAllow=${device} rw`))
       if (group !== undefined) service.push(`SupplementaryGroups=${group}`)
       if (families !== undefined) service.push(`RestrictAddressFamilies=${families}`)
     }

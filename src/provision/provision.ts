@@ -18,7 +18,7 @@ import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, applyNetwork } from './drop-in.ts'
 import { gatehouseDropIn } from './gatehouse-unit.ts'
 import { networkDropIns } from './network.ts'
-import { nodeRedDropIn } from './node-red-unit.ts'
+import { consoleLines, nodeRedDropIn } from './node-red-unit.ts'
 import { updateTimerDropIn } from './update-timer.ts'
 import { isHashed, wifiConfig, wifiFile } from './wifi.ts'
 
@@ -494,7 +494,11 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     [
       '[node_red]',
       async () => {
-        const text = nodeRedDropIn(config.node_red, paths.config)
+        const text = nodeRedDropIn(
+          config.node_red,
+          paths.config,
+          config.console.login ? await consoles() : [],
+        )
         await applyDropIn('node-red.service', text, paths.units)
       },
     ],
@@ -536,6 +540,14 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     return 1
   }
   return failures.length === 0 ? 0 : 1
+}
+
+/** The lines on which [console] login has root's shell. */
+async function consoles(): Promise<string[] | 'unknown'> {
+  return await readFile('/sys/class/tty/console/active', 'utf8').then(
+    consoleLines,
+    () => 'unknown' as const,
+  )
 }
 
 /**

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { defaults, parseConfig } from '../../../src/config/config.ts'
 import { applyDropIn } from '../../../src/provision/drop-in.ts'
-import { nodeRedDropIn } from '../../../src/provision/node-red-unit.ts'
+import { consoleLines, nodeRedDropIn } from '../../../src/provision/node-red-unit.ts'
 import { provision } from '../../../src/provision/provision.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-node-red-unit-'))
@@ -36,6 +36,26 @@ test("each device gives its own class and group, and none another's", () => {
   assert.match(serial, /^SupplementaryGroups=dialout$/m)
   assert.doesNotMatch(serial, /i2c|gpio|video|PrivateNetwork/)
   assert.doesNotMatch(dropIn('devices = ["i2c"]'), /tty|dialout/)
+})
+
+test("with [console] login, the console's own line is no serial port of Node-RED's", () => {
+  const { node_red } = parseConfig('[node_red]\ndevices = ["serial", "gpio"]\n', 'gatehouse.toml')
+  const masked = (active: string): string | undefined =>
+    /^InaccessiblePaths=(.*)$/m.exec(nodeRedDropIn(node_red, '/config', consoleLines(active)))?.[1]
+  assert.equal(masked('ttyS0\n'), '-/dev/ttyS0')
+  assert.equal(masked('tty0 ttyAMA10\n'), '-/dev/ttyAMA10')
+  assert.equal(masked('ttyAMA0 ttyS1'), '-/dev/ttyAMA0 -/dev/ttyS1')
+  // A screen and a keyboard are no serial port, and nobody's to give.
+  assert.equal(masked('tty0 tty1\n'), undefined)
+  assert.equal(masked(''), undefined)
+  assert.match(nodeRedDropIn(node_red, '/config', ['ttyS0']), /^DeviceAllow=char-ttyS rw$/m)
+  // Not known which it is: what is plugged in, and nothing on the board.
+  const unknown = nodeRedDropIn(node_red, '/config', 'unknown')
+  assert.match(unknown, /^DeviceAllow=char-ttyUSB rw$/m)
+  assert.match(unknown, /^DeviceAllow=char-gpiochip rw$/m)
+  assert.doesNotMatch(unknown, /ttyAMA|ttyS\b/)
+  const gpio = parseConfig('[node_red]\ndevices = ["gpio"]\n', 'gatehouse.toml').node_red
+  assert.doesNotMatch(nodeRedDropIn(gpio, '/config', ['ttyS0']), /Inaccessible/)
 })
 
 test('projects are switched on by the environment', () => {
