@@ -9,6 +9,7 @@ const usage = `Usage: gatehouse COMMAND
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   broker           what the console needs as root (gatehouse-broker.service)
+  room [--full]    set how many files Node-RED may have; --full: some more, so that its editor can save (node-red.service)
   report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
   backup FILE      one encrypted file of flows, identity, certificates and settings (as root)
   restore FILE     put it in place of what is there (as root)
@@ -40,6 +41,7 @@ const taken: Record<string, RegExp> = {
   firewall: /^apply$/,
   backup: /^[^-]/,
   restore: /^[^-]/,
+  room: /^--full$/,
   reset: /^--yes$/,
   update: /^(?:--force|[^-].*)$/,
   'update-stick': /^[^-]|^$/,
@@ -64,6 +66,8 @@ async function main(args: string[]): Promise<number> {
       return await (await import('./certs/run.ts')).runCerts(paths())
     case 'provision':
       return await (await import('./provision/provision.ts')).runProvision(paths())
+    case 'room':
+      return await (await import('./provision/room.ts')).runRoom({ full: rest.includes('--full') })
     case 'report':
       return await (await import('./cli/report.ts')).runReport(paths())
     case 'broker':

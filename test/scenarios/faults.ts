@@ -19,6 +19,7 @@ const order = [
   'node-red-crash-loop',
   'node-red-out-of-memory',
   'data-full',
+  'files-full',
   'network-away',
   'dhcp-without-dns',
   'udp-blocked',

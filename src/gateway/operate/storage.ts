@@ -1,6 +1,7 @@
 import { access, constants, readFile, readlink, stat, statfs } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { GatehouseError } from '../../base/errors.ts'
+import { reservedFiles } from '../../base/room.ts'
 
 /**
  * Less than this is too little for an update, a journal and Node-RED's flows; of a tenth of it the
@@ -39,12 +40,13 @@ export async function examineStorage(directory: string): Promise<Storage> {
       'Restart the device: it checks and repairs the partition. If it happens again the card is worn: run gatehouse backup, and use another',
     )
   const cure =
-    'Look at what is large: du -xsh /var/lib/* /var/log/*. Flows that write files are the usual cause'
-  if (files > 0 && ffree < 1000)
+    'Flows that write files are the usual cause. Where Deploy fails, switch the device off and on: flows then stay stopped, and there is room to save. Change the flow that writes, have one remove what it wrote (an inject node, and an exec node with rm -r and the folder), and deploy'
+  // What Node-RED cannot take is left, less what the others have of it.
+  if (files > 0 && ffree < reservedFiles(files))
     return problem(
       'error',
       'GH_DATA_FULL',
-      'the data partition has room for less than 1000 more files',
+      'flows have made as many files as the data partition has room for',
       cure,
     )
   // No figures in the messages: what is the same problem still is said once.

@@ -10,8 +10,8 @@ const path = require('node:path')
 const credential = (name) => path.join(process.env.CREDENTIALS_DIRECTORY ?? '/nonexistent', name)
 
 const socket = '/run/node-red/http.sock'
-// A socket left by a killed process would stop the next one with EADDRINUSE. No other process has
-// this directory.
+// A socket left by a killed process would stop the next one with EADDRINUSE. The unit has emptied
+// the directory; a test has not.
 fs.rmSync(socket, { force: true })
 
 const gate = require('./node-red-auth.cjs')
@@ -95,13 +95,13 @@ function additions() {
 
 /**
  * Whether flows are to be left stopped: they have brought Node-RED down three times within ten
- * minutes. The editor is then there to put them right, and says so; a deploy starts them. A start
- * that ends in good order leaves no trace.
+ * minutes, or have left no room for a file. The editor is then there to put them right, and says
+ * so; a deploy starts them. A start that ends in good order leaves no trace.
  *
  * Times are those since power-on: a board without a clock may believe anything, and a new boot is a
  * new attempt.
  */
-function crashLoop() {
+function leftStopped() {
   const file = path.join(process.env.CACHE_DIRECTORY ?? '/nonexistent', 'starts')
   const now = os.uptime()
   let starts = []
@@ -118,6 +118,13 @@ function crashLoop() {
   } catch (error) {
     console.error(`${file} cannot be written: ${error.message}`)
   }
+  // Said by the unit (node-red-room), which has then given it room for what the editor saves.
+  if (fs.existsSync('/run/node-red/full')) {
+    console.error(
+      'Node-RED had no room for a file, so flows are not started. Open the editor, change what fills the disk, have it emptied (an exec node with rm -r and the folder), and deploy',
+    )
+    return true
+  }
   if (starts.length < 3) return false
   console.error(
     'Node-RED has gone down three times within ten minutes, so flows are not started. Open the editor, change what brings it down, and deploy',
@@ -126,7 +133,7 @@ function crashLoop() {
 }
 
 const given = additions()
-module.exports = { ...defaults, ...given, ...fixed, ...(crashLoop() ? { safeMode: true } : {}) }
+module.exports = { ...defaults, ...given, ...fixed, ...(leftStopped() ? { safeMode: true } : {}) }
 module.exports.httpNodeAuth = gate.beforeFlows(
   fixed.httpAdminRoot,
   given.httpNodeAuth,
