@@ -37,12 +37,15 @@ const errors = {
   2: 'ENOENT',
   3: 'ESRCH',
   9: 'EBADF',
+  11: 'EAGAIN',
   13: 'EACCES',
   14: 'EFAULT',
   22: 'EINVAL',
   38: 'ENOSYS',
+  91: 'EPROTOTYPE',
   93: 'EPROTONOSUPPORT',
   97: 'EAFNOSUPPORT',
+  111: 'ECONNREFUSED',
 }
 /**
  * Refused as such: an EFAULT or EINVAL would mean that the call was let in and only the arguments
@@ -50,13 +53,53 @@ const errors = {
  */
 const refusals = ['EPERM', 'EACCES', 'ENOSYS', 'EAFNOSUPPORT']
 function call(name, number, ...args) {
+  const { result, error } = raw(number, ...args)
+  note(name, error ?? `done (${result})`, refusals.includes(error))
+}
+
+/** A system call by number: what it returned, and by name why it did not do what it was to do. */
+function raw(number, ...args) {
   const result = libc.syscall(
     BigInt(number),
     ...[...args, 0, 0, 0, 0, 0, 0].slice(0, 6).map(BigInt),
   )
-  const errno = result < 0n ? ffi.getInt32(libc.__errno_location(), 0) : 0
-  const got = result >= 0n ? `done (${result})` : (errors[errno] ?? `errno ${errno}`)
-  note(name, got, result < 0n && refusals.includes(got))
+  if (result >= 0n) return { result: Number(result) }
+  const errno = ffi.getInt32(libc.__errno_location(), 0)
+  return { result: -1, error: errors[errno] ?? `errno ${errno}` }
+}
+
+/**
+ * Connects to a unix socket as stream, datagram and seqpacket (unix(7); x86-64's numbers). What it
+ * came to: `CONNECTED (stream)`, or the error that says most.
+ *
+ * @param {string} name a path, or `@…` for an abstract name
+ */
+function connectUnix(name) {
+  const address = Buffer.alloc(110)
+  address.writeUInt16LE(1)
+  const length = address.write(name, 2) + 2
+  if (name.startsWith('@')) address[2] = 0
+  const got = []
+  for (const [kind, type] of [
+    ['stream', 1],
+    ['dgram', 2],
+    ['seqpacket', 5],
+  ]) {
+    const { result: socket, error: none } = raw(41, 1, type | 0x800, 0)
+    if (socket < 0) return none
+    // A path's length counts its end.
+    const { error } = raw(
+      42,
+      socket,
+      ffi.getRawPointer(address),
+      name.startsWith('@') ? length : length + 1,
+    )
+    raw(3, socket)
+    // Somebody listens there, and is busy.
+    if (error === undefined || error === 'EAGAIN') return `CONNECTED (${kind})`
+    got.push(error)
+  }
+  return got.find((error) => error !== 'EPROTOTYPE') ?? got[0]
 }
 
 const kinds = {
@@ -82,6 +125,166 @@ const kinds = {
         return 'may write'
       })
     attempt('list the disks', () => fs.readFileSync('/dev/vda').length)
+  },
+
+  /**
+   * Every socket of this machine (`options.paths`, `options.abstract`, as root sees them), and every
+   * one that is to be found from within. A program behind one of them acts for whoever asks.
+   */
+  sockets() {
+    const own = new RegExp(options.own)
+    const found = execFileSync('/bin/bash', [
+      '-c',
+      'find / -path /proc -prune -o -type s -print 2>/dev/null; true',
+    ])
+      .toString()
+      .split('\n')
+      .filter(Boolean)
+    const bound = fs
+      .readFileSync('/proc/self/net/unix', 'utf8')
+      .split('\n')
+      .flatMap((line) => / ([@/].*)$/.exec(line)?.[1] ?? [])
+    const names = new Set([...options.paths, ...options.abstract, ...found, ...bound])
+    const reached = []
+    const errors = new Map()
+    for (const name of names) {
+      const got = connectUnix(name)
+      if (got.startsWith('CONNECTED')) {
+        if (!own.test(name)) reached.push(`${name} ${got}`)
+      } else errors.set(got, (errors.get(got) ?? 0) + 1)
+    }
+    for (const name of reached) note('connect to a socket of the system', name, false)
+    note(
+      `connect to every socket of the system (${names.size})`,
+      reached.length > 0
+        ? `${reached.length} answered`
+        : [...errors].map(([error, count]) => `${count} ${error}`).join(', '),
+      reached.length === 0,
+    )
+    const strange = found.filter((name) => !own.test(name))
+    note('see a socket that is not its own', strange.join(' ') || 'none', strange.length === 0)
+    const below = fs.readdirSync('/run').filter((name) => !options.below.includes(name))
+    note('see what else is below /run', below.join(' ') || 'nothing', below.length === 0)
+  },
+
+  /** Questions to the resolver, by every way that there is to one. */
+  async resolver() {
+    const name = (way) => `${way}.${options.secret}`
+    // systemd-resolved by varlink, its stub by hand, and D-Bus.
+    for (const socket of [
+      '/run/systemd/resolve/io.systemd.Resolve',
+      '/run/dbus/system_bus_socket',
+    ]) {
+      const got = await new Promise((resolve) => {
+        const client = net.connect(socket)
+        const done = (text) => {
+          client.destroy()
+          resolve(text)
+        }
+        client
+          .on('error', (error) => done(error.code))
+          .on('data', (data) => done(`answered: ${String(data).slice(0, 60)}`))
+          .setTimeout(options.patience, () => done('CONNECTED'))
+        client.write(
+          socket.includes('Resolve')
+            ? `${JSON.stringify({ method: 'io.systemd.Resolve.ResolveHostname', parameters: { name: name('varlink') } })}\0`
+            : '\0AUTH EXTERNAL\r\n',
+        )
+      })
+      note(`ask ${socket}`, got, /^E[A-Z]+$/.test(got))
+    }
+    for (const [way, ask] of [
+      ['getaddrinfo', (host) => dns.lookup(host)],
+      ['the configured server', (host) => dns.resolve4(host)],
+      [
+        'the stub, 127.0.0.53',
+        async (host) => {
+          const own = new dns.Resolver({ timeout: options.patience, tries: 1 })
+          own.setServers(['127.0.0.53'])
+          return await own.resolve4(host)
+        },
+      ],
+      [
+        'the stub, 127.0.0.54',
+        async (host) => {
+          const own = new dns.Resolver({ timeout: options.patience, tries: 1 })
+          own.setServers(['127.0.0.54'])
+          return await own.resolve4(host)
+        },
+      ],
+    ]) {
+      const got = await ask(name(way.replaceAll(/\W+/g, '-'))).then(
+        (answer) => `resolved: ${JSON.stringify(answer)}`,
+        (error) => error.code,
+      )
+      note(`ask for a name by ${way}`, got, !/resolved|ENODATA/.test(got))
+    }
+    for (const program of [
+      'resolvectl query',
+      'getent hosts',
+      'busctl call org.freedesktop.resolve1',
+    ]) {
+      const [file, ...args] = program.split(' ')
+      attempt(`${program}`, () =>
+        execFileSync(`/usr/bin/${file}`, [...args, name(file)], {
+          stdio: ['ignore', 'pipe', 'pipe'],
+          timeout: 30_000,
+        }),
+      )
+    }
+  },
+
+  /** The lock of the certificates' agent: held, nothing is renewed. */
+  lock() {
+    const { dev, ino } = options.state
+    // As an abstract socket, by the name that a version before gave it, and as what it is now.
+    const address = Buffer.alloc(110)
+    address.writeUInt16LE(1)
+    const length = address.write(`\0gatehouse-certs-${dev}-${ino}`, 2) + 2
+    const { result: socket } = raw(41, 1, 1, 0)
+    const { error } = raw(49, socket, ffi.getRawPointer(address), length)
+    if (error === undefined) raw(50, socket, 1)
+    attempt('lock the state of the certificates', () => {
+      execFileSync('/usr/bin/flock', ['--nonblock', options.state.path, 'true'], { stdio: 'pipe' })
+      return 'LOCKED'
+    })
+    // Held while whoever started this looks whether certificates are still looked after.
+    fs.writeSync(1, `bound ${error ?? 'yes'}\n`)
+    return new Promise((done) => setTimeout(done, options.seconds * 1000))
+  },
+
+  /** Its own directory below /run: bytes and files until somebody says no. */
+  runtime() {
+    let files = 0
+    let bytes = 0
+    let refused = ''
+    try {
+      for (; files < 100_000; files++) fs.writeFileSync(`${options.directory}/fill.${files}`, '')
+    } catch (error) {
+      refused = error.code
+    }
+    for (const name of fs.readdirSync(options.directory))
+      if (name.startsWith('fill.')) fs.rmSync(`${options.directory}/${name}`)
+    try {
+      const file = fs.openSync(`${options.directory}/fill`, 'w')
+      for (; bytes < 1 << 28; bytes += 65536) fs.writeSync(file, Buffer.alloc(65536))
+      fs.closeSync(file)
+    } catch (error) {
+      refused += ` ${error.code}`
+    }
+    fs.rmSync(`${options.directory}/fill`, { force: true })
+    note(
+      `fill ${options.directory}`,
+      `${files} files, ${bytes >> 10} KiB, then ${refused}`,
+      files < 1000 && bytes <= 1 << 20,
+    )
+    if (options.leave)
+      try {
+        for (let i = 0; ; i++) {
+          fs.mkdirSync(`${options.directory}/left.${i}/x`, { recursive: true })
+          fs.chmodSync(`${options.directory}/left.${i}`, 0)
+        }
+      } catch {}
   },
 
   /** System calls by number (x86-64). */
