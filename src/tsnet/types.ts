@@ -63,7 +63,9 @@ export interface CommonOptions {
   /**
    * Extra environment for Tailscale's own knobs (`TS_DEBUG_…`). Nothing else of the process's
    * environment is passed on, but for TSNET_FORCE_LOGIN and TSNET_SIMD (`0`: packets are encrypted
-   * by Go's code, not by the module with SIMD).
+   * by Go's code, not by the module with SIMD). TSNET_KEEPALIVE, a duration such as `30s`, is how
+   * long a connection may be silent before its peer is asked whether it is there (default: `1m`);
+   * one that does not answer for twice as long is reset.
    */
   env?: Record<string, string>
   /** Default: TSNET_NETWORK, then `auto`. */

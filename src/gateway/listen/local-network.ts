@@ -16,6 +16,9 @@ import type { TailnetConn } from '../tailnet/tailnet.ts'
  */
 const most = 200
 
+/** A connection that is silent for so long is probed. Milliseconds. */
+const keepAlive = 60_000
+
 /** Options of {@link LocalNetwork}. */
 export interface LocalNetworkOptions {
   log: Logger
@@ -130,6 +133,8 @@ export class LocalNetwork {
     this.#open.add(socket)
     socket.once('close', () => this.#open.delete(socket))
     socket.on('error', () => socket.destroy())
+    // As on the tailnet: who is gone without a word holds its connections for two minutes at most.
+    socket.setKeepAlive(true, keepAlive)
     accept(
       socket as TailnetConn,
       new Peer(

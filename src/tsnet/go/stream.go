@@ -7,14 +7,10 @@ import (
 	"io"
 	"maps"
 	"net"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
 	"unsafe"
-
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 )
 
 // abortAll resets every connection and lets the resets go out: netstack's own Close would lose them.
@@ -51,6 +47,7 @@ func (n *node) handOver(c net.Conn, meta streamMeta) error {
 		c.Close()
 		return err
 	}
+	keepAlive(c)
 	// An error of either side ends both halves, and both ends see a reset: a clean end would say that all bytes arrived.
 	fail := sync.OnceFunc(func() {
 		hostStreamReset(s.fd)
@@ -84,9 +81,8 @@ func (n *node) handOver(c net.Conn, meta streamMeta) error {
 // abort closes a connection of netstack's with a reset. gonet.TCPConn has no SetLinger, and its Close ends cleanly where
 // nothing lies unread: the endpoint behind it is what can abort.
 func abort(c net.Conn) {
-	if t, ok := c.(*gonet.TCPConn); ok {
-		ep := (*tcpip.Endpoint)(unsafe.Pointer(reflect.ValueOf(t).Elem().FieldByName("ep").UnsafeAddr()))
-		(*ep).Abort()
+	if ep := endpointOf(c); ep != nil {
+		ep.Abort()
 	}
 	c.Close()
 }

@@ -1,5 +1,5 @@
 /**
- * gVisor's TCP where upstream's stands still for ever (patches-gvisor/0002 to 0004), packet by
+ * gVisor's TCP where upstream's stands still for ever (patches-gvisor/0002 to 0005), packet by
  * packet, compiled as the module is. The patches have the tests; of two ends, either may be
  * upstream's there, and where both are, the test wants a hang.
  */
@@ -25,4 +25,12 @@ test('a window that shrinks below a segment is probed until it opens', async () 
 // Without the patch this does not return: one thread runs it all.
 test('a segment for a connection whose lock a timer holds does not keep the thread', async () => {
   assert.match(await goTest(tcp, '^TestDispatcherYields$'), /^--- PASS: TestDispatcherYields /m)
+})
+
+// Without the patch the connection ends after two minutes, though the peer answers.
+test('a user timeout ends a connection whose peer is gone, and none whose window is shut', async () => {
+  assert.match(
+    await goTest(tcp, '^TestUserTimeoutOfAShutWindow$'),
+    /^--- PASS: TestUserTimeoutOfAShutWindow /m,
+  )
 })
