@@ -111,6 +111,58 @@ test(
   },
 )
 
+test('an early answer of an app can be read too', { timeout: 60_000 }, async () => {
+  for (const connection of ['close', 'keep-alive']) {
+    await using bench = await Bench.start()
+    bench.origin.handler = (_request, response) => {
+      response
+        .writeHead(507, { connection, 'content-type': 'application/json' })
+        .end('{"error":{"code":"FULL"}}')
+    }
+    const seen = await byPython(bench, 10 * 1024 * 1024, connection === 'close')
+    assert.deepEqual(seen, Array(6).fill([507, 'FULL']), connection)
+  }
+})
+
+test('over HTTP/2 the answer comes whole, and behind it NO_ERROR', async () => {
+  await using bench = await Bench.limited({ bodyMib: 1 })
+  bench.origin.handler = (request, response) => {
+    request.resume().on('end', () => response.end('taken'))
+  }
+  const session = await bench.session()
+  for (const sized of [true, false]) {
+    const stream = session.request({
+      ':method': 'POST',
+      ':path': '/',
+      accept: 'application/json',
+      ...(sized ? { 'content-length': 5 * 1024 * 1024 } : {}),
+    })
+    stream.on('error', () => {})
+    const piece = Buffer.alloc(256 * 1024)
+    let sent = 0
+    const more = (): void => {
+      while (!stream.destroyed && sent < 5 * 1024 * 1024) {
+        sent += piece.length
+        if (!stream.write(piece)) break
+      }
+    }
+    stream.on('drain', more)
+    more()
+    const [headers] = (await once(stream, 'response')) as [{ ':status': number }]
+    let body = ''
+    stream.setEncoding('utf8').on('data', (part: string) => {
+      body += part
+    })
+    if (!stream.closed) await once(stream, 'close')
+    assert.deepEqual(
+      [headers[':status'], (JSON.parse(body) as { error: { code: string } }).error.code],
+      [413, 'GH_BODY_SIZE'],
+    )
+    assert.equal(stream.rstCode, 0)
+  }
+  session.destroy()
+})
+
 test('what is sent behind a refused request is no request any more', async () => {
   await using bench = await Bench.limited({ bodyMib: 1 })
   const socket = await halfOpen(bench)
