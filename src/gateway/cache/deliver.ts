@@ -9,6 +9,7 @@ import type { CacheRequest, Entry } from './cache.ts'
 import { compressStream, negotiate, worthwhile } from './compress.ts'
 import type { Coding } from './compress.ts'
 import { secure } from '../request/hygiene.ts'
+import { whenClosed } from '../shared/on-close.ts'
 import { plugin } from '../shared/plugin.ts'
 import type { Headers } from '../../config/header-names.ts'
 
@@ -31,6 +32,8 @@ const asked = new WeakMap<object, Entry>()
 export class Delivery {
   readonly cache: Cache
   #settings!: Config['cache']
+  /** Bytes of answers that are being taken in. */
+  #comingIn = 0
   #count: (how: How) => void = () => {}
 
   constructor(cache: Cache, settings: Config['cache']) {
@@ -142,9 +145,11 @@ export class Delivery {
       return undefined
     }
     const policy = this.cache.storable(cacheRequest(request), status, headers)
-    if (policy !== undefined)
+    const taken = policy === undefined ? undefined : this.#takeIn(reply, headers)
+    if (policy !== undefined && taken !== undefined)
       return {
         whole: (body) => {
+          taken()
           this.#send(
             request,
             reply,
@@ -174,6 +179,26 @@ export class Delivery {
     headers['content-encoding'] = coding
     if (headers.etag !== undefined) headers.etag = weak(String(headers.etag))
     return { through: compressStream(coding, length) }
+  }
+
+  /**
+   * Makes room for an answer that is to be taken in as a whole. As much as may be stored may be on
+   * its way in; what comes beside it is passed on, and not stored.
+   *
+   * @returns what ends it; undefined when there is no room
+   */
+  #takeIn(reply: FastifyReply, headers: Headers): (() => void) | undefined {
+    const length = Number(headers['content-length'])
+    if (this.#comingIn + length > this.cache.limit) return undefined
+    this.#comingIn += length
+    let over = false
+    const taken = (): void => {
+      if (over) return
+      over = true
+      this.#comingIn -= length
+    }
+    whenClosed(reply.raw, taken)
+    return taken
   }
 
   #send(request: FastifyRequest, reply: FastifyReply, entry: Entry, how: How): void {

@@ -120,3 +120,32 @@ test('whoever reads, slowly or not, gets all of it, and the next answer behind i
   session.destroy()
   socket.destroy()
 })
+
+test('what is taken in at a time is bounded by what may be stored: the rest is passed on, and not stored', async () => {
+  await using bench = await Bench.start()
+  const config = defaults()
+  bench.gateway.configure({ ...config, cache: { ...config.cache, memoryMib: 16 } })
+  const waiting: Array<() => void> = []
+  bench.origin.handler = (_request, response) => {
+    response.writeHead(200, {
+      'content-type': 'image/png',
+      'cache-control': 'public, max-age=600',
+      'content-length': size,
+    })
+    response.write(large.subarray(0, size / 2))
+    waiting.push(() => response.end(large.subarray(size / 2)))
+  }
+  const answers = Array.from({ length: 10 }, async (_, i) => await bench.fetch({ path: `/${i}` }))
+  await bench.until(() => waiting.length === 10)
+  for (const go of waiting) go()
+  const stored = (await Promise.all(answers)).filter((answer) => {
+    assert.deepEqual([answer.status, Number(answer.headers['content-length'])], [200, size])
+    return String(answer.headers['cache-status'] ?? '').includes('stored')
+  })
+  assert.equal(stored.length, 4)
+  // What was taken in is counted no more.
+  const again = bench.fetch({ path: '/again' })
+  await bench.until(() => waiting.length === 11)
+  waiting.at(-1)!()
+  assert.match(String((await again).headers['cache-status']), /stored/)
+})
