@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { parse } from 'smol-toml'
 import { GatehouseError } from '../base/errors.ts'
 import { scanToml } from '../base/toml-scan.ts'
-import { schema, tomlName } from './schema.ts'
+import { schema, singles, tomlName } from './schema.ts'
 import type { Keys } from './schema.ts'
 
 /**
@@ -107,7 +107,8 @@ export function withKey(text: string, key: string, value: string | undefined): s
 function splitKey(key: string): [table: string, name: string] {
   const parts = key.split('.')
   const known = (schema as Record<string, Keys | [Keys]>)[parts[0]!]
-  if (parts.length !== 2 || known === undefined || Array.isArray(known))
+  const list = Array.isArray(known) && !singles.has(parts[0]!)
+  if (parts.length !== 2 || known === undefined || list)
     throw new GatehouseError(
       'GH_SETTINGS_KEY',
       `${JSON.stringify(key)} is not a key that can be set alone`,

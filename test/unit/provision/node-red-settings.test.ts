@@ -17,6 +17,16 @@ function settings(
   own: string | undefined,
   env: Record<string, string> = {},
 ): { settings: Record<string, any>; said: string } {
+  const { stdout, stderr } = run(own, 'console.log(JSON.stringify(require(process.argv[1])))', env)
+  return { settings: JSON.parse(stdout), said: stderr }
+}
+
+/** What a program prints that gets the settings' path as its argument. */
+function run(
+  own: string | undefined,
+  program: string,
+  env: Record<string, string> = {},
+): { stdout: string; stderr: string } {
   const directory = mkdtempSync(join(root, 's-'))
   const credentials = join(directory, 'credentials')
   mkdirSync(credentials)
@@ -28,17 +38,14 @@ function settings(
   copyFileSync(join(source, 'node-red-auth.cjs'), join(directory, 'node-red-auth.cjs'))
   const { stdout, stderr, status } = spawnSync(
     process.execPath,
-    [
-      '-e',
-      `console.log(JSON.stringify(require(${JSON.stringify(join(directory, 'settings.cjs'))})))`,
-    ],
+    ['-e', program, join(directory, 'settings.cjs')],
     {
       encoding: 'utf8',
       env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, ...env },
     },
   )
   assert.equal(status, 0, stderr)
-  return { settings: JSON.parse(stdout), said: stderr }
+  return { stdout, stderr }
 }
 
 test('nothing is installed and nothing fetched unless the list allows the palette', () => {
@@ -102,6 +109,23 @@ test('projects are on by configuration and not otherwise, whatever else of the e
       ['Mine', { enabled, workflow: { mode: 'auto' } }],
     )
   }
+})
+
+test('the dashboard learns the address that the gateway says, and keeps what a user set', () => {
+  const probe = `const { dashboard } = require(process.argv[1])
+    const socket = { handshake: { address: '', headers: { 'x-forwarded-for': '100.64.0.7' } } }
+    const seen = []
+    for (const use of dashboard.ioMiddleware) use(socket, () => seen.push(socket.handshake.address))
+    console.log(JSON.stringify({ seen, size: dashboard.maxHttpBufferSize }))`
+  for (const [own, expected] of [
+    [undefined, { seen: ['100.64.0.7'] }],
+    [
+      'module.exports = { dashboard: { maxHttpBufferSize: 10e6, ioMiddleware: (s, next) => { s.handshake.address += "!"; next() } } }',
+      { seen: ['100.64.0.7', '100.64.0.7!'], size: 10e6 },
+    ],
+    ['module.exports = { ui: { maxHttpBufferSize: 5 } }', { seen: ['100.64.0.7'], size: 5 }],
+  ] as const)
+    assert.deepEqual(JSON.parse(run(own, probe).stdout), expected)
 })
 
 test('a mistake in them is said, and Node-RED starts without them', () => {

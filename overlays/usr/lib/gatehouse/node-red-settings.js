@@ -132,6 +132,23 @@ function leftStopped() {
   return true
 }
 
+/**
+ * For Dashboard 2, which takes the address of who is there (`msg._client.socketIp`) from the
+ * connection: that is the gateway's, a unix socket's, and has none. The gateway says it in a header
+ * that nobody else can send. What the user's own settings have of the dashboard's stays.
+ *
+ * @returns {object}
+ */
+function dashboard({ dashboard, ui }) {
+  const own = dashboard ?? ui ?? {}
+  const address = (socket, next) => {
+    const [first] = (socket.handshake.headers['x-forwarded-for'] ?? '').split(',')
+    if (first !== '') socket.handshake.address = first.trim()
+    next()
+  }
+  return { ...own, ioMiddleware: [address, ...[own.ioMiddleware ?? []].flat()] }
+}
+
 const given = additions()
 module.exports = { ...defaults, ...given, ...fixed, ...(leftStopped() ? { safeMode: true } : {}) }
 module.exports.httpNodeAuth = gate.beforeFlows(
@@ -139,6 +156,7 @@ module.exports.httpNodeAuth = gate.beforeFlows(
   given.httpNodeAuth,
   (password, hash) => require.main.require('bcryptjs').compareSync(password, hash),
 )
+module.exports.dashboard = dashboard(given)
 // Of the editor's looks all is the user's but this: gatehouse.toml says whether there are projects.
 module.exports.editorTheme = {
   ...module.exports.editorTheme,
