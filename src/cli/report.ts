@@ -111,6 +111,7 @@ export async function runReport(paths: Paths): Promise<number> {
       unreachable(err, paths.admin).message,
     )
   }
+  // Also where the gateway does not answer: what it says of them comes from the same file.
   text += settings(await readFile(notesFile(paths), 'utf8').catch(() => ''), text)
   // Much of it is others' words: names of the tailnet, what a server or an update said.
   text = printable(text)

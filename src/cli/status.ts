@@ -40,11 +40,16 @@ export async function runStatus(paths: Paths, { json }: { json: boolean }): Prom
     .filter((line) => line !== '')
   const row = (name: string, { failed, text }: { failed: boolean; text: string }): string =>
     `${failed ? '! ' : ''}${name.padEnd(13)} ${text}\n`
+  // The gateway has them in its table; one that is older does not know them.
+  const more = notes
+    .filter((text) => !table(status).includes(text))
+    .map((text) => row('Settings', { failed: false, text }))
+    .join('')
   process.stdout.write(
     json
       ? `${JSON.stringify({ ...status, settings: notes, update, attempt }, undefined, 2)}\n`
       : printable(
-          `${table(status)}${notes.map((text) => row('Settings', { failed: false, text })).join('')}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`,
+          `${table(status)}${more}${update === undefined ? '' : row('Update', update)}${attempt === undefined ? '' : row(attempt.source, attempt)}`,
         ),
   )
   return status.ok ? 0 : 1

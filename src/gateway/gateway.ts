@@ -81,6 +81,8 @@ export interface GatewayOptions {
   load?: () => Promise<Config>
   /** Reads what provisioning complains about; undefined when it does not. */
   configurationProblem?: () => Promise<string | undefined>
+  /** Reads what provisioning says beside that, a line each. Default: nothing. */
+  configurationNotes?: () => Promise<string[]>
   /** Content of a `ca_file` of gatehouse.toml. */
   authority?: (file: string) => string | undefined
   /** Ports of the listener on the local network. Default: the appliance's. */
@@ -490,6 +492,10 @@ export class Gateway {
   /** How things are now. */
   async status(): Promise<GatewayStatus> {
     const configuration = await this.#options.configurationProblem?.()
+    // What the problem says is said.
+    const notes = ((await this.#options.configurationNotes?.()) ?? []).filter(
+      (note) => !(configuration ?? '').includes(note),
+    )
     if (configuration !== undefined)
       this.problems.set(
         'configuration',
@@ -575,7 +581,10 @@ export class Gateway {
         ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}),
       },
       services: this.services.list(),
-      configuration: configuration === undefined ? {} : { problem: configuration },
+      configuration: {
+        ...(configuration === undefined ? {} : { problem: configuration }),
+        ...(notes.length === 0 ? {} : { notes }),
+      },
       problems,
     }
   }

@@ -3,6 +3,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { loadConfig, readAuthKey, readChannelKey } from '../config/load.ts'
+import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import { version } from '../base/version.ts'
 import { tailnetOptions } from './tailnet/early-start.ts'
@@ -85,6 +86,10 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
     configurationProblem: async () => {
       const text = await readFile(paths.problem, 'utf8').catch(() => '')
       return text.trim() === '' ? undefined : text.trim()
+    },
+    configurationNotes: async () => {
+      const text = await readFile(notesFile(paths), 'utf8').catch(() => '')
+      return text.split('\n').filter((line) => line !== '')
     },
   })
   gateway.metrics.watchProcess()

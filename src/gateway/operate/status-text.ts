@@ -73,6 +73,7 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
     'Configuration',
     status.problems.some((problem) => problem.part === 'configuration') ? 'see above' : 'well',
   )
+  for (const text of status.configuration.notes ?? []) row('', text)
   const width = Math.max(0, ...status.tailnet.peers.map((peer) => peer.name.length))
   for (const [i, peer] of status.tailnet.peers.entries()) {
     row(

@@ -62,6 +62,11 @@ export interface GatewayStatus {
   }
   /** Names of apps' own. */
   services: ServiceStatus[]
-  configuration: { problem?: string }
+  configuration: {
+    /** What provisioning complains about. */
+    problem?: string
+    /** What of the settings a person should know though they hold; absent when there is nothing. */
+    notes?: string[]
+  }
   problems: Array<Problem & { part: Part }>
 }

@@ -96,10 +96,11 @@ test('the key stays on the card until the device has joined, and is gone from it
   const toml = `[tailnet]\nauth_key = "${secret}"\n`
   writeFileSync(join(boot, 'gatehouse.toml'), toml)
   writeFileSync(join(root, 'problem'), 'line 3 is wrong\n')
+  writeFileSync(join(root, 'notes'), 'line 3 is wrong\nthe name "My_Pi" became my-pi\n')
   await runReport(where)
   assert.match(
     readFileSync(join(boot, 'gatehouse-status.txt'), 'utf8'),
-    /is starting, or cannot[^]*\r\n! configuration: line 3 is wrong\r\n$/,
+    /is starting, or cannot[^]*\r\n! configuration: line 3 is wrong\r\n\r\n- settings: the name "My_Pi" became my-pi\r\n$/,
   )
 
   let now = status({ state: 'NeedsLogin' })

@@ -4,6 +4,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { test } from 'node:test'
 import { GatehouseError } from '../../../src/base/errors.ts'
+import { table } from '../../../src/gateway/operate/status-text.ts'
 import { Bench, name } from '../support/bench.ts'
 import { LoopbackTailnet } from '../support/tailnet.ts'
 
@@ -136,8 +137,13 @@ test('the state line says what is wrong, or the URL', async () => {
 
 test('what provisioning complains about is in the status, and goes away with it', async () => {
   let problem: string | undefined = 'gatehouse.toml line 3: unknown key x.'
-  await using bench = await Bench.start({ options: { configurationProblem: async () => problem } })
+  const notes = ['the name "My Pi" became my-pi', 'gatehouse.toml line 3: unknown key x.']
+  await using bench = await Bench.start({
+    options: { configurationProblem: async () => problem, configurationNotes: async () => notes },
+  })
   const status = await bench.gateway.status()
+  assert.deepEqual(status.configuration.notes, [notes[0]], 'what the problem says is said once')
+  assert.match(table(status), /^ +the name "My Pi" became my-pi$/m)
   assert.deepEqual(
     [status.ok, status.configuration.problem, status.problems[0]!.code],
     [false, problem, 'GH_CONFIGURATION'],
