@@ -124,7 +124,12 @@ export function withoutAuthKey(text: string): string | undefined {
  * quotation mark is missing, a colon stands for the equals sign).
  */
 function sweep(text: string): string {
-  return text.replaceAll(/tskey-(?:auth|client)-[A-Za-z0-9-]{8,}/g, '(taken off the card)')
+  return text
+    .replaceAll(
+      /^([ \t]*)(["']?(?:tailnet["']?[ \t]*\.[ \t]*["']?)?(?:auth_key|client_secret)["']?[ \t]*[:=])[^\r\n]+/gm,
+      '$1# $2 (taken off the card)',
+    )
+    .replaceAll(/(?:ts|hs)key-(?:auth|client)-[A-Za-z0-9_-]{8,}/g, '(taken off the card)')
 }
 
 const within = (inner: TomlEntry, outer: TomlEntry): boolean =>

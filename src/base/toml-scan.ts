@@ -35,6 +35,9 @@ export interface TomlPlaces {
   entries: TomlEntry[]
 }
 
+/** Brackets within brackets; nobody writes so many. */
+const maxDepth = 200
+
 /** Thrown and caught within: what follows is not TOML. */
 class Mistake extends Error {}
 
@@ -53,6 +56,7 @@ class Scanner {
   #at = 0
   #table: string[] = []
   #statement = 0
+  #depth = 0
 
   constructor(text: string) {
     this.#text = text
@@ -66,6 +70,7 @@ class Scanner {
       this.#space(true)
       if (this.#at >= this.#text.length) return this.#places
       this.#statement = this.#at
+      this.#depth = 0
       try {
         if (this.#text[this.#at] === '[') this.#header()
         else this.#pair(this.#table, false)
@@ -167,6 +172,7 @@ class Scanner {
   /** What is within brackets, with commas between. */
   #many(close: string, one: (nth: number) => void): void {
     this.#at++
+    if (++this.#depth > maxDepth) throw new Mistake()
     for (let nth = 0; ; nth++) {
       this.#space(true)
       if (this.#text[this.#at] === close) break
@@ -177,6 +183,7 @@ class Scanner {
       this.#at++
     }
     this.#at++
+    this.#depth--
   }
 
   /** A string of any of the four kinds, at its first quotation mark. */

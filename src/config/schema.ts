@@ -570,7 +570,9 @@ export const schema = {
       search: key(
         oneOrMore(
           text((value) =>
-            /^(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+$/.test(value)
+            value.length <= 253 &&
+            /^(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?$/.test(value) &&
+            !/^-|-$|\.-|-\./.test(value)
               ? undefined
               : {
                   message: `search, ${quote(value)}, is not a domain`,

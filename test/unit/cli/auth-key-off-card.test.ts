@@ -80,6 +80,16 @@ test('the secret goes where it stands a second time, and where the file is not T
     assert.doesNotMatch(cleared, /SECRET/, broken)
     assert.equal(cleared.includes('hostname'), broken.includes('hostname'))
   }
+  // A control server of one's own has keys of its own.
+  for (const broken of [
+    '[tailnet]\nauth_key: 0123456789abcdefSECRET\nhostname = "door"\n',
+    '[tailnet]\r\n  "auth_key" = "0123456789SECRET\r\nhostname = "door"\r\n',
+    'tailnet.auth_key = “0123456789SECRET”\n[tailnet]\nhostname = "door"\n[x\n',
+  ]) {
+    const cleared = withoutAuthKey(broken)!
+    assert.doesNotMatch(cleared, /SECRET/, broken)
+    assert.match(cleared, /^hostname = "door"\r?$/m)
+  }
   assert.equal(withoutAuthKey('auth_key\n= 5 {'), undefined)
 })
 
