@@ -309,6 +309,9 @@ function syntaxIssue(err: unknown, text: string): ConfigIssue {
   const name = /([A-Za-z0-9_]+)\s*=/.exec(source)?.[1] ?? 'key'
   let cure = 'Write each setting on a line of its own as key = "value"'
   if (/=\s*\[?\s*[“”„‘’«»]/.test(source)) cure = 'Use straight quotes: key = "value", not “value”'
+  else if (/[\u00a0\u2000-\u200b\u202f\u2060\u3000\ufeff]/.test(source))
+    cure =
+      'Type the line anew: a space in it is not a plain one, as text from a web page may have it'
   // A backslash in double quotes, or a quotation mark too many between them.
   else if (/=\s*\[?\s*"(?:[^"]*\\|[^"]*"[^\s,\]}#"])/.test(source)) cure = singleQuotes(name)
   else if (/=\s*\[?\s*'[^']*'[^\s,\]}#']/.test(source))

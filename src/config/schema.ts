@@ -867,13 +867,27 @@ function checkSsid(bytes: number): Wrong | undefined {
       }
 }
 
+/** The tz database's names of zones in its regions. */
+const zoneRegion =
+  /^(?:Africa|America|Antarctica|Arctic|Asia|Atlantic|Australia|Brazil|Canada|Chile|Etc|Europe|Indian|Mexico|Pacific|US)(?:\/[A-Z][A-Za-z0-9_+-]*)+$/
+
+/** Its names without a region; most are of before there were regions. */
+const zoneNames: ReadonlySet<string> = new Set(
+  (
+    'CET CST6CDT Cuba EET EST EST5EDT Egypt Eire GB GB-Eire GMT GMT+0 GMT-0 GMT0 Greenwich HST ' +
+    'Hongkong Iceland Iran Israel Jamaica Japan Kwajalein Libya MET MST MST7MDT NZ NZ-CHAT Navajo ' +
+    'PRC PST8PDT Poland Portugal ROC ROK Singapore Turkey UCT UTC Universal W-SU WET Zulu'
+  ).split(' '),
+)
+
 function checkTimezone(value: string): Wrong | undefined {
   const wrong: Wrong = {
     message: `timezone ${quote(value)} is not a name of the tz database`,
     cure: 'Write timezone = "Europe/Berlin", with your continent and city',
   }
-  // Offsets and abbreviations know no summer time, or stand for several places.
-  if (!/^(?:[A-Z][A-Za-z0-9_+-]*(?:\/[A-Za-z0-9_+-]+){1,2}|UTC)$/.test(value)) return wrong
+  // Not an offset, which knows no summer time; nor PST and the like, which ICU knows and the tz
+  // database does not.
+  if (!(zoneRegion.test(value) || zoneNames.has(value))) return wrong
   try {
     void new Intl.DateTimeFormat('en', { timeZone: value })
     return undefined

@@ -144,6 +144,8 @@ class Reader {
     this.#userData(user, meta)
     await this.#networkConfig(network)
     for (const name of names) {
+      const [, meant] = /^(user-data|network-config)\.(?:txt|ya?ml)$/i.exec(name) ?? []
+      if (meant !== undefined) found.notes.push(`${name} is not used: rename it to ${meant}`)
       const what = others[name.toLowerCase()]
       if (what !== undefined)
         found.notes.push(
@@ -410,7 +412,8 @@ class Reader {
       interface: kind,
       addresses,
       gateway: all(gateways, 'gateway'),
-      dns: all([get(servers, 'addresses')], 'dns'),
+      // A list alone is not netplan's, but what is meant is plain.
+      dns: all([servers?.list === undefined ? get(servers, 'addresses') : servers], 'dns'),
       search: all([get(servers, 'search')], 'search'),
       dhcp:
         isTrue(dhcp) && addresses.some((own) => isIP(own.split('/')[0]!) === 4) ? true : undefined,
