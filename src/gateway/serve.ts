@@ -160,6 +160,7 @@ async function joinTailnet(
         controlAuthority:
           config.tailnet.caFile === undefined ? undefined : authority(config.tailnet.caFile),
         hasAuthKey: authKey !== undefined,
+        tags: config.tailnet.tags,
         create: () => begun.take(tailnetOptions(paths, config, authKey)),
       })
       return

@@ -92,11 +92,13 @@ export function decide(
     if (typeof read === 'string') problem = read
     else for (const right of read) rights.add(right)
   }
-  const person = peer.user === undefined ? [] : [peer.user.loginName]
+  const person = peer.user === undefined ? [] : [peer.user.loginName.replace(/@$/, '')]
   const names = peer.node.tags.length > 0 ? peer.node.tags : person
   let listed = false
   for (const right of ['view', 'edit', 'use', 'manage'] as const) {
-    if (settings[right]?.some((name) => names.includes(name)) !== true) continue
+    // A login name without a domain is written `alice` or, as in Headscale's policy, `alice@`.
+    const named = settings[right]?.some((name) => names.includes(name.replace(/@$/, '')))
+    if (named !== true) continue
     rights.add(right)
     listed = true
   }
@@ -160,6 +162,14 @@ export function needed(method: string, path: string, upgrade: boolean): Right[] 
 }
 
 /**
+ * A login name as policies write it: Headscale's local users have no domain, and an @ behind their
+ * name tells them from hosts.
+ */
+function policyName(loginName: string | undefined): string | undefined {
+  return loginName === undefined || loginName.includes('@') ? loginName : `${loginName}@`
+}
+
+/**
  * Policy lines that would give a peer these rights, to be pasted into the tailnet's policy file (an
  * entry of its "grants").
  */
@@ -171,7 +181,7 @@ export function policyFor(
   const src =
     peer === undefined
       ? 'you@example.com'
-      : (peer.node.tags[0] ?? peer.user?.loginName ?? peer.node.addresses[0]!)
+      : (peer.node.tags[0] ?? policyName(peer.user?.loginName) ?? peer.node.addresses[0]!)
   const dst = self === undefined ? 'tag:gatehouse' : (self.node.tags[0] ?? self.node.addresses[0]!)
   const entrances = [ports.editor, 80, ports.flows, ports.own]
     .map((port) => `"tcp:${port}"`)

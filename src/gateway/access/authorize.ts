@@ -3,6 +3,7 @@ import { GatehouseError } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { needed, ownRight, policyFor } from './access.ts'
 import type { Access, Right } from './access.ts'
+import { controlWords } from '../shared/control-words.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Guard, Verdict } from './guard.ts'
 import { sendError } from '../shared/pages.ts'
@@ -62,7 +63,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     }
     void guard
       .self()
-      .then(async (self) => await forbid(request, reply, rights, self))
+      .then(async (self) => await forbid(request, reply, rights, self, guard))
       .catch(done)
   }
   app.addHook('onRequest', (request, reply, done) => {
@@ -137,6 +138,7 @@ async function forbid(
   reply: FastifyReply,
   rights: Right[],
   self: WhoIs | undefined,
+  guard: Guard,
 ): Promise<FastifyReply> {
   const { whoIs, access } = request
   // Whoever may do nothing here is not to hold a connection that others want.
@@ -165,7 +167,7 @@ async function forbid(
     new GatehouseError(
       'GH_FORBIDDEN',
       `${who} may not ${may}${cause}`,
-      'Whoever manages the tailnet can allow it: add these lines to its policy (admin console, Access controls). They work within seconds',
+      `Whoever manages the tailnet can allow it: add these lines to its policy (${controlWords(guard.controlURL).policy}). They work within seconds`,
     ),
     // The page shows what a person may want in the end; a program is told what it asked for.
     policyFor(

@@ -35,6 +35,8 @@ export interface Verdict {
 
 /** Knows who a peer is and what they may do. Emits `change` when the settings did. */
 export class Guard extends EventEmitter {
+  /** The control server's URL, for the wording of cures; undefined: Tailscale's. */
+  controlURL: string | undefined
   #options: GuardOptions
   #settings: AccessSettings = { view: [], edit: [], use: [] }
   #local: ReadonlySet<Right> = new Set()

@@ -3,6 +3,7 @@ import type { Status } from '@gatehouse/tsnet'
 import { GatehouseError, oneLine, reason } from '../../base/errors.ts'
 import { sleep } from '../../base/time.ts'
 import { Backoff } from '../shared/backoff.ts'
+import { controlWords, isOwnControl } from '../shared/control-words.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problems } from '../shared/problems.ts'
 import { probeControl } from './probe.ts'
@@ -17,6 +18,8 @@ export interface NodeOptions {
   controlAuthority?: string | undefined
   /** True when there is an auth key, for the wording of cures. */
   hasAuthKey: boolean
+  /** Tags that are asked for, likewise. Default: none. */
+  tags?: readonly string[]
   problems: Problems
   log: Logger
   /**
@@ -40,6 +43,8 @@ export class Node extends EventEmitter {
   #status: Status | undefined
   /** Tailscale Services it is to host. */
   services: readonly string[] = []
+  /** Whether certificates are for the names the tailnet gives: only then is it a problem to get none. */
+  wantsNames = true
   #loginURL: string | undefined
   /** Set while the control server refuses the key: says more than the state does. */
   #refused = false
@@ -189,9 +194,7 @@ export class Node extends EventEmitter {
             new GatehouseError(
               'GH_AUTH_KEY',
               `the control server does not accept this node: ${withoutKeys(reason(err))}`,
-              this.#options.hasAuthKey
-                ? "Make a new auth key in the admin console (Settings, Keys), write it as auth_key into gatehouse.toml on the card's first partition and restart the device"
-                : "Write an auth_key into gatehouse.toml on the card's first partition and restart the device",
+              this.#keyCure(reason(err)),
               { cause: err },
             ),
             'error',
@@ -210,6 +213,17 @@ export class Node extends EventEmitter {
         await sleep(backoff.next(), this.#closed.signal)
       }
     }
+  }
+
+  /** What to do about a key that is refused, or about tags it may not give. */
+  #keyCure(said: string): string {
+    const { hasAuthKey, tags = [], controlURL } = this.#options
+    const words = controlWords(controlURL)
+    const card = "write it as auth_key into gatehouse.toml on the card's first partition"
+    if (!hasAuthKey)
+      return "Write an auth_key into gatehouse.toml on the card's first partition and restart the device"
+    const make = tags.length > 0 && /\btags?\b/i.test(said) ? words.taggedKey(tags) : words.newKey
+    return `${make}, ${card} and restart the device`
   }
 
   /** Takes the newest status now. Never rejects. */
@@ -290,7 +304,7 @@ export class Node extends EventEmitter {
         new GatehouseError(
           'GH_APPROVAL_NEEDED',
           'the node waits to be approved',
-          'Approve it in the admin console (Machines)',
+          controlWords(controlURL).approve,
         ),
       )
     } else if (this.loginURL !== undefined) {
@@ -310,15 +324,26 @@ export class Node extends EventEmitter {
   }
 
   #judgeHTTPS(status: Status): void {
-    const { problems, timing } = this.#options
-    if (status.certDomains.length > 0) {
+    const { problems, timing, controlURL } = this.#options
+    if (status.certDomains.length > 0 || !this.wantsNames) {
       this.#emptySince = undefined
-      problems.clear('https', 'HTTPS is enabled on the tailnet')
+      problems.clear('https', 'there are names for certificates')
       return
     }
     // The names come with the first netmap, which may be a moment behind the state.
     this.#emptySince ??= Date.now()
     if (Date.now() - this.#emptySince < (timing?.patience ?? 10_000)) return
+    if (isOwnControl(controlURL)) {
+      problems.set(
+        'https',
+        new GatehouseError(
+          'GH_HTTPS_NAMES',
+          'the control server gives this device no names for certificates (Headscale gives none), so there is no HTTPS yet',
+          'Write under [certificates] in gatehouse.toml on the card mode = "self" (an authority made on this device), "acme" (a domain of your own) or "files" (a certificate you have), as docs/certificates.md says, and restart the device',
+        ),
+      )
+      return
+    }
     problems.set(
       'https',
       new GatehouseError(
@@ -336,9 +361,9 @@ export class Node extends EventEmitter {
   }
 }
 
-/** Blots out anything that looks like a key in words that come from elsewhere. */
+/** Blots out anything that looks like a key, Tailscale's or Headscale's, in words from elsewhere. */
 function withoutKeys(text: string): string {
-  return oneLine(text).replace(/\btskey-[A-Za-z0-9-]+/g, 'tskey-…')
+  return oneLine(text).replace(/\b(tskey|hskey)-[A-Za-z0-9_-]+/g, '$1-…')
 }
 
 /** How long until the node's status is asked for again. Milliseconds. */

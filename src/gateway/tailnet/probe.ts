@@ -2,9 +2,13 @@ import { get as httpGet } from 'node:http'
 import { get as httpsGet } from 'node:https'
 import { getCACertificates } from 'node:tls'
 import { GatehouseError, reason } from '../../base/errors.ts'
+import { defaultControlURL } from '../shared/control-words.ts'
 
-/** Tailscale's own control server (ipn.DefaultControlURL). */
-export const defaultControlURL = 'https://controlplane.tailscale.com'
+/**
+ * What a client of today says it can do (tailcfg.CurrentCapabilityVersion of the Tailscale that
+ * src/tsnet is built from). A control server answers by it: Headscale has no keys for one of 1.
+ */
+export const capabilityVersion = 142
 
 /**
  * Why a node that has been starting for a while has not joined: asks the control server for its
@@ -29,7 +33,11 @@ export async function probeControl(
   const portal =
     'A network that wants you to log in on a page of its own first answers like this too: use another, or have this device let through.'
   try {
-    const { status, text } = await ask(new URL('/key?v=1', controlURL), authority, timeout)
+    const { status, text } = await ask(
+      new URL(`/key?v=${capabilityVersion}`, controlURL),
+      authority,
+      timeout,
+    )
     if (status >= 500) return unreachable(`it answers ${status}`, `Try again later. ${retry}`)
     if (!isKey(text))
       return unreachable(

@@ -1,6 +1,7 @@
 import { GatehouseError, reason } from '../../base/errors.ts'
 import { sleep } from '../../base/time.ts'
 import { Backoff } from '../shared/backoff.ts'
+import { isOwnControl } from '../shared/control-words.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Node } from './node.ts'
 import type { Problems } from '../shared/problems.ts'
@@ -12,6 +13,15 @@ export interface ServicesOptions {
   problems: Problems
   /** Undefined until it has started. */
   node: () => Node | undefined
+  /** The control server, where it is one's own; undefined for Tailscale's. Default: that. */
+  controlURL?: () => string | undefined
+  /**
+   * Name of a Service that certificates are for, by its label and its name in the tailnet. Default:
+   * the tailnet's.
+   */
+  nameOf?: (label: string, tailnet: string | undefined) => string | undefined
+  /** Whether there can be a certificate for a name. Default: the control server says so. */
+  certifiable?: (name: string) => boolean
   /** A connection of a peer to a port of a Service. */
   accept: (service: string, port: number, conn: TailnetConn) => void
 }
@@ -82,9 +92,10 @@ export class Services {
   name(service: string): string | undefined {
     const node = this.#options.node()
     const suffix = node?.running === true ? node.status?.magicDNSSuffix.toLowerCase() : undefined
-    return suffix === undefined || suffix === '' || !this.#wanted.includes(service)
-      ? undefined
-      : `${service.slice('svc:'.length)}.${suffix}`
+    if (!this.#wanted.includes(service)) return undefined
+    const label = service.slice('svc:'.length)
+    const tailnet = suffix === undefined || suffix === '' ? undefined : `${label}.${suffix}`
+    return this.#options.nameOf === undefined ? tailnet : this.#options.nameOf(label, tailnet)
   }
 
   /** Addresses of a Service, once the node may host it. */
@@ -107,6 +118,12 @@ export class Services {
     })
   }
 
+  /** Whether the control server is one of one's own that, as Headscale, gives no names at all. */
+  #unsupported(): boolean {
+    const names = this.#options.node()?.status?.certDomains ?? []
+    return isOwnControl(this.#options.controlURL?.()) && names.length === 0
+  }
+
   /** Looks at what the control server says of them, with each new status. */
   judge(): void {
     clearTimeout(this.#timer)
@@ -115,13 +132,15 @@ export class Services {
       if (node?.running !== true || hosted.listeners.length === 0) continue
       const name = this.name(service)
       const left = hosted.since + this.patience - Date.now()
-      if (this.addresses(service).length > 0 && node.names.includes(name ?? ''))
-        hosted.problem = undefined
+      const { certifiable = (full: string): boolean => node.names.includes(full) } = this.#options
+      if (this.addresses(service).length > 0 && certifiable(name ?? '')) hosted.problem = undefined
       else if (left > 0)
         this.#timer = setTimeout(() => {
           this.judge()
         }, left + 1).unref()
-      else if (this.addresses(service).length === 0) {
+      else if (this.addresses(service).length === 0 && this.#unsupported()) {
+        hosted.problem = unsupported(service)
+      } else if (this.addresses(service).length === 0) {
         hosted.problem = new GatehouseError(
           'GH_SERVICE_APPROVAL',
           `this device is not approved as a host of ${service}, so ${name ?? 'its name'} leads nowhere yet`,
@@ -203,22 +222,35 @@ export class Services {
         if (signal.aborted) return
         const untagged =
           (err as NodeJS.ErrnoException).code === 'TSNET_SERVICE' && /tagged/.test(reason(err))
-        hosted.problem = untagged
-          ? new GatehouseError(
-              'GH_SERVICE_TAG',
-              `${service} cannot be hosted: this device is not tagged`,
-              'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. The gateway notices by itself',
-              { cause: err },
-            )
-          : new GatehouseError(
-              'GH_SERVICE',
-              `${service} cannot be advertised: ${reason(err)}`,
-              'The gateway goes on trying',
-              { cause: err },
-            )
+        const own = this.#unsupported()
+        hosted.problem = own ? unsupported(service) : notHosted(service, err, untagged)
         this.judge()
         await sleep(backoff.next(), signal)
       }
     }
   }
+}
+
+function unsupported(service: string): GatehouseError {
+  return new GatehouseError(
+    'GH_SERVICE_UNSUPPORTED',
+    `the control server gives ${service} no address: Services are Tailscale's, and Headscale has none, nor an approval to wait for`,
+    'Give the [[app]] a path = "/…/" or a port instead of service, in gatehouse.toml on the card, and restart the device',
+  )
+}
+
+function notHosted(service: string, err: unknown, untagged: boolean): GatehouseError {
+  return untagged
+    ? new GatehouseError(
+        'GH_SERVICE_TAG',
+        `${service} cannot be hosted: this device is not tagged`,
+        'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. The gateway notices by itself',
+        { cause: err },
+      )
+    : new GatehouseError(
+        'GH_SERVICE',
+        `${service} cannot be advertised: ${reason(err)}`,
+        'The gateway goes on trying',
+        { cause: err },
+      )
 }

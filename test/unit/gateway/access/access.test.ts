@@ -326,3 +326,18 @@ test('the key is made once a boot, and for root alone', async () => {
   assert.equal(readFileSync(path, 'utf8'), key)
   rmSync(directory, { recursive: true })
 })
+
+test('login names without a domain, as Headscale has them: alice and alice@ are one, alice@example.com is another', () => {
+  const local = person(9, 'alice')
+  for (const written of ['alice', 'alice@'])
+    assert.deepEqual(rights(decide(local, undefined, { ...none, use: [written] })), ['use'])
+  for (const [login, written] of [
+    ['alice', 'alice@example.com'],
+    ['alice@example.com', 'alice'],
+    ['alice@example.com', 'alice@'],
+    ['alicex', 'alice'],
+  ] as const)
+    assert.deepEqual(rights(decide(person(9, login), undefined, { ...none, use: [written] })), [])
+  assert.match(policyFor(local, appliance, ['use']), /"src": \["alice@"\]/)
+  assert.match(policyFor(own, appliance, ['use']), /"src": \["alice@example\.com"\]/)
+})
