@@ -70,8 +70,15 @@ export async function writeCard(boot: string, path: string, content: string): Pr
   })
 }
 
-/** Keys that add the device to the tailnet, once. */
-const once = new Set(['auth_key', 'client_secret'])
+const joined =
+  'used to join the tailnet, and taken off the card. The device keeps its own identity.'
+const kept = 'used, kept on the device, and taken off the card.'
+
+/** Keys that add the device to the tailnet, once, and what becomes of them. */
+const once: ReadonlyMap<string, string> = new Map([
+  ['auth_key', joined],
+  ['client_secret', joined],
+])
 
 /**
  * gatehouse.toml without its auth key or OAuth client secret, in whatever way TOML lets them be
@@ -81,6 +88,19 @@ const once = new Set(['auth_key', 'client_secret'])
  * @returns undefined when there is none
  */
 export function withoutAuthKey(text: string): string | undefined {
+  return withoutKeys(text, once)
+}
+
+/**
+ * gatehouse.toml without secrets that the device keeps by itself, likewise.
+ *
+ * @param keys as they are called in the file
+ */
+export function withoutKept(text: string, keys: readonly string[]): string | undefined {
+  return withoutKeys(text, new Map(keys.map((key) => [key, kept])))
+}
+
+function withoutKeys(text: string, once: ReadonlyMap<string, string>): string | undefined {
   // One without a whole value has no place to take it out of.
   const entries = scanToml(text).entries.filter(
     ({ path, value, end }) => end > value && path.some((part) => once.has(part)),
@@ -102,10 +122,10 @@ export function withoutAuthKey(text: string): string | undefined {
 
   // From the end, so that the places before stay right.
   let result = text
-  for (const entry of outer.toReversed()) result = without(result, entry)
+  for (const entry of outer.toReversed()) result = without(result, entry, once)
   result = scrub(result)
   if (before === undefined) return sweep(result)
-  if (sameButSecrets(before, parsed(result))) return result
+  if (sameButSecrets(before, parsed(result), once)) return result
 
   // Never the secret: rather a comment of all that is in one statement with it.
   result = text
@@ -143,9 +163,13 @@ const lineEnd = (text: string, at: number): number => {
   return text[end - 1] === '\r' ? end - 1 : end
 }
 
-function without(text: string, { path, start, end, inline, statement }: TomlEntry): string {
+function without(
+  text: string,
+  { path, start, end, inline, statement }: TomlEntry,
+  once: ReadonlyMap<string, string>,
+): string {
   const key = path.find((part) => once.has(part))!
-  const said = `# ${key}: used to join the tailnet, and taken off the card. The device keeps its own identity.`
+  const said = `# ${key}: ${once.get(key)}`
   if (!inline) return `${text.slice(0, start)}${said}${text.slice(end)}`
   // With the comma behind it; where it is the last, with the one before.
   let [from, to] = [start, end]
@@ -169,7 +193,11 @@ function parsed(text: string): Record<string, unknown> | undefined {
 }
 
 /** Whether one document says what another says, but for the keys that are gone. */
-function sameButSecrets(before: unknown, after: unknown): boolean {
+function sameButSecrets(
+  before: unknown,
+  after: unknown,
+  once: ReadonlyMap<string, string>,
+): boolean {
   const strip = (value: unknown): unknown => {
     if (Array.isArray(value)) return value.map(strip)
     if (typeof value !== 'object' || value === null || value instanceof Date) return value

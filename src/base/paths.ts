@@ -77,7 +77,8 @@ export function notesFile({ problem }: Pick<Paths, 'problem'>): string {
 }
 
 /** Secrets of gatehouse.toml that are handed to a unit, as its credential of that name. */
-export type Secret = 'authkey' | 'eab-hmac-key'
+export type Secret =
+  'authkey' | 'eab-hmac-key' | 'tsig-key' | 'acme-dns-password' | 'certificate-key'
 
 /**
  * Where a secret is for the units that get it (LoadCredential=): in /run, for it is written anew at

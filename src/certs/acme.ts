@@ -9,6 +9,7 @@ import { reason } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import type { RenewalInfo } from './ari.ts'
 import { IssueError } from './failure.ts'
+import type { Prover } from './proof.ts'
 import { day } from '../base/time.ts'
 
 /** Options of {@link createIssuer}. */
@@ -35,8 +36,8 @@ export interface IssuerOptions {
   now?: () => Date
   /** Told what time the authority says it is, over TLS that was verified. */
   heard?: (time: Date) => Promise<void>
-  /** Publishes the TXT record of a dns-01 challenge. */
-  publish: (name: string, value: string) => Promise<void>
+  /** Proves that a name is one's own. */
+  prover: Prover
 }
 
 /** What {@link Issuer.issue} may be told besides the name. */
@@ -54,7 +55,7 @@ export interface IssueOptions {
   issuing?: () => Promise<void>
 }
 
-/** Gets certificates by ACME (RFC 8555) with dns-01 challenges. */
+/** Gets certificates: by ACME (RFC 8555) with challenges in DNS, or from an authority of one's own. */
 export interface Issuer {
   /** @returns PEM of chain (leaf first) and fresh ECDSA P-256 key
    * @throws IssueError */
@@ -90,7 +91,7 @@ export async function createIssuer({
   profile,
   lifetime,
   state,
-  publish,
+  prover,
   now = () => new Date(),
   heard = async () => {},
 }: IssuerOptions): Promise<Issuer> {
@@ -207,6 +208,9 @@ export async function createIssuer({
       { replaces, say = () => {}, validating = async () => {}, issuing = async () => {} } = {},
     ) {
       let stage: Stage = 'directory'
+      const wildcard = name.startsWith('*.')
+      const base = name.replace(/^\*\./, '')
+      await prover.prepare(base, wildcard)
       const client = new acme.Client({
         directoryUrl: directory,
         accountKey,
@@ -286,24 +290,38 @@ export async function createIssuer({
           await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => {
             if (answer?.status !== 400) throw err
           })
+          // acme-client knows no such challenge. What the authority gets is the same: an empty object.
+          const authorize = client.getChallengeKeyAuthorization.bind(client)
+          client.getChallengeKeyAuthorization = async (challenge) =>
+            (challenge.type as string) === 'dns-persist-01' ? '' : await authorize(challenge)
           const chain = await client.auto({
             csr,
             ...(email === undefined ? {} : { email }),
             termsOfServiceAgreed: true,
-            challengePriority: ['dns-01'],
+            challengePriority: [prover.challenge],
             // Only the authority's view counts, and the firewall lets no other DNS query out.
             skipChallengeVerification: true,
             challengeCreateFn: async (_authz, challenge, value) => {
-              if (challenge.type !== 'dns-01')
+              if ((challenge.type as string) !== prover.challenge)
                 throw new IssueError(
                   'GH_CERTS_ORDER',
-                  `the authority offers no dns-01 challenge for ${name}`,
-                  'Use an authority that does',
+                  `the authority offers no ${prover.challenge} challenge for ${name}`,
+                  prover.challenge === 'dns-01'
+                    ? 'Use an authority that does'
+                    : 'Use an authority that does, or another proof: "rfc2136" or "acme-dns" in gatehouse.toml',
                 )
-              await publish(`_acme-challenge.${name}`, value)
+              if (prover.challenge === 'dns-01')
+                await prover.publish(`_acme-challenge.${base}`, value)
+              else
+                await prover.persist(base, wildcard, {
+                  issuers: issuersOf(challenge),
+                  account: client.getAccountUrl(),
+                })
             },
-            // The record is replaced by the next one; the control server keeps no others.
-            challengeRemoveFn: async () => {},
+            challengeRemoveFn: async (_authz, challenge, value) => {
+              if (challenge.type === 'dns-01')
+                await prover.withdraw(`_acme-challenge.${base}`, value)
+            },
           })
           return `${chain.trim()}\n${key.toString().trim()}\n`
         },
@@ -311,6 +329,24 @@ export async function createIssuer({
       )
     },
   }
+}
+
+/**
+ * What the authority calls itself in records of dns-persist-01.
+ *
+ * @throws IssueError when the challenge does not say
+ */
+function issuersOf(challenge: object): string[] {
+  const names = (challenge as { 'issuer-domain-names'?: unknown })['issuer-domain-names']
+  const valid = (Array.isArray(names) ? names : []).filter(
+    (name): name is string => typeof name === 'string' && /^[A-Za-z0-9.-]+$/.test(name),
+  )
+  if (valid.length > 0) return valid
+  throw new IssueError(
+    'GH_CERTS_ORDER',
+    'the authority does not say what its name in a dns-persist-01 record is',
+    'Use another authority, or another proof: "rfc2136" or "acme-dns" in gatehouse.toml',
+  )
 }
 
 /** How far an attempt got: it says whose fault a refusal is. */

@@ -10,7 +10,7 @@ import type { Moment, Plans } from './ari.ts'
 import { isFailureCode, IssueError } from './failure.ts'
 import type { FailureCode } from './failure.ts'
 import type { Ledger } from './ledger.ts'
-import { parseCertificate, renewAt } from './pem.ts'
+import { certificateFile, certificateName, parseCertificate, renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
 import { History, readRecord, urgency } from './record.ts'
 import type { CertsRecord, Severity } from './record.ts'
@@ -31,6 +31,8 @@ export interface AgentOptions {
   now?: () => Date
   /** The last moment an authority confirmed; undefined when none has yet. */
   goodTime?: () => Date | undefined
+  /** What else the record is to say, asked at the end. Default: nothing. */
+  more?: () => Pick<CertsRecord, 'records' | 'authority' | 'kept'>
 }
 
 const mode = 0o640
@@ -62,6 +64,7 @@ export async function renew({
   say,
   now = () => new Date(),
   goodTime = () => undefined,
+  more = () => ({}),
 }: AgentOptions): Promise<CertsRecord> {
   let made: Promise<Issuer> | undefined
   const ask = async (): Promise<Issuer> => await (made ??= issuer())
@@ -183,7 +186,7 @@ export async function renew({
           fresh.notAfter.getTime() - fresh.notBefore.getTime(),
         )
       })
-      await writeFileAtomic(join(tls, `${name}.pem`), pem, mode)
+      await writeFileAtomic(join(tls, certificateFile(name)), pem, mode)
       await ledger.succeeded(name, now().getTime())
       await plans.forget(name)
       history.totals.issued++
@@ -235,6 +238,7 @@ export async function renew({
         }),
     ...(next === undefined ? {} : { next: next.toISOString() }),
     certificates,
+    ...more(),
     ...history.parts(now()),
     ...confirmed(goodTime()),
   }
@@ -282,13 +286,13 @@ export async function writeFailure(
   history.failed(code)
   const there = await Promise.all(
     (await readdir(tls).catch(() => []))
-      .filter((file) => file.endsWith('.pem') && !file.startsWith('.'))
-      .map(async (file) => {
-        const name = file.slice(0, -'.pem'.length)
-        return await readFile(join(tls, file), 'utf8')
-          .then((text) => parseCertificate(text, name))
-          .catch(() => undefined)
-      }),
+      .flatMap((file) => certificateName(file) ?? [])
+      .map(
+        async (name) =>
+          await readFile(join(tls, certificateFile(name)), 'utf8')
+            .then((text) => parseCertificate(text, name))
+            .catch(() => undefined),
+      ),
   )
   const judged = there
     .filter((one) => one !== undefined)
@@ -305,6 +309,9 @@ export async function writeFailure(
     severity: judged?.severity === 'error' ? 'error' : 'warning',
     ...(judged === undefined ? {} : { daysLeft: judged.daysLeft }),
     ...(before?.certificates === undefined ? {} : { certificates: before.certificates }),
+    ...(before?.records === undefined ? {} : { records: before.records }),
+    ...(before?.authority === undefined ? {} : { authority: before.authority }),
+    ...(before?.kept === undefined ? {} : { kept: before.kept }),
     ...history.parts(now),
     ...confirmed(goodTime),
   }
@@ -381,7 +388,7 @@ async function look(
   why?: string
   found?: { code: FailureCode; message: string }
 }> {
-  const path = join(tls, `${name}.pem`)
+  const path = join(tls, certificateFile(name))
   try {
     const stat = await lstat(path)
     if (!stat.isFile())
@@ -420,9 +427,9 @@ async function look(
  * way.
  */
 async function makeRoom(tls: string, name: string): Promise<void> {
-  const probe = join(tls, `.${name}.room.tmp`)
+  const probe = join(tls, `.${certificateFile(name)}.room.tmp`)
   try {
-    await clear(join(tls, `${name}.pem`))
+    await clear(join(tls, certificateFile(name)))
     await rm(probe, { recursive: true, force: true })
     const file = await open(probe, 'wx', 0o600)
     try {
@@ -466,9 +473,7 @@ async function removeUnwanted(
   now: number,
   say: AgentOptions['say'],
 ): Promise<void> {
-  const there = (await readdir(tls))
-    .filter((file) => file.endsWith('.pem') && !file.startsWith('.'))
-    .map((file) => file.slice(0, -'.pem'.length))
+  const there = (await readdir(tls)).flatMap((file) => certificateName(file) ?? [])
   const away = await plans.away(
     there.filter((name) => !names.includes(name)),
     now,
@@ -476,7 +481,7 @@ async function removeUnwanted(
   let removed = false
   for (const [name, time] of Object.entries(away)) {
     if (time < grace) continue
-    await rm(join(tls, `${name}.pem`), { recursive: true, force: true })
+    await rm(join(tls, certificateFile(name)), { recursive: true, force: true })
     await plans.forget(name)
     removed = true
     say(`certificate for ${name} removed: the node has not had that name for a day`)

@@ -4,6 +4,14 @@
  * that it counts) or `later` (it said no, or validation failed).
  */
 export const failures = {
+  /** A record that a person is to set is not in DNS yet. */
+  GH_CERTS_RECORD: 'often',
+  /** The name server, or acme-dns, did not take the proof. */
+  GH_CERTS_UPDATE: 'soon',
+  /** A secret is neither on the card nor kept on the device. */
+  GH_CERTS_SECRET: 'soon',
+  /** The certificate from the card cannot be put in place. */
+  GH_CERTS_FILES: 'soon',
   /** HTTPS is not enabled on the tailnet: there is no name to have a certificate for. */
   GH_CERTS_HTTPS_DISABLED: 'soon',
   /** The gateway does not answer, or has no names yet. */

@@ -28,7 +28,9 @@ interface Entry {
 
 const week = 7 * 24 * hour
 /** First wait of each kind; it doubles up to the longest. Milliseconds. */
-const first = { soon: 30_000, later: 15 * 60_000 } as const
+const first = { often: 60_000, soon: 30_000, later: 15 * 60_000 } as const
+/** Longest wait for what a person does. Milliseconds. */
+const patience = 5 * 60_000
 /**
  * A certificate of 6 days or more leaves two days to fail in. One that lives shorter leaves less: a
  * twelfth of its lifetime, yet never below the shorter one.
@@ -195,7 +197,10 @@ export class Ledger {
 
   #wait({ code, failures: count, issues }: Entry): number {
     const lifetime = issues.at(-1)?.lifetime ?? Infinity
-    const most = Math.min(longest.most, Math.max(longest.least, lifetime * longest.part))
+    const most =
+      failures[code] === 'often'
+        ? patience
+        : Math.min(longest.most, Math.max(longest.least, lifetime * longest.part))
     const full = Math.min(most, first[failures[code]] * 2 ** Math.min(count - 1, 20))
     // Up to a quarter later: a fleet that failed together must not come back together.
     return Math.ceil(full * (1 + Math.random() / 4))

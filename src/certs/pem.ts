@@ -17,6 +17,21 @@ export interface Certificate {
 }
 
 /**
+ * File of the certificate for a name. The star of a wildcard is written out: it means something to
+ * shells. No host begins with an underscore (RFC 1123 §2.1).
+ */
+export function certificateFile(name: string): string {
+  return `${name.replace(/^\*\./, '_wildcard.')}.pem`
+}
+
+/** The name a file is for; undefined where it is no certificate's. */
+export function certificateName(file: string): string | undefined {
+  return file.endsWith('.pem') && !file.startsWith('.')
+    ? file.slice(0, -'.pem'.length).replace(/^_wildcard\./, '*.')
+    : undefined
+}
+
+/**
  * Parses `<name>.pem` (chain and key in one file) and proves that the key is the leaf's, that the
  * leaf is for `name`, and that each certificate signed the one before it. Validity dates are not
  * judged here: an expired certificate that is served is a warning to a person, no certificate at

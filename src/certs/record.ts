@@ -53,12 +53,40 @@ export interface CertsRecord {
     renewAt: string
     from: 'authority' | 'lifetime'
   }>
+  /** DNS records that the person is to set, or has set; the agent waits for those not `there`. */
+  records?: DNSRecord[]
+  /** The device's own authority, with mode = "self". */
+  authority?: Authority
+  /**
+   * What of the secrets handed over at this boot the agent has used and keeps, by the mark of their
+   * handing over ({@link file://./secrets.ts}): they need not be on the card any more.
+   */
+  kept?: { mark: string; keys: string[] }
   /** Counted over all runs since the file was first written. */
   totals?: Totals
   /** The newest first, those of the last 30 days, 8 at most. */
   notes?: Note[]
   /** The last moment an authority confirmed, RFC 3339: a clock that says less is behind. */
   goodTime?: string
+}
+
+/** A DNS record for a person to set. */
+export interface DNSRecord {
+  name: string
+  type: 'TXT' | 'CNAME'
+  value: string
+  /** Whether it was seen in DNS. */
+  there: boolean
+}
+
+/** The root certificate of an authority made on the device. */
+export interface Authority {
+  /** SHA-256 of its DER, pairs of hexadecimal digits with colons between. */
+  fingerprint: string
+  /** RFC 3339. */
+  notAfter: string
+  /** Names it can issue for, and for nothing else. */
+  names: string[]
 }
 
 /** What happened so far, over all runs. */
@@ -73,6 +101,9 @@ export interface Totals {
   /** RFC 3339: the last certificate that was put in place. */
   lastSuccess?: string
 }
+
+/** The root certificate of the device's own authority, PEM, beside the record. */
+export const authorityFile = 'ca.crt'
 
 /** Reads the record; undefined when there is none, or none that can be read. */
 export async function readRecord(tlsDirectory: string): Promise<CertsRecord | undefined> {

@@ -3,17 +3,27 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../base/control-client.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
-import { loadConfig, readBindingKey } from '../config/load.ts'
+import { hour } from '../base/time.ts'
+import type { Config } from '../config/config.ts'
+import { loadConfig, readBindingKey, readCertificateSecret } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
 import { createIssuer } from './acme.ts'
-import { renew, sweep, writeFailure } from './agent.ts'
+import type { Issuer } from './acme.ts'
+import { renew, sweep, writeFailure, writeRecord } from './agent.ts'
+import type { AgentOptions } from './agent.ts'
 import { Plans } from './ari.ts'
 import { GoodTime } from './clock.ts'
 import { IssueError } from './failure.ts'
 import { lock, ownsState } from './lock.ts'
 import type { FailureCode } from './failure.ts'
 import { Ledger } from './ledger.ts'
+import { chainFile } from './chain.ts'
+import { installFiles } from './install.ts'
+import { ownProver, tailnetProver } from './proof.ts'
+import type { Prover } from './proof.ts'
 import type { Severity } from './record.ts'
+import { Secrets, credentials, readHanded } from './secrets.ts'
+import type { SecretKey } from './secrets.ts'
 
 /**
  * `gatehouse certs`: gets or renews what is due, once. A failure that may be tried again soon is
@@ -68,54 +78,8 @@ export async function runCerts(
     goodTime = await GoodTime.open(state)
     goodTime.check(now())
     const config = await loadConfig(paths.config)
-    const { directory, caFile, email, profile, eabKeyId } = config.certificates
-    const hmacKey = await readBindingKey(paths.credentials)
-    const binding =
-      eabKeyId === undefined || hmacKey === undefined ? undefined : { keyId: eabKeyId, hmacKey }
-    const authorities =
-      caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
-    const names = await askNames(paths.certs, seconds(env.GATEHOUSE_CERTS_WAIT, 300))
     await sweep(state)
-    const ledger = await Ledger.open(state, directory)
-    const plans = await Plans.open(state, directory)
-    const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)
-    let issuer: ReturnType<typeof createIssuer> | undefined
-    const clock = goodTime
-    for (;;) {
-      const record = await renew({
-        names,
-        tls: paths.tls,
-        ledger,
-        plans,
-        now,
-        say,
-        goodTime: () => clock.time,
-        issuer: async () =>
-          await (issuer ??= createIssuer({
-            directory,
-            authorities,
-            email,
-            binding,
-            profile,
-            state,
-            now,
-            heard: async (told) => {
-              await clock.confirm(now(), told)
-            },
-            publish: async (name, value) => {
-              await publish(paths.certs, name, value)
-            },
-          })),
-      })
-      if (record.result === 'ok') return 0
-      const wait = record.next === undefined ? Infinity : Date.parse(record.next) - now().getTime()
-      if (Date.now() + wait > end) {
-        if (record.result === 'waiting')
-          say(`nothing may be tried before ${record.next}: ${record.problem}`)
-        return record.result === 'waiting' ? 0 : 1
-      }
-      await sleep(Math.max(0, wait) + 100)
-    }
+    return await look({ paths, config, state, env, now, say, goodTime })
   } catch (err) {
     if (err instanceof GatehouseError) return await fail(err)
     const code = /^(?:ENOSPC|EDQUOT|EROFS|EACCES|EPERM|EIO)$/.test(
@@ -133,6 +97,187 @@ export async function runCerts(
     )
   } finally {
     await unlock()
+  }
+}
+
+interface Run {
+  paths: Paths
+  config: Config
+  state: string
+  env: NodeJS.ProcessEnv
+  now: () => Date
+  say: (line: string, severity?: Severity) => void
+  goodTime: GoodTime
+}
+
+/** Looks after certificates as [certificates] mode says; as {@link runCerts}. */
+async function look(run: Run): Promise<number> {
+  const { paths, config, state, env, now, say, goodTime } = run
+  const { mode, name } = config.certificates
+  if (mode === 'files') return await install(run)
+  const wait = seconds(env.GATEHOUSE_CERTS_WAIT, 300)
+  const names = mode === 'acme' ? name : await askNames(paths.certs, wait)
+  if (mode === 'self') {
+    // Loaded where it is used alone: it is large.
+    const { ownAuthority } = await import('./self.ts')
+    const { authority, issuer } = await ownAuthority({ names, state, tls: paths.tls, now, say })
+    return await goOn(run, names, 'self', async () => issuer, {
+      more: () => ({ authority }),
+    })
+  }
+  const { directory, caFile, email, profile, eabKeyId } = config.certificates
+  const hmacKey = await readBindingKey(paths.credentials)
+  const binding =
+    eabKeyId === undefined || hmacKey === undefined ? undefined : { keyId: eabKeyId, hmacKey }
+  const authorities =
+    caFile === undefined ? undefined : await readAuthorities(join(paths.config, caFile))
+  const own = mode === 'acme' ? await proofOf(run, authorities) : undefined
+  const prover =
+    own?.prover ??
+    tailnetProver(async (record, value) => {
+      await publish(paths.certs, record, value)
+    })
+  let issuer: ReturnType<typeof createIssuer> | undefined
+  return await goOn(
+    run,
+    names,
+    directory,
+    async () =>
+      await (issuer ??= createIssuer({
+        directory,
+        authorities,
+        email,
+        binding,
+        profile,
+        state,
+        now,
+        heard: async (told) => {
+          await goodTime.confirm(now(), told)
+        },
+        prover,
+      })),
+    own === undefined ? {} : { more: own.more, tryOut: own.tryOut },
+  )
+}
+
+/** How names of one's own are proven, and what the record says of it. */
+async function proofOf(
+  { paths, config: { certificates }, state, say }: Run,
+  authorities: string | undefined,
+): Promise<{
+  prover: Prover
+  more: NonNullable<AgentOptions['more']>
+  tryOut: () => Promise<void>
+}> {
+  const secrets = await Secrets.open(state)
+  const handed = await readHanded(paths)
+  const [tsigKey, acmeDnsPassword] = await Promise.all([
+    readCertificateSecret(paths.credentials, credentials.tsig_key),
+    readCertificateSecret(paths.credentials, credentials.acme_dns_password),
+  ])
+  const prover = await ownProver({
+    settings: certificates,
+    authorities,
+    handed: { tsigKey, acmeDnsPassword },
+    secrets,
+    state,
+    say,
+  })
+  const given = [
+    { key: 'tsig_key', of: certificates.tsigName, value: tsigKey },
+    { key: 'acme_dns_password', of: certificates.acmeDnsUser, value: acmeDnsPassword },
+  ] as const
+  const kept = (): SecretKey[] =>
+    given.flatMap(({ key, of, value }) =>
+      of !== undefined && value !== undefined && secrets.has(key, of, value) ? [key] : [],
+    )
+  return {
+    prover,
+    more: () => ({
+      records: prover.records(),
+      ...(handed === undefined ? {} : { kept: { mark: handed.mark, keys: kept() } }),
+    }),
+    tryOut: async () => {
+      const waiting = given.some(({ value }) => value !== undefined) && kept().length === 0
+      if (waiting) await prover.tryOut(certificates.name[0]!.replace(/^\*\./, ''))
+    },
+  }
+}
+
+/** mode = "files". */
+async function install({ paths, config, now, say, goodTime }: Run): Promise<number> {
+  const handed = await readHanded(paths)
+  const key = await readCertificateSecret(paths.credentials, credentials.key_file)
+  const chain = await readFile(join(paths.config, chainFile), 'utf8').catch((err: unknown) => {
+    throw new GatehouseError(
+      'GH_CERTS_FILES',
+      `the certificate that provisioning took from the card cannot be read: ${reason(err)}`,
+      'Restart the device',
+      { cause: err },
+    )
+  })
+  const record = await installFiles({
+    names: config.certificates.name,
+    chain,
+    key,
+    tls: paths.tls,
+    say,
+    now: now(),
+    goodTime: goodTime.time,
+  })
+  if (handed !== undefined && key !== undefined)
+    await writeRecord(paths.tls, { ...record, kept: { mark: handed.mark, keys: ['key_file'] } })
+  return 0
+}
+
+/** Renews what is due, and tries again as long as a run may. */
+async function goOn(
+  { paths, state, env, now, say, goodTime }: Run,
+  names: string[],
+  directory: string,
+  issuer: () => Promise<Issuer>,
+  { more, tryOut }: { more?: AgentOptions['more']; tryOut?: () => Promise<void> },
+): Promise<number> {
+  const ledger = await Ledger.open(state, directory)
+  const plans = await Plans.open(state, directory)
+  const end = Date.now() + seconds(env.GATEHOUSE_CERTS_PATIENCE, 600)
+  for (;;) {
+    const record = await renew({
+      names,
+      tls: paths.tls,
+      ledger,
+      plans,
+      now,
+      say,
+      goodTime: () => goodTime.time,
+      issuer,
+      ...(more === undefined ? {} : { more }),
+    })
+    if (record.result === 'ok') {
+      await tryOut?.().then(
+        async () => {
+          if (more !== undefined) await writeRecord(paths.tls, { ...record, ...more() })
+        },
+        async (err: unknown) => {
+          // Nothing is due: there is time, and somebody has just written it.
+          const { code, message, cure } =
+            err instanceof IssueError ? err : new IssueError('GH_CERTS', reason(err), 'Wait')
+          const problem = `${message}. ${cure}`
+          say(problem, 'warning')
+          const next = new Date(now().getTime() + hour).toISOString()
+          const worse = { result: 'waiting', problem, code, severity: 'warning', next } as const
+          await writeRecord(paths.tls, { ...record, ...more?.(), ...worse })
+        },
+      )
+      return 0
+    }
+    const wait = record.next === undefined ? Infinity : Date.parse(record.next) - now().getTime()
+    if (Date.now() + wait > end) {
+      if (record.result === 'waiting')
+        say(`nothing may be tried before ${record.next}: ${record.problem}`)
+      return record.result === 'waiting' ? 0 : 1
+    }
+    await sleep(Math.max(0, wait) + 100)
   }
 }
 
@@ -171,11 +316,11 @@ async function askNames(socket: string, patience: number): Promise<string[]> {
       // They become file names.
       const valid = names.filter(
         (name): name is string =>
-          typeof name === 'string' && /^(?!.*\.\.)[a-z0-9][a-z0-9.-]*$/.test(name),
+          typeof name === 'string' && /^(?!.*\.\.)(?:\*\.)?[a-z0-9][a-z0-9.-]*$/.test(name),
       )
       if (valid.length > 0) return valid
       problem = typeof told === 'string' ? told : 'the node has not joined its tailnet yet'
-      if (why === 'GH_HTTPS_DISABLED') code = 'GH_CERTS_HTTPS_DISABLED'
+      if (why === 'GH_HTTPS_DISABLED' || why === 'GH_HTTPS_NAMES') code = 'GH_CERTS_HTTPS_DISABLED'
     } catch (err) {
       problem = `the gateway cannot be asked: ${reason(err)}`
     }

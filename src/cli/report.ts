@@ -1,6 +1,6 @@
 import { isUtf8 } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
-import { open, readFile, writeFile } from 'node:fs/promises'
+import { open, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { renderUnicodeCompact } from 'uqr'
 import { printable } from '../base/errors.ts'
@@ -10,7 +10,10 @@ import type { Paths } from '../base/paths.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
-import { withCard, withoutAuthKey, writeCard } from '../base/card.ts'
+import { withCard, withoutAuthKey, withoutKept, writeCard } from '../base/card.ts'
+import { parseConfig } from '../config/config.ts'
+import { authorityFile, readRecord } from '../certs/record.ts'
+import { readHanded } from '../certs/secrets.ts'
 import { call, unreachable } from '../base/control-client.ts'
 
 /** Lines on a card for Windows' Notepad too. */
@@ -40,6 +43,22 @@ export function report(status: GatewayStatus): string {
   } else {
     lines.push('Gatehouse is not on your tailnet yet.', '')
   }
+  for (const { name, type, value, there } of status.certificate.records)
+    if (!there)
+      lines.push(
+        'A certificate waits for a record in the DNS of your domain. Set there:',
+        '',
+        `  ${name}  ${type}  ${type === 'TXT' ? JSON.stringify(value) : value}`,
+        '',
+      )
+  if (status.certificate.authority !== undefined && status.certificate.names.length > 0)
+    lines.push(
+      'Certificates are of an authority of this device alone. Let your devices trust its root once,',
+      `gatehouse-ca.crt on this card or http://${new URL(status.url ?? 'https://gatehouse/').hostname}/ca.crt, whose SHA-256 fingerprint is`,
+      '',
+      `  ${status.certificate.authority.fingerprint}`,
+      '',
+    )
   for (const problem of status.problems) {
     if (problem.code === 'GH_LOGIN_NEEDED') continue
     lines.push(
@@ -94,11 +113,13 @@ async function show(text: string): Promise<void> {
 export async function runReport(paths: Paths): Promise<number> {
   let text: string
   let joined = false
+  let self = false
   try {
     const answer = await call(paths.admin, 'GET', '/v1/status')
     if (answer.status !== 200) throw new Error(`the gateway answers ${answer.status}`)
     const status = answer.body as GatewayStatus
     text = report(status)
+    self = status.certificate.mode === 'self'
     const update = await updateLine()
     if (update?.failed === true) text += `\n! update: ${update.text}.\n`
     const attempt = await attemptLine(updatePaths())
@@ -121,7 +142,11 @@ export async function runReport(paths: Paths): Promise<number> {
     await writeFile(shown, text)
   }
   await writeCard(paths.boot, join(paths.boot, 'gatehouse-status.txt'), crlf(text))
+  const root = await readFile(join(paths.tls, authorityFile), 'utf8').catch(() => undefined)
+  if (self && root !== undefined)
+    await writeCard(paths.boot, join(paths.boot, 'gatehouse-ca.crt'), root)
   if (joined) await forgetAuthKey(paths)
+  await forgetKept(paths)
   return 0
 }
 
@@ -145,4 +170,56 @@ async function forgetAuthKey({ boot }: Pick<Paths, 'boot'>): Promise<void> {
   spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {
     stdio: 'ignore',
   })
+}
+
+/**
+ * Takes off the card what the certificates' agent says it has used and keeps: of this boot's
+ * secrets, by their mark. A key's file is overwritten before it goes; a card's controller may keep
+ * the old blocks all the same (docs/security.md).
+ */
+async function forgetKept(paths: Paths): Promise<void> {
+  const { boot, tls } = paths
+  const handed = await readHanded(paths)
+  const kept = (await readRecord(tls))?.kept
+  if (handed === undefined || kept?.mark !== handed.mark) return
+  const keys = handed.keys.filter((key) => kept.keys.includes(key))
+  const file = join(boot, 'gatehouse.toml')
+  const text = await readFile(file, 'utf8').catch(() => '')
+  const without = withoutKept(text, keys)
+  if (without === undefined) return
+  const keyFile = keys.includes('key_file') ? keyFileOf(text) : undefined
+  await withCard(boot, async () => {
+    // The line first: without its file a line would be an error at the next boot.
+    await writeFileAtomic(file, without, 0o700)
+    if (keyFile !== undefined) await shred(join(boot, keyFile))
+  })
+  process.stdout.write(`${keys.join(', ')} has been used and is taken off the card\n`)
+  spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {
+    stdio: 'ignore',
+  })
+}
+
+function keyFileOf(text: string): string | undefined {
+  try {
+    return parseConfig(text, 'gatehouse.toml', { lenient: true }).certificates.keyFile
+  } catch {
+    return undefined
+  }
+}
+
+async function shred(path: string): Promise<void> {
+  const size = await stat(path).then(
+    (found) => found.size,
+    () => 0,
+  )
+  if (size > 0) {
+    const opened = await open(path, 'r+')
+    try {
+      await opened.write(Buffer.alloc(size), 0, size, 0)
+      await opened.sync()
+    } finally {
+      await opened.close()
+    }
+  }
+  await rm(path, { force: true })
 }

@@ -55,6 +55,19 @@ export async function readBindingKey(credentials: string | undefined): Promise<s
   )
 }
 
+/**
+ * A secret of [certificates] as systemd handed it over to the agent; undefined when the card holds
+ * none.
+ *
+ * @param name of the credential
+ */
+export async function readCertificateSecret(
+  credentials: string | undefined,
+  name: string,
+): Promise<string | undefined> {
+  return await readCredential(credentials, name, 'gatehouse-certs.service', 'GH_CERTS_SECRET')
+}
+
 async function readCredential(
   credentials: string | undefined,
   name: string,

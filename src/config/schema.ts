@@ -93,6 +93,89 @@ export const schema = {
     bootstrapDNS: key(flag(), { default: true, example: 'false' }),
   },
   certificates: {
+    /**
+     * Where certificates come from: `tailscale`, an ACME authority for the names the tailnet gives;
+     * `acme`, one for names of one's own; `files`, a certificate from the card; `self`, an authority
+     * made on this device. Default: tailscale.
+     */
+    mode: key(oneOf('tailscale', 'acme', 'files', 'self'), {
+      default: 'tailscale',
+      example: '"acme"',
+    }),
+    /**
+     * Names of one's own, the one to be shown first; `*.` in front of a wildcard. Needed with
+     * `acme`. Default: with `files` those of the certificate, with `self` the tailnet's.
+     */
+    name: key(oneOrMore(text(checkName)), {
+      default: [],
+      example: '"gatehouse.example.org"',
+    }),
+    /**
+     * With `acme`, how it is proven that the names are one's own: `rfc2136`, DNS updates to a name
+     * server (TSIG); `acme-dns`, through such a server; `dns-persist`, a record that is set once by
+     * hand. Default: none, needed there.
+     */
+    proof: key(oneOf('rfc2136', 'acme-dns', 'dns-persist'), { example: '"rfc2136"' }),
+    /** With `rfc2136`: the name server that takes updates, `host` or `host:port` (TCP). */
+    dnsServer: key(text(checkServer), { example: '"ns1.example.org"' }),
+    /** With `rfc2136`: the zone that is updated. Default: as the name server says. */
+    dnsZone: key(text(checkName), { example: '"example.org"' }),
+    /**
+     * With `rfc2136` and `acme-dns`: how long the authority is made to wait after an update, until
+     * all name servers of the zone have it. Default: 10 s.
+     */
+    dnsWait: key(duration(0, 600_000), { default: 10_000, example: '"10 s"' }),
+    /** With `rfc2136`: name of the key that updates are signed with (RFC 8945). */
+    tsigName: key(
+      text((value) =>
+        /^(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?$/.test(value) && value.length <= 253
+          ? undefined
+          : {
+              message: `tsig_name ${quote(value)} is not the name of a key`,
+              cure: 'Write it as the name server has it: tsig_name = "gatehouse"',
+            },
+      ),
+      { example: '"gatehouse"' },
+    ),
+    /** Its algorithm. Default: hmac-sha256. */
+    tsigAlgorithm: key(
+      oneOf('hmac-sha256', 'hmac-sha384', 'hmac-sha512', 'hmac-sha224', 'hmac-sha1'),
+      { default: 'hmac-sha256', example: '"hmac-sha256"' },
+    ),
+    /** Its secret, base64. Taken off the card once it has been used. */
+    tsigKey: key(
+      text((value) =>
+        /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(value) &&
+        value.length >= 16
+          ? undefined
+          : {
+              message: 'tsig_key is no key in base64',
+              cure: 'Write the secret whole, as the name server has it: tsig_key = "…"',
+            },
+      ),
+      { example: '"pOqMp5HHIq1I5xM8fDqPx8hDfFxBW6KK3oIgpAJ5zZs="', secret: true },
+    ),
+    /** With `acme-dns`: the server, https or http. */
+    acmeDns: key(text(url('https:', 'http:')), { example: '"https://auth.example.org"' }),
+    /**
+     * With `acme-dns`: an account there, all three of it. Default: the device makes one, and says
+     * which record to set.
+     */
+    acmeDnsUser: key(text(checkToken), { example: '"eabcdb41-d89f-4580-826f-3e62e9755ef2"' }),
+    /** Its subdomain. */
+    acmeDnsSubdomain: key(text(checkToken), { example: '"d420c923-bbd7-4056-ab64-c3ca54c9b3cf"' }),
+    /** Its password. Taken off the card once it has been used. */
+    acmeDnsPassword: key(text(checkToken), {
+      example: '"pbAXVjlIOE01xbut7YnAbkhMQIkcwoHO0ek2j4Q0"',
+      secret: true,
+    }),
+    /** With `files`: PEM file with the certificate and its chain, beside gatehouse.toml. */
+    certFile: key(text(checkFile('pem', 'crt', 'cer')), { example: '"gatehouse.crt"' }),
+    /**
+     * With `files`: PEM file with its private key, beside gatehouse.toml. Taken off the card once
+     * the device has it. Default: the key the device has.
+     */
+    keyFile: key(text(checkFile('key', 'pem')), { example: '"gatehouse.key"' }),
     /** ACME directory, https. Default: Let's Encrypt. */
     directory: key(text(url('https:')), { default: letsEncrypt, example: `"${letsEncrypt}"` }),
     /**
@@ -640,6 +723,7 @@ export const entryChecks: {
           cure: 'Write tags = ["tag:gatehouse"], with a tag that the OAuth client was made for',
         }
   },
+  certificates: checkCertificates,
   local_network: ({ listen, rights }: Config['local_network']) =>
     listen && rights.length === 0
       ? {
@@ -774,6 +858,94 @@ function checkHostname(value: string): Wrong | undefined {
   }
 }
 
+/** What must hold among the keys of [certificates]. Secrets may be gone: they are taken off. */
+function checkCertificates(certificates: Config['certificates']): Wrong | undefined {
+  const { mode, proof } = certificates
+  // Where each key belongs: said, rather than having no effect.
+  const home: Partial<Record<keyof Config['certificates'], boolean>> = {
+    name: mode !== 'tailscale',
+    proof: mode === 'acme',
+    dnsServer: proof === 'rfc2136',
+    dnsZone: proof === 'rfc2136',
+    tsigName: proof === 'rfc2136',
+    tsigKey: proof === 'rfc2136',
+    acmeDns: proof === 'acme-dns',
+    acmeDnsUser: proof === 'acme-dns',
+    acmeDnsSubdomain: proof === 'acme-dns',
+    acmeDnsPassword: proof === 'acme-dns',
+    certFile: mode === 'files',
+    keyFile: mode === 'files',
+  }
+  const given = (key: keyof Config['certificates']): boolean => {
+    const value = certificates[key]
+    return value !== undefined && !(Array.isArray(value) && value.length === 0)
+  }
+  for (const [property, fits] of Object.entries(home)) {
+    const key = property as keyof Config['certificates']
+    if (fits || !given(key)) continue
+    const proofs: Partial<Record<keyof Config['certificates'], string>> = {
+      acmeDns: 'acme-dns',
+      acmeDnsUser: 'acme-dns',
+      acmeDnsSubdomain: 'acme-dns',
+      acmeDnsPassword: 'acme-dns',
+    }
+    let cure = `Write mode = "acme" and proof = "${proofs[key] ?? 'rfc2136'}", or remove ${tomlName(key)}`
+    if (key === 'name')
+      cure = 'Write mode = "acme", "files" or "self" (docs/certificates.md), or remove name'
+    else if (key === 'proof') cure = 'Write mode = "acme", or remove proof'
+    else if (key === 'certFile' || key === 'keyFile')
+      cure = `Write mode = "files", or remove ${tomlName(key)}`
+    return { message: `${tomlName(key)} has no meaning with mode = "${mode}"`, cure }
+  }
+  const missing = (key: keyof Config['certificates'], example: string): Wrong | undefined =>
+    given(key)
+      ? undefined
+      : {
+          message: `[certificates] mode = "${mode}"${proof === undefined ? '' : ` with proof = "${proof}"`} says nothing of ${tomlName(key)}`,
+          cure: `Write ${tomlName(key)} = ${example}`,
+        }
+  if (mode === 'files')
+    return (
+      missing('certFile', '"gatehouse.crt", the name of a file beside gatehouse.toml') ??
+      (certificates.certFile === certificates.keyFile
+        ? {
+            message: 'cert_file and key_file are one file',
+            cure: 'Put the key into a file of its own: it is taken off the card, and the certificate stays',
+          }
+        : undefined)
+    )
+  const exact = certificates.name.filter((name) => !name.startsWith('*.'))
+  if (certificates.name.length > 0 && exact.length === 0)
+    return {
+      message: 'name has wildcards alone, so there is none to open in a browser',
+      cure: `Write name = ["gatehouse.${certificates.name[0]!.slice(2)}", "${certificates.name[0]}"]`,
+    }
+  if (mode !== 'acme') return undefined
+  const wrong =
+    missing('name', '"gatehouse.example.org"') ??
+    missing('proof', '"rfc2136", "acme-dns" or "dns-persist" (docs/certificates.md)')
+  if (wrong !== undefined) return wrong
+  const tailnets = certificates.name.find((name) => name.endsWith('.ts.net'))
+  if (tailnets !== undefined)
+    return {
+      message: `name ${quote(tailnets)} is the tailnet's, and nobody but it can prove that`,
+      cure: 'Remove mode and name: certificates for it come by themselves; or write a name of your own domain',
+    }
+  if (proof === 'rfc2136')
+    return missing('dnsServer', '"ns1.example.org"') ?? missing('tsigName', '"gatehouse"')
+  if (proof !== 'acme-dns') return undefined
+  const { acmeDnsUser, acmeDnsSubdomain } = certificates
+  return (
+    missing('acmeDns', '"https://auth.example.org"') ??
+    ((acmeDnsUser === undefined) === (acmeDnsSubdomain === undefined)
+      ? undefined
+      : {
+          message: `acme_dns_${acmeDnsUser === undefined ? 'subdomain' : 'user'} stands alone`,
+          cure: 'Write acme_dns_user, acme_dns_password and acme_dns_subdomain; or none of them, and the device makes an account',
+        })
+  )
+}
+
 /**
  * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana, port
  * 8444 is port-8444), what people call it, and its path.
@@ -851,10 +1023,12 @@ function checkOrigin(value: string, key: { name: string }): Wrong | undefined {
 }
 
 function checkWho(value: string, key: { name: string }): Wrong | undefined {
-  if (/^[^\s@]+@[^\s@]+$/.test(value) || /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value)) return undefined
+  // A name without a domain is one of a control server of one's own, where policies write `alice@`.
+  if (/^[^\s@:]+(?:@[^\s@]*)?$/.test(value) || /^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(value))
+    return undefined
   return {
     message: `${key.name}, ${quote(value)}, is neither a login name nor a tag`,
-    cure: 'Write the name as the tailnet\'s admin console shows it, such as "alice@example.com" or "alice@github", or a tag such as "tag:sensor"',
+    cure: 'Write the name as the control server shows it, such as "alice@example.com" or "alice@github" (with Headscale also "alice"), or a tag such as "tag:sensor"',
   }
 }
 
@@ -958,9 +1132,56 @@ function sameNetwork(own: string, address: string): boolean {
   return isIP(address) === isIP(network) && list.check(address, family)
 }
 
+/** A full name in lower case, perhaps with a wildcard in front (RFC 1123 §2.1, RFC 9525 §6.3). */
+function checkName(value: string, key: { name: string; example: string }): Wrong | undefined {
+  const labels = value.replace(/^\*\./, '').split('.')
+  if (
+    value.length <= 253 &&
+    labels.length >= 2 &&
+    labels.every((label) => /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(label)) &&
+    !/^\d+$/.test(labels.at(-1)!)
+  )
+    return undefined
+  return {
+    message: `${key.name} ${quote(value)} is not a full name in lower case`,
+    cure: `Write ${key.example}`,
+  }
+}
+
+function checkServer(value: string, key: { name: string; example: string }): Wrong | undefined {
+  const parts = /^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::(\d{1,5}))?$/.exec(value)
+  const port = Number(parts?.[3] ?? 53)
+  return parts !== null && port >= 1 && port <= 65_535
+    ? undefined
+    : {
+        message: `${key.name} ${quote(value)} is neither a name nor an address, with or without :port`,
+        cure: `Write ${key.example}, or dns_server = "[2001:db8::53]:53"`,
+      }
+}
+
+/** An identifier or password another program made: no spaces, no quotes. */
+function checkToken(value: string, key: { name: string }): Wrong | undefined {
+  return /^[A-Za-z0-9._~+/=-]{1,256}$/.test(value)
+    ? undefined
+    : {
+        message: `${key.name} is empty, or holds characters acme-dns has none of`,
+        cure: `Write it whole, as acme-dns gave it: ${key.name} = "…"`,
+      }
+}
+
+function checkFile(...endings: string[]) {
+  return (value: string, key: { name: string; example: string }): Wrong | undefined =>
+    new RegExp(`^[A-Za-z0-9_][A-Za-z0-9_.-]*\\.(?:${endings.join('|')})$`).test(value)
+      ? undefined
+      : {
+          message: `${key.name} ${quote(value)} is not a plain file name ending in ${endings.map((ending) => `.${ending}`).join(' or ')}`,
+          cure: `Put the file beside gatehouse.toml and write its name alone: ${key.example}`,
+        }
+}
+
 function checkAuthKey(value: string): Wrong | undefined {
   const make =
-    'Make an auth key in the admin console (Settings, Keys) and write it whole: auth_key = "tskey-auth-…"'
+    'Make an auth key in the admin console (Settings, Keys), with Headscale by `headscale preauthkeys create`, and write it whole: auth_key = "tskey-auth-…"'
   if (value === '')
     return {
       message: 'auth_key is empty',

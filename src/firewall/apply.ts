@@ -8,6 +8,7 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
+import { certsTargets } from './certs-targets.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
 import { ports } from '../config/ports.ts'
 import { localPorts } from './local-ports.ts'
@@ -28,6 +29,8 @@ export interface Applied {
   entries: Entry[]
   /** Where the gateway may connect to for [[app]] and [[forward]]. */
   gateway?: Entry[]
+  /** Where the certificates' agent may connect to, beside the ACME authority on 443. */
+  certs?: Entry[]
   names: Record<string, Known>
 }
 
@@ -50,7 +53,7 @@ export function targets(allow: readonly string[], registry?: string): Egress[] {
 }
 
 /** The users whose targets gatehouse.toml decides, each with a chain of its own. */
-export type Caller = 'node-red' | 'gatehouse'
+export type Caller = 'node-red' | 'gatehouse' | 'gatehouse-certs'
 
 /**
  * The nftables script that puts a list in force. nft carries a script out as one transaction: the
@@ -131,7 +134,8 @@ export async function apply(
     node_red: { allow, registry },
     local_network: { listen },
   } = config
-  const [egress, gateway] = [targets(allow, registry), gatewayTargets(config)]
+  const egress = targets(allow, registry)
+  const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
   const interfaces = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
@@ -139,7 +143,7 @@ export async function apply(
   const named = (list: Egress[]): string[] =>
     list.flatMap(({ host }) => ('name' in host ? [host.name] : []))
   const names = await resolveNames(
-    [...named(egress), ...named(gateway)],
+    [...named(egress), ...named(gateway), ...named(certs)],
     before?.names ?? {},
     lookup,
     now,
@@ -170,13 +174,15 @@ export async function apply(
         ...(problem === undefined ? {} : { problem }),
       }
     }
-  const [forNodeRed, forGateway] = [
+  const [forNodeRed, forGateway, forCerts] = [
     egress.map(resolved(() => undefined)),
     gateway.map(resolved(unreachable)),
+    certs.map(resolved(unreachable)),
   ]
   await nft(
     script('node-red', forNodeRed) +
       script('gatehouse', forGateway) +
+      script('gatehouse-certs', forCerts) +
       redirection(listen, before?.localNetwork === true),
   )
   const withIPv6 = interfaces.some(
@@ -193,12 +199,13 @@ export async function apply(
     at: new Date().toISOString(),
     entries: kept(forNodeRed),
     ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }),
+    ...(certs.length === 0 ? {} : { certs: kept(forCerts) }),
     names,
     ...(listen ? { localNetwork: true } : {}),
   }
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
   // again.
-  if (egress.length === 0 && gateway.length === 0 && !listen)
+  if (egress.length + gateway.length + certs.length === 0 && !listen)
     await rm(join(paths.firewall, 'state.json'), { force: true })
   else
     await writeFileAtomic(
@@ -269,7 +276,7 @@ async function nft(input: string): Promise<void> {
  */
 export async function runApply(paths: Paths): Promise<number> {
   const applied = await apply(paths)
-  const all = [...applied.entries, ...(applied.gateway ?? [])]
+  const all = [...applied.entries, ...(applied.gateway ?? []), ...(applied.certs ?? [])]
   for (const { text, addresses, refused, problem } of all) {
     for (const [address, why] of Object.entries(refused))
       process.stderr.write(

@@ -25,31 +25,37 @@ export function gatewayTargets({
   ]
   return [...new Set(written)]
     .filter((text) => !text.startsWith('unix:'))
-    .flatMap((text): Egress[] => {
-      // A forward's target has no scheme; an app's upstream may leave its port to it.
-      const {
-        protocol,
-        hostname,
-        port: given,
-      } = new URL(/^https?:/.test(text) ? text : `tcp://${text}`)
-      const port = Number(given || (protocol === 'https:' ? 443 : 80))
-      const host = hostname.replace(/^\[|\]$/g, '').toLowerCase()
-      const egress = (of: Egress['host']): Egress => ({
-        text,
-        host: of,
-        ports: [port, port],
-        protocol: 'tcp',
-      })
-      const family = familyOf(host)
-      if (host === 'localhost')
-        return [egress({ address: '127.0.0.1', family: 4 }), egress({ address: '::1', family: 6 })]
-      if (anywhere.includes(port) && !(family !== undefined && isLoopback(host))) return []
-      return [
-        egress(
-          family === undefined ? { name: host.replace(/\.$/, '') } : { address: host, family },
-        ),
-      ]
-    })
+    .flatMap((text) => egressOf(text, anywhere))
+}
+
+/**
+ * A target of gatehouse.toml (`host:port`, or a URL, whose port follows from its scheme) for the
+ * firewall. Empty for what a user may send to in any case.
+ *
+ * @param anywhere ports of TCP that user may use anywhere but on this machine
+ */
+export function egressOf(text: string, anywhere: readonly number[]): Egress[] {
+  // A forward's target has no scheme; an app's upstream may leave its port to it.
+  const {
+    protocol,
+    hostname,
+    port: given,
+  } = new URL(/^https?:/.test(text) ? text : `tcp://${text}`)
+  const port = Number(given || (protocol === 'https:' ? 443 : 80))
+  const host = hostname.replace(/^\[|\]$/g, '').toLowerCase()
+  const egress = (of: Egress['host']): Egress => ({
+    text,
+    host: of,
+    ports: [port, port],
+    protocol: 'tcp',
+  })
+  const family = familyOf(host)
+  if (host === 'localhost')
+    return [egress({ address: '127.0.0.1', family: 4 }), egress({ address: '::1', family: 6 })]
+  if (anywhere.includes(port) && !(family !== undefined && isLoopback(host))) return []
+  return [
+    egress(family === undefined ? { name: host.replace(/\.$/, '') } : { address: host, family }),
+  ]
 }
 
 /**

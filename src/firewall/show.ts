@@ -101,10 +101,14 @@ export function render(rules: Overview, applied: Applied | undefined, recent: Dr
     }
   }
   list('gatehouse', applied?.gateway ?? [])
+  list('gatehouse-certs', applied?.certs ?? [])
   if (applied === undefined || applied.entries.length === 0)
     lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
   else list('node-red', applied.entries)
-  if (applied !== undefined && (applied.entries.length > 0 || applied.gateway !== undefined)) {
+  if (
+    applied !== undefined &&
+    (applied.entries.length > 0 || (applied.gateway ?? applied.certs) !== undefined)
+  ) {
     lines.push(`  (names looked up at ${applied.at.slice(0, 19).replace('T', ' ')} UTC)`)
   }
   lines.push('', 'Dropped since the rules were loaded, packets:')

@@ -1,10 +1,10 @@
 import type { FastifyInstance } from 'fastify'
 import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Counter } from 'prom-client'
-import { readRecord } from '../certs/record.ts'
+import { authorityFile, readRecord } from '../certs/record.ts'
 import type { CertsRecord } from '../certs/record.ts'
 import { randomBytes } from 'node:crypto'
 import { defaults } from '../config/config.ts'
@@ -21,6 +21,14 @@ import { judgeCertificates, wantedAt } from './certificates/health.ts'
 import { certificateMetrics } from './certificates/metrics.ts'
 import { Cache } from './cache/cache.ts'
 import { Certificates } from './certificates/certificates.ts'
+import {
+  canonicalName,
+  certificateNames,
+  covers,
+  isAlias,
+  serviceName,
+} from './certificates/names.ts'
+import type { NameSources } from './certificates/names.ts'
 import { createAdminServer, createCertsServer } from './operate/control.ts'
 import { Audit } from './console/audit.ts'
 import { Delivery } from './cache/deliver.ts'
@@ -35,6 +43,7 @@ import { LocalNetwork } from './listen/local-network.ts'
 import type { LocalNetworkOptions } from './listen/local-network.ts'
 import type { Logger } from './shared/log.ts'
 import { Metrics } from './request/metrics.ts'
+import { strictTransport } from './request/hygiene.ts'
 import { Node } from './tailnet/node.ts'
 import type { NodeOptions } from './tailnet/node.ts'
 import { Peer, setPeer } from './tailnet/peer.ts'
@@ -118,6 +127,8 @@ export class Gateway {
   #node: Node | undefined
   #controlURL: string | undefined
   #controlAuthority: string | undefined
+  /** [certificates]: where names and certificates come from. */
+  #settings: Config['certificates'] = defaults().certificates
   #redirect: Server
   #admin: Server
   #certs: Server
@@ -131,6 +142,7 @@ export class Gateway {
   #plain = new Set<TailnetConn>()
   #record: CertsRecord | undefined
   #names = ''
+  #writing = Promise.resolve()
   #woken: string | undefined
   #line = ''
   #closing = false
@@ -202,6 +214,12 @@ export class Gateway {
       log,
       problems: this.problems,
       node: () => this.#node,
+      controlURL: () => this.#controlURL,
+      nameOf: (label, tailnet) => serviceName(this.#sources(), label, tailnet),
+      certifiable: (name) =>
+        this.#settings.mode === 'tailscale'
+          ? (this.#node?.names.includes(name) ?? false)
+          : this.#settings.name.some((one) => covers(one, name)),
       accept: (service, port, conn) => {
         const peer = new Peer(conn, this.#node!.tailnet!, log, service)
         if (port === 80) this.#redirectConn(conn, peer)
@@ -269,7 +287,7 @@ export class Gateway {
     )
     this.#certs = createCertsServer(
       {
-        names: () => this.#node?.names ?? [],
+        names: () => certificateNames(this.#sources()),
         problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
         setDNS: async (name, value) => {
           await this.#node!.tailnet!.setDNS(name, value)
@@ -278,12 +296,16 @@ export class Gateway {
       log,
     )
     this.#redirect = createRedirectServer({
+      authority: async () =>
+        this.#settings.mode === 'self'
+          ? await readFile(join(options.tls, authorityFile), 'utf8').catch(() => undefined)
+          : undefined,
       name: (service) => this.#nameOf(service),
       waiting: (service) => {
         const ready =
           service === undefined
-            ? this.#https !== undefined
-            : this.certificates.get(this.#nameOf(service) ?? '') !== undefined
+            ? this.#https !== undefined && this.#covered(this.#nameOf() ?? '')
+            : this.#covered(this.#nameOf(service) ?? '')
         const problem = ready
           ? undefined
           : (this.problems.get('https') ?? this.problems.get('certificate'))
@@ -339,6 +361,10 @@ export class Gateway {
           service === undefined
             ? (this.#node?.status?.tailscaleIPs ?? [])
             : this.services.addresses(service),
+        alias: (host, service) =>
+          service === undefined &&
+          !this.services.list().some(({ name }) => name === host) &&
+          isAlias(this.#sources(), host),
       },
     })
     applyTo(this.#app.server as Server, this.limits.settings)
@@ -369,6 +395,7 @@ export class Gateway {
       editorRoot: this.#editorRoot,
       serving: this.#https !== undefined,
       services: this.services,
+      names: certificateNames(this.#sources()),
     })
   }
 
@@ -384,9 +411,21 @@ export class Gateway {
   configure(
     config: Pick<
       Config,
-      'limits' | 'cache' | 'access' | 'forward' | 'app' | 'local_network' | 'node_red'
+      | 'limits'
+      | 'cache'
+      | 'access'
+      | 'forward'
+      | 'app'
+      | 'local_network'
+      | 'node_red'
+      | 'certificates'
     >,
   ): void {
+    this.#settings = config.certificates
+    strictTransport(this.#settings.mode !== 'self')
+    if (this.#node !== undefined) this.#node.wantsNames = this.#settings.mode === 'tailscale'
+    // The agent is to look at what changed, names or not.
+    this.#names = ''
     this.#localRights = config.local_network.listen ? config.local_network.rights : []
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
@@ -414,9 +453,11 @@ export class Gateway {
    */
   async join(options: Omit<NodeOptions, 'problems' | 'log'>): Promise<void> {
     const node = new Node({ ...options, problems: this.problems, log: this.#options.log })
+    node.wantsNames = this.#settings.mode === 'tailscale'
     this.#node = node
     this.#controlURL = options.controlURL
     this.#controlAuthority = options.controlAuthority
+    this.guard.controlURL = options.controlURL
     node.on('fatal', (err: Error) => {
       this.#options.onFatal?.(err)
     })
@@ -445,9 +486,22 @@ export class Gateway {
     await this.#judgeCertificates()
   }
 
-  /** Full name of the node, or of a Service it hosts. */
+  /** What the names of this device follow from. */
+  #sources(): NameSources {
+    return {
+      settings: this.#settings,
+      node: this.#node,
+      covered: (name) => this.#covered(name),
+    }
+  }
+
+  #covered(name: string): boolean {
+    return this.certificates.covering(name) !== undefined
+  }
+
+  /** The one name of the device, or of a Service it hosts. */
   #nameOf(service?: string): string | undefined {
-    return service === undefined ? this.#node?.name : this.services.name(service)
+    return service === undefined ? canonicalName(this.#sources()) : this.services.name(service)
   }
 
   /** A connection of the local network, to the editor's port or to that of what flows serve. */
@@ -477,9 +531,7 @@ export class Gateway {
 
   /** The names may be others: of the node, of Services it hosts. */
   #takeNames(): void {
-    const node = this.#node
-    if (node === undefined) return
-    this.certificates.want(node.names)
+    this.certificates.want(certificateNames(this.#sources()))
     void this.#writeNames()
     void this.#judgeCertificates()
   }
@@ -509,6 +561,7 @@ export class Gateway {
       this.problems.clear('configuration', 'the configuration is well again')
     await Promise.all([this.#node?.look(), this.upstream.check(), this.#judgeCertificates()])
     const node = this.#node
+    const name = this.#nameOf()
     const status = node?.status
     const record = this.#record
     const problems = this.problems.list()
@@ -516,14 +569,14 @@ export class Gateway {
       version: this.#options.version,
       ok: problems.length === 0 && node?.running === true && this.#https !== undefined,
       startedAt: this.#startedAt.toISOString(),
-      ...(node?.name === undefined
+      ...(name === undefined
         ? {}
         : {
-            url: `${originOf(node.name, ports.editor)}/`,
+            url: `${originOf(name, ports.editor)}/`,
             urls: {
-              editor: `${originOf(node.name, ports.editor)}/`,
-              flows: `${originOf(node.name, ports.flows)}/`,
-              gateway: `${originOf(node.name, ports.own)}/`,
+              editor: `${originOf(name, ports.editor)}/`,
+              flows: `${originOf(name, ports.flows)}/`,
+              gateway: `${originOf(name, ports.own)}/`,
             },
           }),
       tailnet: {
@@ -541,7 +594,12 @@ export class Gateway {
         })),
       },
       certificate: {
-        names: (node?.names ?? []).map((name) => {
+        mode: this.#settings.mode,
+        ...(record?.authority === undefined || this.#settings.mode !== 'self'
+          ? {}
+          : { authority: record.authority }),
+        records: record?.records ?? [],
+        names: certificateNames(this.#sources()).map((name) => {
           const certificate = this.certificates.get(name)
           const problem = this.certificates.refused(name)
           const renewAt = record?.certificates?.find((one) => one.name === name)?.renewAt
@@ -673,8 +731,8 @@ export class Gateway {
       this.#closing ||
       node === undefined ||
       this.#accept === undefined ||
-      node.name === undefined ||
-      this.certificates.get(node.name) === undefined
+      !node.running ||
+      !this.#covered(this.#nameOf() ?? '')
     )
       return
     this.#opening = true
@@ -685,7 +743,7 @@ export class Gateway {
     })
     this.#opening = false
     if (this.#https !== undefined) this.doors.start()
-    if (this.#https !== undefined) this.#options.log.info(`serving https://${node.name}/`)
+    if (this.#https !== undefined) this.#options.log.info(`serving https://${this.#nameOf()}/`)
     this.#say()
   }
 
@@ -693,14 +751,15 @@ export class Gateway {
     this.#record = await readRecord(this.#options.tls)
     if (this.#closing) return
     await this.#openHTTPS()
-    const names = this.#node?.names ?? []
-    if (this.#node?.name === undefined || names.length === 0) return
+    const names = certificateNames(this.#sources())
+    if (names.length === 0) return
     const finding = judgeCertificates({
       names,
       certificates: this.certificates,
       record: this.#record,
       now: new Date(),
       uptime: Date.now() - this.#startedAt.getTime(),
+      mode: this.#settings.mode,
     })
     if (finding === undefined)
       this.problems.clear('certificate', 'there is a certificate for every name')
@@ -722,7 +781,15 @@ export class Gateway {
   }
 
   async #writeNames(): Promise<void> {
-    const names = this.#node?.names ?? []
+    // One after the other: they have one temporary file.
+    this.#writing = this.#writing.then(async () => {
+      await this.#writeNamesNow()
+    })
+    await this.#writing
+  }
+
+  async #writeNamesNow(): Promise<void> {
+    const names = certificateNames(this.#sources())
     const text = names.map((name) => `${name}\n`).join('')
     if (names.length === 0 || text === this.#names) return
     this.#names = text
@@ -741,7 +808,7 @@ export class Gateway {
   #say(): void {
     if (this.#closing) return
     const problem = this.problems.list()[0]
-    const name = this.#https === undefined ? undefined : this.#node?.name
+    const name = this.#https === undefined ? undefined : this.#nameOf()
     const well = name === undefined ? 'joining the tailnet' : `serving https://${name}/`
     const line = problem === undefined ? well : `${problem.message}. ${problem.cure}`
     if (line === this.#line) return

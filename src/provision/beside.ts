@@ -130,7 +130,8 @@ export async function readNodeRedSettings(boot: string, name: string): Promise<s
   }
 }
 
-async function readSmall(path: string): Promise<Buffer> {
+/** Reads a file of the card, which is no larger than settings are. */
+export async function readSmall(path: string): Promise<Buffer> {
   const file = await stat(path)
   const { size } = file
   // A pipe or a device would never end.

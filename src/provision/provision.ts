@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { mkdir, readFile, readdir, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
@@ -6,11 +7,22 @@ import type { Config } from '../config/config.ts'
 import { GatehouseError, oneLine, reason } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Moved } from '../config/migrate.ts'
+import { chainFile } from '../certs/chain.ts'
+import { credentials, handedFile, readHanded } from '../certs/secrets.ts'
+import type { SecretKey } from '../certs/secrets.ts'
+import { certsTargets } from '../firewall/certs-targets.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
 import { notesFile, secretFile } from '../base/paths.ts'
 import type { Paths, Secret } from '../base/paths.ts'
-import { Misnamed, readAuthorities, readNodeRedSettings, readSettingsFile } from './beside.ts'
+import {
+  Misnamed,
+  readAuthorities,
+  readNodeRedSettings,
+  readSettingsFile,
+  readSmall,
+} from './beside.ts'
+import { readCertificate } from './certificate-files.ts'
 import { readImager } from './imager.ts'
 import type { ImagerSettings } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
@@ -76,6 +88,7 @@ export async function provision(
 ): Promise<ProvisionResult> {
   const card = await readCard(paths, moves)
   await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
+  await hand(paths, card)
   for (const [name, secret] of Object.entries(card.secrets) as Array<[Secret, string | undefined]>)
     // Of what cannot be read whole, a key that is not in it may still be there from before.
     if (secret !== undefined || card.config !== undefined)
@@ -109,6 +122,32 @@ export async function provision(
     ...(card.ignored.length === 0 ? {} : { ignored: card.ignored }),
     ...(card.notes.length === 0 ? {} : { notes: card.notes }),
   }
+}
+
+/**
+ * Says which secrets the certificates' agent is handed, with a mark by which it can say that it has
+ * them. The mark stays while they stay, so that what it said meanwhile goes on being true.
+ */
+async function hand(
+  paths: Pick<Paths, 'problem'>,
+  { secrets }: Pick<Card, 'secrets'>,
+): Promise<void> {
+  const pairs = Object.entries(credentials) as Array<[SecretKey, Secret]>
+  const keys = pairs.filter(([, name]) => secrets[name] !== undefined).map(([key]) => key)
+  if (keys.length === 0) {
+    await rm(handedFile(paths), { force: true })
+    return
+  }
+  const before = await readHanded(paths)
+  const same = await Promise.all(
+    pairs.map(async ([, name]) => {
+      const had = await readFile(secretFile(paths, name), 'utf8').catch(() => '')
+      return had === (secrets[name] ?? '')
+    }),
+  )
+  if (before !== undefined && before.keys.join() === keys.join() && same.every(Boolean)) return
+  const handed = { mark: randomBytes(16).toString('hex'), keys }
+  await writeFileAtomic(handedFile(paths), JSON.stringify(handed), 0o644)
 }
 
 function stays(outcome: ProvisionResult['outcome'], { imager }: Card): string {
@@ -148,7 +187,7 @@ async function readCard(
     outcome: 'new',
     config: undefined,
     files: new Map(),
-    secrets: secretsOf(own.config),
+    secrets: secretsOf(own),
     keepWifi: false,
     imager: imager.present,
     problems: [],
@@ -220,6 +259,8 @@ interface Own {
   config: Config | undefined
   /** The files it names. */
   files: Map<string, string>
+  /** PEM of key_file's key; undefined where the card has none (any more). */
+  certificateKey?: string | undefined
   /** Empty: `config` is all of it. */
   wrong: GatehouseError[]
 }
@@ -265,10 +306,11 @@ async function readOwn(
 async function checkWhole(
   boot: string,
   config: Config,
-  { files, wrong }: Own,
+  own: Own,
   notes: string[],
   otherWifi: boolean,
 ): Promise<void> {
+  const { files, wrong } = own
   const { certificates, node_red: nodeRed } = config
   const step = async (work: () => void | Promise<void>, without: () => void): Promise<void> => {
     try {
@@ -325,6 +367,20 @@ async function checkWhole(
         },
       )
   }
+  await step(
+    async () => {
+      const taken = await readCertificate(boot, certificates, readSmall)
+      if (taken === undefined) return
+      files.set(chainFile, taken.chain)
+      own.certificateKey = taken.key
+      certificates.name = taken.names
+    },
+    () => {
+      const { certificates: usual } = defaults()
+      Object.assign(certificates, { mode: usual.mode, name: [], certFile: undefined })
+      certificates.keyFile = undefined
+    },
+  )
   const { settingsFile } = nodeRed
   if (settingsFile !== undefined)
     await step(
@@ -337,8 +393,14 @@ async function checkWhole(
     )
 }
 
-function secretsOf(config: Config | undefined): Record<Secret, string | undefined> {
+function secretsOf({
+  config,
+  certificateKey,
+}: Pick<Own, 'config' | 'certificateKey'>): Card['secrets'] {
   return {
+    'tsig-key': config?.certificates.tsigKey,
+    'acme-dns-password': config?.certificates.acmeDnsPassword,
+    'certificate-key': certificateKey,
     authkey: config?.tailnet.authKey ?? clientKey(config?.tailnet.clientSecret),
     'eab-hmac-key': config?.certificates.eabHmacKey,
   }
@@ -381,7 +443,7 @@ async function write(
   let removed = false
   for (const name of await readdir(directory)) {
     if (
-      (/\.(pem|js)$/.test(name) && !files.has(name)) ||
+      (/\.(pem|js|crt)$/.test(name) && !files.has(name)) ||
       /^\..*\.tmp$/.test(name) ||
       ['authkey', 'eab-hmac-key'].includes(name)
     ) {
@@ -482,7 +544,11 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     [
       'control_url, [[app]] or [[forward]]',
       async () => {
-        await flag(paths, 'targets', gatewayTargets(config).length > 0)
+        await flag(
+          paths,
+          'targets',
+          gatewayTargets(config).length + certsTargets(config).length > 0,
+        )
       },
     ],
     [

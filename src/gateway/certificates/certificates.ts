@@ -6,7 +6,7 @@ import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createSecureContext } from 'node:tls'
 import type { SecureContext } from 'node:tls'
-import { parseCertificate } from '../../certs/pem.ts'
+import { certificateName, parseCertificate } from '../../certs/pem.ts'
 import type { Certificate } from '../../certs/pem.ts'
 import { oneLine, reason } from '../../base/errors.ts'
 import { ciphers } from './ciphers.ts'
@@ -115,6 +115,17 @@ export class Certificates extends EventEmitter {
     return this.#loaded.get(name)?.certificate
   }
 
+  /** The certificate that a connection to a name is served with: its own, or a wildcard's. */
+  covering(name: string): Certificate | undefined {
+    return this.#covering(name)?.certificate
+  }
+
+  #covering(name: string): Loaded | undefined {
+    const exact = this.#loaded.get(name)
+    const dot = name.indexOf('.')
+    return exact ?? (dot > 0 ? this.#loaded.get(`*${name.slice(dot)}`) : undefined)
+  }
+
   /** What is wrong with the file of a name, when it was refused. */
   refused(name: string): string | undefined {
     return this.#refused.get(name)
@@ -126,8 +137,8 @@ export class Certificates extends EventEmitter {
    */
   context(servername: string | undefined, preferred?: string): SecureContext | undefined {
     const loaded =
-      this.#loaded.get(servername?.toLowerCase() ?? '') ??
-      this.#loaded.get(preferred ?? '') ??
+      this.#covering(servername?.toLowerCase() ?? '') ??
+      this.#covering(preferred ?? '') ??
       this.#loaded.values().next().value
     return loaded?.context
   }
@@ -202,9 +213,7 @@ export class Certificates extends EventEmitter {
   async #read(): Promise<void> {
     let files: string[]
     try {
-      files = (await readdir(this.#directory)).filter(
-        (file) => file.endsWith('.pem') && !file.startsWith('.'),
-      )
+      files = (await readdir(this.#directory)).filter((file) => certificateName(file) !== undefined)
     } catch (err) {
       if ((err as NodeJS.ErrnoException).code !== 'ENOENT')
         this.#refuse('', `${this.#directory} cannot be read: ${reason(err)}`)
@@ -213,7 +222,7 @@ export class Certificates extends EventEmitter {
     let changed = false
     let fresh = false
     for (const file of files) {
-      const name = file.slice(0, -'.pem'.length)
+      const name = certificateName(file)!
       if (this.#wanted.length > 0 && !this.#wanted.includes(name)) continue
       try {
         const certificate = parseCertificate(
@@ -221,7 +230,8 @@ export class Certificates extends EventEmitter {
           name,
         )
         this.#refused.delete(name)
-        if (this.#loaded.get(name)?.certificate.serial === certificate.serial) continue
+        const held = this.#loaded.get(name)?.certificate
+        if (held?.chain === certificate.chain && held.key === certificate.key) continue
         // Proven by OpenSSL too, before it takes the place of the one before.
         this.#loaded.set(name, { certificate, context: this.#context(certificate) })
         fresh = true

@@ -3,6 +3,7 @@ import { builtAt } from '../../base/version.ts'
 import type { Certificate } from '../../certs/pem.ts'
 import { urgency } from '../../certs/record.ts'
 import type { CertsRecord } from '../../certs/record.ts'
+import type { Config } from '../../config/config.ts'
 import type { Level } from '../shared/problems.ts'
 import { hour } from '../../base/time.ts'
 
@@ -28,6 +29,8 @@ export interface CertificateFacts {
    * next is on its way.
    */
   uptime: number
+  /** Where certificates come from. Default: tailscale. */
+  mode?: Config['certificates']['mode']
 }
 
 /** A problem and how loud it is. */
@@ -47,8 +50,12 @@ export function judgeCertificates({
   record,
   now,
   uptime,
+  mode = 'tailscale',
 }: CertificateFacts): Finding | undefined {
-  const logs = 'Look at `journalctl -u gatehouse-certs`'
+  const logs =
+    mode === 'files'
+      ? 'Put a new certificate and its key on the card, as cert_file and key_file in gatehouse.toml name them, and restart the device'
+      : 'Look at `journalctl -u gatehouse-certs`'
   // That there were no names is over now that there are some: the agent is on its way again.
   const failed =
     record !== undefined &&
@@ -79,7 +86,15 @@ export function judgeCertificates({
     const certificate = certificates.get(name)
     const refused = certificates.refused(name)
     if (certificate === undefined) {
-      if (cause === undefined && refused === undefined)
+      const records = (record?.records ?? []).filter(({ there }) => !there)
+      if (records.length > 0 && failed?.code === 'GH_CERTS_RECORD')
+        find(
+          'warn',
+          'GH_CERTIFICATE_RECORD',
+          `the certificate for ${name} waits for a record in DNS`,
+          `Set at whoever serves your domain: ${records.map(({ name: at, type, value }) => `${at} ${type} ${type === 'TXT' ? JSON.stringify(value) : value}`).join('; ')}. The device looks for it by itself`,
+        )
+      else if (cause === undefined && refused === undefined)
         find(
           'info',
           'GH_CERTIFICATE_WAITING',
@@ -95,7 +110,8 @@ export function judgeCertificates({
         )
       continue
     }
-    const { severity, overdue } = urgency(certificate, now)
+    const { severity, overdue } =
+      mode === 'files' ? lastCall(certificate, now) : urgency(certificate, now)
     const until = certificate.notAfter.toISOString()
     const why = cause === undefined ? '' : `: ${cause}`
     if (now >= certificate.notAfter) {
@@ -103,13 +119,15 @@ export function judgeCertificates({
         'error',
         'GH_CERTIFICATE_EXPIRED',
         `the certificate for ${name} expired at ${until}${why}`,
-        `Check the clock (timedatectl). ${logs}`,
+        mode === 'files' ? logs : `Check the clock (timedatectl). ${logs}`,
       )
     } else if (overdue && severity !== 'info') {
       find(
         severity === 'error' ? 'error' : 'warn',
         'GH_CERTIFICATE_RENEWAL',
-        `the certificate for ${name} was not renewed and expires at ${until}${why}`,
+        mode === 'files'
+          ? `the certificate for ${name} from the card expires at ${until}`
+          : `the certificate for ${name} was not renewed and expires at ${until}${why}`,
         logs,
       )
     }
@@ -146,6 +164,23 @@ export function judgeCertificates({
   }
   const rank: Record<Level, number> = { error: 0, warn: 1, info: 2 }
   return findings.toSorted((a, b) => rank[a.level] - rank[b.level])[0]
+}
+
+/**
+ * How loud the end of a certificate from the card is, which somebody has to replace: a warning when
+ * 30 days are left, an error at 14; sooner of one that lives shorter.
+ */
+function lastCall(
+  certificate: Pick<Certificate, 'notBefore' | 'notAfter'>,
+  now: Date,
+): Pick<ReturnType<typeof urgency>, 'severity' | 'overdue'> {
+  const day = 24 * hour
+  const left = certificate.notAfter.getTime() - now.getTime()
+  const life = certificate.notAfter.getTime() - certificate.notBefore.getTime()
+  const [warning, error] = [Math.min(30 * day, life / 4), Math.min(14 * day, life / 6)]
+  const overdue = left <= warning
+  if (left <= error) return { severity: 'error', overdue }
+  return { severity: overdue ? 'warning' : 'info', overdue }
 }
 
 /**

@@ -51,7 +51,7 @@ export function acceptTLS({
     // than under another name.
     const own = name(service)
     const context =
-      service === undefined || certificates.get(own ?? '') !== undefined
+      service === undefined || certificates.covering(own ?? '') !== undefined
         ? certificates.context(undefined, own)
         : undefined
     conn.on('error', () => conn.destroy())

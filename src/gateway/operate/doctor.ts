@@ -7,6 +7,7 @@ import { channelHeader } from '../../config/header-names.ts'
 import { statement } from '../access/channel.ts'
 import type { Guard } from '../access/guard.ts'
 import type { Node } from '../tailnet/node.ts'
+import { controlWords } from '../shared/control-words.ts'
 import { probeControl } from '../tailnet/probe.ts'
 import type { Problems } from '../shared/problems.ts'
 import type { Services } from '../tailnet/services.ts'
@@ -38,6 +39,8 @@ export interface Patient {
   editorRoot: string
   serving: boolean
   services: Services
+  /** Names there are to be certificates for. */
+  names: string[]
   now?: Date
 }
 
@@ -53,7 +56,7 @@ export async function examine(patient: Patient): Promise<Check[]> {
   return [
     await control(patient),
     tailnet(patient),
-    ...key(node?.status?.self?.keyExpiry, node?.running === true, now),
+    ...key(node?.status?.self?.keyExpiry, node?.running === true, now, patient.controlURL),
     path(patient),
     ...services(patient),
     ...certificate(patient, now),
@@ -91,9 +94,13 @@ function tailnet({ node, problems }: Patient): Check {
   return { name: 'tailnet', result: 'ok', found: `joined as ${node.name}` }
 }
 
-function key(expiry: string | undefined, running: boolean, now: Date): Check[] {
-  const cure =
-    "Disable key expiry for this machine in the admin console (Machines), or tag it: a tagged node's key does not expire"
+function key(
+  expiry: string | undefined,
+  running: boolean,
+  now: Date,
+  controlURL: string | undefined,
+): Check[] {
+  const cure = controlWords(controlURL).keepKey
   if (expiry === undefined)
     return running ? [{ name: 'node key', result: 'ok', found: 'does not expire' }] : []
   const left = Date.parse(expiry) - now.getTime()
@@ -139,9 +146,8 @@ function services({ services }: Patient): Check[] {
   )
 }
 
-function certificate({ node, certificates, problems, serving }: Patient, now: Date): Check[] {
+function certificate({ names, certificates, problems, serving }: Patient, now: Date): Check[] {
   const problem = problems.get('certificate')
-  const names = node?.names ?? []
   if (names.length === 0)
     return [
       { name: 'certificate', result: 'skip', found: 'the node has no name yet to have one for' },
@@ -246,7 +252,7 @@ async function login({ upstream: { socket }, channelKey, editorRoot }: Patient):
   }
 }
 
-async function access({ node, guard }: Patient): Promise<Check> {
+async function access({ node, guard, controlURL }: Patient): Promise<Check> {
   if (node?.tailnet === undefined || !node.running)
     return { name: 'access', result: 'skip', found: 'the node has not joined yet' }
   const { tailnet } = node
@@ -284,6 +290,6 @@ async function access({ node, guard }: Patient): Promise<Check> {
     name: 'access',
     result: 'warn',
     found: `nobody may edit flows: ${found}`,
-    cure: `Add to the tailnet's policy (admin console, Access controls):\n${policyFor(person, self, ['edit', 'use', 'status'])}`,
+    cure: `Add to the tailnet's policy (${controlWords(controlURL).policy}):\n${policyFor(person, self, ['edit', 'use', 'status'])}`,
   }
 }

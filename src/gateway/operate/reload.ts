@@ -15,6 +15,7 @@ const live: ReadonlySet<string> = new Set([
   'app',
   'forward',
   'local_network',
+  'certificates',
   'node_red.allow_origins',
 ])
 

@@ -40,6 +40,18 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
     if (name.problem !== undefined) row('', name.problem)
   }
   if (status.certificate.names.length === 0) row('Certificate', 'no name yet')
+  for (const { name, type, value, there } of status.certificate.records)
+    row(
+      there ? 'DNS record' : '! DNS record',
+      `${there ? '' : 'to be set: '}${name}  ${type}  ${type === 'TXT' ? JSON.stringify(value) : value}`,
+    )
+  if (status.certificate.authority !== undefined) {
+    row('Authority', `of this device alone, SHA-256 ${status.certificate.authority.fingerprint}`)
+    row(
+      '',
+      `valid until ${status.certificate.authority.notAfter.slice(0, 10)}; its root is at port 80, /ca.crt`,
+    )
+  }
   if (status.certificate.lastRun !== undefined) {
     const { result, checkedAt, next, code, problem, severity } = status.certificate.lastRun
     row(

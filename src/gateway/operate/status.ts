@@ -1,4 +1,5 @@
-import type { CertsRecord, Note } from '../../certs/record.ts'
+import type { Config } from '../../config/config.ts'
+import type { Authority, CertsRecord, DNSRecord, Note } from '../../certs/record.ts'
 import type { Part, Problem } from '../shared/problems.ts'
 import type { ServiceStatus } from '../tailnet/services.ts'
 
@@ -30,6 +31,12 @@ export interface GatewayStatus {
     peers: Array<{ name: string; online: boolean; path: 'direct' | 'relay' | 'idle'; via?: string }>
   }
   certificate: {
+    /** Where certificates come from: [certificates] mode. */
+    mode: Config['certificates']['mode']
+    /** The device's own authority, whose root is at http://<name>/ca.crt. */
+    authority?: Authority
+    /** DNS records for the person to set. */
+    records: DNSRecord[]
     /** One for each name the node may have a certificate for. */
     names: Array<{
       name: string

@@ -42,6 +42,8 @@ export interface Names {
   name: (service?: string) => string | undefined
   /** Addresses in the tailnet. */
   addresses: (service?: string) => readonly string[]
+  /** Whether a host is another name of the node's, which is sent to the full one. Default: none is. */
+  alias?: (host: string, service?: string) => boolean
 }
 
 const refusals = new WeakMap<IncomingMessage, Refusal>()
@@ -114,7 +116,8 @@ export const hygiene = plugin<{ names: Names }>(
       if (
         name !== undefined &&
         (host === name.split('.', 1)[0] ||
-          names.addresses(service).includes(host.replace(/^\[|\]$/g, '')))
+          names.addresses(service).includes(host.replace(/^\[|\]$/g, '')) ||
+          names.alias?.(host, service) === true)
       ) {
         const location = `${originOf(name, door)}${request.raw.url}`
         reply
@@ -188,13 +191,24 @@ export interface Shield {
  * Set on every answer where its app says nothing itself. Tried with the Node-RED editor: no policy
  * for scripts, since its templates are inline ones.
  */
-const always = Object.entries({
+const usual = {
   // RFC 6797; a year. Not includeSubDomains: names below this one are not the node's to decide
   // about.
   'strict-transport-security': 'max-age=31536000',
   'x-content-type-options': 'nosniff',
   'referrer-policy': 'strict-origin-when-cross-origin',
-})
+}
+let always = Object.entries(usual)
+
+/**
+ * Whether browsers are told to come by https alone from now on (HSTS); they are, until this says
+ * otherwise. With an authority of the device's own they are told to forget it: who has not its root
+ * (any more) must get to it by http on port 80, and past a warning. For the process: there is one
+ * gateway in it.
+ */
+export function strictTransport(on: boolean): void {
+  always = Object.entries(on ? usual : { ...usual, 'strict-transport-security': 'max-age=0' })
+}
 
 /**
  * Adds to the headers of an answer what keeps a browser from being tricked, as far as its app does

@@ -15,6 +15,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { createIssuer, parseRetryAfter } from '../../../src/certs/acme.ts'
+import { tailnetProver } from '../../../src/certs/proof.ts'
 import { IssueError } from '../../../src/certs/failure.ts'
 import { renew } from '../../../src/certs/agent.ts'
 import type { AgentOptions } from '../../../src/certs/agent.ts'
@@ -228,7 +229,7 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
       authorities,
       email: 'a@example.org',
       state,
-      publish: async () => {},
+      prover: tailnetProver(async () => {}),
     })
     return await issuer.issue(name).then(
       () => assert.fail('issued'),
@@ -249,7 +250,7 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
       authorities: authority.certificate,
       email: undefined,
       state,
-      publish: async () => {},
+      prover: tailnetProver(async () => {}),
     })
     for (const asked of [down.issue(name), down.renewalInfo('a.b')]) {
       const err = await asked.then(
@@ -265,7 +266,7 @@ test('an authority over real TLS: its rate limit is told with Retry-After, and t
       authorities: authority.certificate,
       email: undefined,
       state,
-      publish: async () => {},
+      prover: tailnetProver(async () => {}),
     })
     assert.equal(await none.renewalInfo('a.b'), undefined, 'its directory has no such service')
     const stranger = new Authority()
@@ -295,7 +296,7 @@ test('an account key that is damaged is put aside; one that cannot be read is le
       authorities: undefined,
       email: undefined,
       state,
-      publish: async () => {},
+      prover: tailnetProver(async () => {}),
     })
   writeFileSync(join(state, 'account.pem'), '-----BEGIN PRIVATE KEY-----\nhalf')
   await issuer()

@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { createIssuer } from '../../../src/certs/acme.ts'
+import { tailnetProver } from '../../../src/certs/proof.ts'
 import { GoodTime } from '../../../src/certs/clock.ts'
 import type { IssueError } from '../../../src/certs/failure.ts'
 import { readRecord } from '../../../src/certs/record.ts'
@@ -121,7 +122,7 @@ test('an authority that says it is a day later than the clock is believed, and a
         heard: async (told) => {
           heard.push(told)
         },
-        publish: async () => {},
+        prover: tailnetProver(async () => {}),
       })
       return await made.issue('gatehouse.tail.ts.net').then(
         () => undefined,

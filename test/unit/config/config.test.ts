@@ -34,6 +34,21 @@ test('an empty file is the defaults', () => {
     bootstrapDNS: true,
   })
   assert.deepEqual(config.certificates, {
+    mode: 'tailscale',
+    name: [],
+    proof: undefined,
+    dnsServer: undefined,
+    dnsZone: undefined,
+    dnsWait: 10_000,
+    tsigName: undefined,
+    tsigAlgorithm: 'hmac-sha256',
+    tsigKey: undefined,
+    acmeDns: undefined,
+    acmeDnsUser: undefined,
+    acmeDnsSubdomain: undefined,
+    acmeDnsPassword: undefined,
+    certFile: undefined,
+    keyFile: undefined,
     directory: letsEncrypt,
     caFile: undefined,
     email: undefined,
@@ -345,3 +360,63 @@ test('what is serialised reads back, without the key', () => {
   config.tailnet.authKey = undefined
   assert.deepEqual(parseConfig(text, 'f'), config)
 })
+
+const updates =
+  'mode = "acme"\nproof = "rfc2136"\nname = "a.example"\ndns_server = "ns.example"\ntsig_name = "k"\n'
+
+test('[certificates]: each mode with what it needs; a secret that is off the card is no mistake', () => {
+  for (const text of [
+    updates,
+    `${updates}tsig_key = "pOqMp5HHIq1I5xM8fDqPx8hDfFxBW6KK3oIgpAJ5zZs="\n`,
+    'mode = "acme"\nproof = "dns-persist"\nname = ["a.example", "*.a.example"]\n',
+    'mode = "acme"\nproof = "acme-dns"\nacme_dns = "https://auth.example"\nname = "a.example"\n',
+    'mode = "files"\ncert_file = "gate.crt"\nkey_file = "gate.key"\n',
+    'mode = "files"\ncert_file = "gate.crt"\n',
+    'mode = "self"\n',
+    'mode = "self"\nname = "gate.home.arpa"\n',
+  ]) {
+    const config = parseConfig(`[certificates]\n${text}`, 'f')
+    // What is provisioned is understood again, without the secrets.
+    const written = serialize(config)
+    assert.doesNotMatch(written, /pOqMp5/)
+    assert.equal(parseConfig(written, 'f').certificates.mode, config.certificates.mode, text)
+    assert.deepEqual(parseConfig(written, 'f').certificates.name, config.certificates.name)
+  }
+})
+
+for (const [text, message, cure] of [
+  ['name = "a.example"', /name has no meaning with mode = "tailscale"/, /mode = "acme"/],
+  ['mode = "self"\ntsig_name = "k"', /tsig_name has no meaning with mode = "self"/, /rfc2136/],
+  ['mode = "acme"\nproof = "rfc2136"', /says nothing of name/, /gatehouse\.example\.org/],
+  ['mode = "acme"\nname = "a.example"', /says nothing of proof/, /dns-persist/],
+  [updates.replace(/dns_server.*\n/, ''), /says nothing of dns_server/, /ns1\.example\.org/],
+  [updates.replace('a.example', 'a.tail1.ts.net'), /is the tailnet's/, /Remove mode and name/],
+  [
+    updates.replace('"a.example"', '["*.a.example"]'),
+    /wildcards alone/,
+    /name = \["gatehouse\.a\.example", "\*\.a\.example"\]/,
+  ],
+  ['mode = "files"', /says nothing of cert_file/, /beside gatehouse\.toml/],
+  ['mode = "files"\ncert_file = "a.pem"\nkey_file = "a.pem"', /one file/, /file of its own/],
+  ['mode = "files"\ncert_file = "../a.pem"', /plain file name/, /beside gatehouse\.toml/],
+  ['mode = "lets"', /mode is "lets"/, /"tailscale" or "acme"/],
+  [
+    updates.replace('a.example', 'A.example'),
+    /not a full name in lower case/,
+    /gatehouse\.example\.org/,
+  ],
+  [updates.replace('ns.example', 'ns.example:99999'), /dns_server/, /ns1\.example\.org/],
+  [`${updates}tsig_key = "geheim"`, /no key in base64/, /whole/],
+  [
+    'mode = "acme"\nproof = "acme-dns"\nname = "a.b"\nacme_dns = "https://x.y"\nacme_dns_user = "u"',
+    /acme_dns_user stands alone/,
+    /or none of them/,
+  ],
+] as const) {
+  test(`[certificates] refused: ${message.source}`, () => {
+    assert.throws(
+      () => parseConfig(`[certificates]\n${text}\n`, 'f'),
+      (err: ConfigError) => message.test(err.issues[0]!.message) && cure.test(err.issues[0]!.cure),
+    )
+  })
+}

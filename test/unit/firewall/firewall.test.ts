@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { parseConfig } from '../../../src/config/config.ts'
 import { forbidden } from '../../../src/config/addresses.ts'
+import { certsTargets } from '../../../src/firewall/certs-targets.ts'
 import { gatewayTargets, unreachable } from '../../../src/firewall/gateway-targets.ts'
 import { hosts, script, targets } from '../../../src/firewall/apply.ts'
 import { parseEgress } from '../../../src/config/egress.ts'
@@ -317,4 +318,33 @@ test("gatehouse firewall reads rules, counters and the kernel's log", () => {
     ),
     /gatehouse: db\.example\.org:5432 = 10\.0\.0\.3\n {2}node-red: nobody/,
   )
+})
+
+test("the certificates' agent: the named server alone, beside 443", () => {
+  const targets = (toml: string): string[] =>
+    certsTargets(parseConfig(`[certificates]\n${toml}`, 'f')).map(
+      ({ host, ports, protocol }) =>
+        `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`,
+    )
+  const updates = 'mode = "acme"\nproof = "rfc2136"\nname = "a.example"\ntsig_name = "k"\n'
+  assert.deepEqual(targets(''), [], "Let's Encrypt is on 443")
+  assert.deepEqual(targets('directory = "https://ca.example:9000/acme"\n'), [
+    'ca.example 9000-9000/tcp',
+  ])
+  assert.deepEqual(targets(`${updates}dns_server = "ns1.example.org"\n`), [
+    'ns1.example.org 53-53/tcp',
+  ])
+  assert.deepEqual(targets(`${updates}dns_server = "[2001:db8::53]:5353"\n`), [
+    '2001:db8::53 5353-5353/tcp',
+  ])
+  assert.deepEqual(targets(`${updates}dns_server = "192.168.1.1"\n`), ['192.168.1.1 53-53/tcp'])
+  assert.deepEqual(
+    targets('mode = "acme"\nproof = "acme-dns"\nname = "a.b"\nacme_dns = "http://auth.example"\n'),
+    ['auth.example 80-80/tcp'],
+  )
+  for (const mode of ['self', 'files'])
+    assert.deepEqual(
+      targets(`mode = "${mode}"\n${mode === 'files' ? 'cert_file = "a.crt"\n' : ''}`),
+      [],
+    )
 })

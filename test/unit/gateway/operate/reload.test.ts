@@ -82,12 +82,12 @@ test('a configuration that is wrong is refused whole, the one before stays, and 
   await bench.gateway.reloader.reload()
   bench.tailnet.peer = { ...alice, capMap: {} }
   assert.equal((await bench.fetch()).status, 200)
-  toml = '[access]\nview = []\nedit = ["alice"]'
+  toml = '[access]\nview = []\nedit = ["alice smith"]'
   const { code, stdout, stderr } = await reload(bench)
   assert.deepEqual([code, stdout], [1, ''])
   assert.match(
     stderr,
-    /^Refused: gatehouse\.toml line 3: an entry of edit, "alice", is neither a login name nor a tag\. The configuration before stays in force\.\n {2}→ Write the name/,
+    /^Refused: gatehouse\.toml line 3: an entry of edit, "alice smith", is neither a login name nor a tag\. The configuration before stays in force\.\n {2}→ Write the name/,
   )
   assert.equal((await bench.fetch()).status, 200)
   assert.equal((await bench.gateway.status()).problems[0]!.part, 'configuration')
