@@ -45,6 +45,10 @@ export interface ApplianceOptions {
   flows?: readonly object[]
   /** A node_modules directory with nodes for Node-RED. Default: none but its own. */
   modules?: string
+  /** Until when {@link Appliance.start} waits: HTTPS is served, or the node has joined. */
+  until?: 'serving' | 'joined'
+  /** Auth key. Default: the lab's. */
+  authKey?: string
 }
 
 export class Appliance {
@@ -85,7 +89,8 @@ export class Appliance {
     const appliance = new Appliance(lab, ns, dir, env)
     await copyFile(lab.ready.authority, path.join(dir, 'config', 'authority.pem'))
     await appliance.configure(options.settings ?? '')
-    await writeFile(path.join(dir, 'credentials', 'authkey'), lab.ready.authKey, { mode: 0o600 })
+    const authKey = options.authKey ?? lab.ready.authKey
+    await writeFile(path.join(dir, 'credentials', 'authkey'), authKey, { mode: 0o600 })
     await makeChannelKey(path.join(dir, 'credentials', 'channel'))
     if (options.flows !== undefined)
       await writeFile(path.join(dir, 'node-red', 'flows.json'), JSON.stringify(options.flows))
@@ -93,6 +98,13 @@ export class Appliance {
       await symlink(options.modules, path.join(dir, 'node-red', 'node_modules'))
     await appliance.startNodeRed()
     await appliance.startGateway()
+    if (options.until === 'joined') {
+      await eventually('the node has joined', 60, async () => {
+        const { tailnet } = await appliance.status()
+        return tailnet.name !== undefined
+      })
+      return appliance
+    }
     const joined = await eventually('the gateway has a name', 60, async () => {
       const { tailnet } = await appliance.status()
       return tailnet.name !== undefined && (await appliance.names()).length > 0

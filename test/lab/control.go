@@ -62,6 +62,7 @@ type controlServer struct {
 	grants []grant
 	people people
 	hosted map[tailcfg.ServiceName]hostedService
+	asked  map[int]int // capability versions told to /key
 }
 
 type controlConfig struct {
@@ -72,6 +73,9 @@ type controlConfig struct {
 	logf    logger.Logf
 	private key.MachinePrivate
 	cert    tls.Certificate // of controlName and loginName
+	keyText func() string
+
+	headscale bool // headscale.go
 }
 
 // nodeName is what a node asked to be called, and what it is called.
@@ -103,6 +107,7 @@ func newControl(cfg controlConfig) *controlServer {
 		logins:        map[string]*login{},
 		people:        people{},
 		hosted:        map[tailcfg.ServiceName]hostedService{},
+		asked:         map[int]int{},
 	}
 	caps := tailcfg.NodeCapMap{
 		tailcfg.CapabilityHTTPS:                       nil,
@@ -204,6 +209,8 @@ func (c *controlServer) serveOuter(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.TLS == nil && r.URL.Path != "/ts2021" && r.URL.Path != "/generate_204":
 		http.Redirect(w, r, "https://"+r.Host+r.URL.RequestURI(), http.StatusMovedPermanently)
+	case r.URL.Path == "/key" && c.headscale:
+		c.serveHeadscaleKey(w, r)
 	case r.URL.Path == "/key":
 		writeJSON(w, &tailcfg.OverTLSPublicKeyResponse{PublicKey: c.private.Public()})
 	case r.URL.Path == "/ts2021":
@@ -271,6 +278,8 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 		c.serveRegister(w, r, machine)
 	case r.URL.Path == "/machine/map":
 		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w, edit: func(msg []byte) ([]byte, error) { return c.addPolicy(msg, machine) }}, r)
+	case r.URL.Path == "/machine/set-dns" && c.headscale:
+		http.Error(w, "Not implemented yet", http.StatusNotImplemented)
 	case r.URL.Path == "/machine/set-dns":
 		c.serveSetDNS(w, r, machine)
 	case r.URL.Path == "/machine/update-health",
@@ -366,6 +375,9 @@ func (c *controlServer) serveRegister(w http.ResponseWriter, r *http.Request, ma
 		return
 	case known != nil:
 		// Its node key is its credential now: an auth key is for joining alone.
+	case c.headscale && authKey != "" && len(req.Hostinfo.RequestTags) > 0:
+		writeJSON(w, tailcfg.RegisterResponse{Error: fmt.Sprintf("requested tags %v are invalid or not permitted", req.Hostinfo.RequestTags)})
+		return
 	case authKey == c.authKey:
 	case authKey != "":
 		var refusal string
@@ -407,7 +419,7 @@ func (c *controlServer) newKey(kind string, tags []string) (string, error) {
 	if kind != "once" && kind != "expired" {
 		return "", fmt.Errorf("kind %q is none of once, expired", kind)
 	}
-	k := newAuthKey()
+	k := c.keyText()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keys[k] = &authKey{kind: kind, tags: tags}
@@ -421,6 +433,12 @@ func (c *controlServer) useKey(k string) (tags []string, refusal string) {
 	defer c.mu.Unlock()
 	ak := c.keys[k]
 	switch {
+	case c.headscale && ak == nil:
+		return nil, "invalid pre auth key"
+	case c.headscale && ak.kind == "expired":
+		return nil, "authkey expired"
+	case c.headscale && ak.used:
+		return nil, "authkey already used"
 	case ak == nil || ak.kind == "expired":
 		return nil, "invalid key: API key does not exist"
 	case ak.used:

@@ -98,6 +98,22 @@ export class Services extends Segment {
     )
   }
 
+  /** Has the name server at an address serve a domain; the lab's DNS asks it. */
+  async setZone(name: string, server: string): Promise<void> {
+    await this.#admin('POST', `/zone?${new URLSearchParams({ name, server })}`)
+  }
+
+  /**
+   * With a control server as Headscale: how often its key was asked for by which capability version,
+   * and that of the Tailscale which the lab is built with.
+   */
+  async keyVersions(): Promise<{ asked: Record<string, number>; current: number }> {
+    return (await this.#admin('GET', '/key-versions')) as {
+      asked: Record<string, number>
+      current: number
+    }
+  }
+
   /** Login URLs nobody has visited yet. */
   async logins(): Promise<string[]> {
     return (await this.#admin('GET', '/logins')) as string[]

@@ -25,6 +25,7 @@ type dnsServer struct {
 	txt     map[string][]string       // name with last dot → values, oldest first
 	asked   map[string]int            // "TYPE name RCODE" → times
 	manners map[netip.Addr]*dnsManner // by who asks
+	zones   zones                     // domains that others serve
 }
 
 // dnsManner is how the resolver of one network differs from a good one.
@@ -278,6 +279,8 @@ func (d *dnsServer) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 				})
 			}
 		}
+	case d.resolve(q, res):
+		res.Authoritative = false
 	default:
 		res.Rcode = dns.RcodeNameError
 	}

@@ -13,6 +13,7 @@ import { createIssuer } from '../../src/certs/acme.ts'
 import { IssueError } from '../../src/certs/failure.ts'
 import { renew } from '../../src/certs/agent.ts'
 import { Plans } from '../../src/certs/ari.ts'
+import { tailnetProver } from '../../src/certs/proof.ts'
 import { Ledger } from '../../src/certs/ledger.ts'
 import { parseCertificate } from '../../src/certs/pem.ts'
 import type { CertsRecord } from '../../src/certs/record.ts'
@@ -112,7 +113,7 @@ try {
       authorities: await readFile(caFile, 'utf8'),
       email: undefined,
       state,
-      publish,
+      prover: tailnetProver(publish),
       profile: options?.profile,
       binding: options?.binding,
       ...(options?.lifetime === undefined ? {} : { lifetime: options.lifetime }),

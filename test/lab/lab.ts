@@ -42,6 +42,8 @@ export interface LabOptions {
   dir?: string
   /** MagicDNS suffix. Default "tail0a1b2.ts.net". */
   suffix?: string
+  /** A control server that behaves as Headscale does. Default false. */
+  headscale?: boolean
   /** The lab program. Default: out/bin/lab of this repository. */
   bin?: string
 }
@@ -87,7 +89,7 @@ export class Lab extends Services {
     const lab = new Lab(`${name}-${process.pid}-${++count}`, dir, !options.dir, bin)
     try {
       await lab.makeSegment()
-      await lab.#startServers(options.suffix)
+      await lab.#startServers(options)
     } catch (error) {
       await lab.stop()
       throw error
@@ -101,10 +103,11 @@ export class Lab extends Services {
     return this.#ready
   }
 
-  async #startServers(suffix?: string): Promise<void> {
+  async #startServers({ suffix, headscale = false }: LabOptions): Promise<void> {
     const file = path.join(this.dir, 'ready.json')
     await rm(file, { force: true })
     const argv = [this.bin, 'serve', '--dir', this.dir, ...(suffix ? ['--suffix', suffix] : [])]
+    if (headscale) argv.push('--headscale')
     const child = this.exec(this.ns, argv, { stdio: ['pipe', 'ignore', 'pipe'] })
     const ended = exited(child)
     for (const deadline = Date.now() + 15_000; ;) {

@@ -129,6 +129,11 @@ func (c *controlServer) addPolicy(msg []byte, machine key.MachinePublic) ([]byte
 		c.mu.Unlock()
 		res["DNSConfig"] = must(json.Marshal(dns))
 	}
+	if c.headscale {
+		if err := withoutCertDomains(res); err != nil {
+			return nil, err
+		}
+	}
 	for field, more := range map[string][]json.RawMessage{"PacketFilter": rules, "UserProfiles": profiles} {
 		var list []json.RawMessage
 		if res[field] != nil {

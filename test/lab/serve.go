@@ -58,6 +58,7 @@ func serve(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("lab serve", flag.ContinueOnError)
 	dir := fs.String("dir", "", "directory for ready.json, the admin socket and the logs; made when absent")
 	suffix := fs.String("suffix", "tail0a1b2.ts.net", "the tailnet's MagicDNS suffix")
+	headscale := fs.Bool("headscale", false, "a control server that behaves as Headscale does (headscale.go)")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -120,14 +121,21 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	newKey := newAuthKey
+	if *headscale {
+		newKey = newPreAuthKey
+	}
 	control := newControl(controlConfig{
 		suffix:  *suffix,
-		authKey: newAuthKey(),
+		keyText: newKey,
+		authKey: newKey(),
 		derpMap: derp.derpMap,
 		setTXT:  dns.setTXT,
 		logf:    logs.get("control").Printf,
 		private: key.NewMachine(),
 		cert:    cert,
+
+		headscale: *headscale,
 	})
 	if err := control.start(); err != nil {
 		return err
@@ -140,7 +148,7 @@ func serve(ctx context.Context, args []string) error {
 		ACMEDirectory: "https://acme.lab.test/dir",
 		ACMERoots:     filepath.Join(*dir, "acme-roots.pem"),
 		AuthKey:       control.authKey,
-		WrongAuthKey:  newAuthKey(),
+		WrongAuthKey:  newKey(),
 		ClientSecret:  control.clientSecret,
 		Suffix:        *suffix,
 		DNS:           routerIP,
@@ -232,6 +240,8 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 		}
 		return d.setManner(r.FormValue("from"), m)
 	})
+	mux.HandleFunc("GET /key-versions", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, c.keyVersions()) })
+	do("POST /zone", func(r *http.Request) error { d.setZone(r.FormValue("name"), r.FormValue("server")); return nil })
 	do("POST /host", func(r *http.Request) error { return d.setHost(r.FormValue("name"), r.URL.Query()["ip"]) })
 	do("POST /owner", func(r *http.Request) error {
 		return c.setOwner(r.FormValue("node"), r.FormValue("user"), r.URL.Query()["tag"])
