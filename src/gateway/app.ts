@@ -143,7 +143,7 @@ export async function createApp({
   await app.register(authorize, { guard })
   await app.register(consoleApi, { ...console, log, status })
   await app.register(statusPage, { status })
-  await app.register(websocket, { metrics })
+  await app.register(websocket, { metrics, log })
   await app.register(deliver, { delivery })
   await app.register(proxy, { apps, delivery, log })
   await app.ready()

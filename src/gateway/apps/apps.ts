@@ -115,25 +115,9 @@ export class App implements Shield {
 
   /** Requests under way are broken off. */
   destroy(): void {
-    for (const upstream of this.upstreams) {
-      upstream.close()
-      void upstream.pool.destroy()
-    }
+    for (const upstream of this.upstreams) upstream.destroy()
   }
 }
-
-/** Codes of a connection that was never made: nothing of the request has been sent. */
-const unconnected =
-  /^(?:ECONNREFUSED|ENOENT|EACCES|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH|UND_ERR_CONNECT_TIMEOUT|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_TLS)/
-
-/** True for a failure to connect to an upstream at all, rather than of one request. */
-export function isUnconnected(err: Error): boolean {
-  const cause = err.cause instanceof Error ? err.cause : err
-  return unconnected.test((cause as NodeJS.ErrnoException).code ?? '')
-}
-
-/** Code of a request that took longer than total_timeout. */
-export const totalTimeoutCode = 'GH_TOTAL_TIMEOUT'
 
 /** What flows served before they had a port of their own; as Node-RED's router folds case. */
 const oldPath = /^\/app(?:\/|$)/i

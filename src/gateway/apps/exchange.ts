@@ -1,15 +1,18 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
-import type { Readable, Transform } from 'node:stream'
+import type { Duplex, Transform } from 'node:stream'
 import type { Dispatcher } from 'undici'
-import { isUnconnected, totalTimeoutCode } from './apps.ts'
-import type { App } from './apps.ts'
+import { needed } from '../access/access.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Delivery } from '../cache/deliver.ts'
 import { applyRules } from '../../config/header-rules.ts'
-import { announcedTrailers, responseHeaders, responseTrailers } from './headers.ts'
-import { secure } from '../request/hygiene.ts'
 import type { Logger } from '../shared/log.ts'
+import { secure } from '../request/hygiene.ts'
+import { NotHTTP } from './answer-reader.ts'
+import type { App } from './apps.ts'
+import { failed, isUnconnected, notHTTP, totalTimeoutCode } from './failure.ts'
+import { announcedTrailers, responseHeaders, responseTrailers } from './headers.ts'
+import { isStale, releaseConnection } from './lenient.ts'
 import { dispatchWithTrailers } from './trailers.ts'
 import type { Upstream } from './upstream.ts'
 import type { Headers } from '../../config/header-names.ts'
@@ -19,12 +22,25 @@ const noTrailers: ReadonlySet<string> = new Set()
 /** Answers before the answer that are passed on to a peer, and that an app may send, at most. */
 const interims = { passed: 16, most: 100 }
 
+/** A WebSocket that the app has agreed to. */
+export interface Agreed {
+  /** Names and values of the answer's headers in turn, as they came. */
+  rawHeaders: string[]
+  /** The connection to the app. */
+  socket: Duplex
+}
+
 /** Options of {@link Exchange}. */
 export interface ExchangeOptions {
-  delivery: Delivery
   log: Logger
-  /** Answers in the place of the app, which has not begun to. */
-  failed: (request: FastifyRequest, reply: FastifyReply, error: Error) => Promise<void>
+  /** Has a say in what answers are stored and compressed. Default: they pass as they are. */
+  delivery?: Delivery
+  /** The request is a WebSocket's handshake. */
+  webSocket?: {
+    /** How long the app may take to answer it. Milliseconds. */
+    timeout: number
+    agreed: (answer: Agreed) => void
+  }
 }
 
 /**
@@ -32,7 +48,9 @@ export interface ExchangeOptions {
  * peer as it comes, at the pace the peer takes it.
  *
  * Tried again at the app's next upstream is a request without body that no connection could be made
- * for. One with a body is not, since the body may be gone; and none that an upstream has seen.
+ * for. One with a body is not, since the body may be gone; and none that an upstream has seen. But
+ * for this: a GET or HEAD whose connection had been kept, and was closed under it before anything of
+ * an answer came, goes once more, on a new connection (RFC 9110 §9.2.2).
  */
 export class Exchange implements Dispatcher.DispatchHandler {
   #options: ExchangeOptions
@@ -43,6 +61,8 @@ export class Exchange implements Dispatcher.DispatchHandler {
   #headers: Headers
   #candidates: readonly Upstream[]
   #attempt = 0
+  /** It goes once more, for the connection was closed under it. */
+  #again = false
   #controller: Dispatcher.DispatchController | undefined
   /** Nothing more is to come of it: answered, failed or given up. */
   #over = false
@@ -99,28 +119,41 @@ export class Exchange implements Dispatcher.DispatchHandler {
 
   #dispatch(): void {
     const upstream = this.#candidates[this.#attempt]!
-    const { method, body, raw } = this.#request
+    const { method, payload, raw } = this.#request
     const path = this.#app.target(raw.url!)
     this.#controller = undefined
     const names = this.#trailers()
     if (names.size > 0)
       dispatchWithTrailers(
         upstream,
-        { path, method, headers: this.#headers, body: body as Readable, raw, names },
+        { path, method, headers: this.#headers, body: payload!, raw, names },
         this,
       )
     else
-      upstream.pool.dispatch(
+      (this.#again ? upstream.fresh : upstream.pool).dispatch(
         {
           origin: upstream.origin,
           path,
           method: method as Dispatcher.HttpMethod,
           headers: this.#headers,
-          body: (body as Readable | undefined) ?? null,
-          headersTimeout: upstream.responseTimeout,
+          body: payload ?? null,
+          headersTimeout: this.#responseTimeout(upstream),
+          ...(this.#options.webSocket !== undefined && { upgrade: 'websocket' }),
         },
         this,
       )
+  }
+
+  /** How long the app may take to begin its answer. Milliseconds; 0 is no limit. */
+  #responseTimeout(upstream: Upstream): number {
+    const { webSocket } = this.#options
+    if (webSocket !== undefined) return Math.min(webSocket.timeout, upstream.responseTimeout)
+    // The editor installs nodes, and deploys flows: on a slow board that takes as long as it takes.
+    if (this.#app.right === undefined && !/^(?:GET|HEAD|OPTIONS)$/.test(this.#request.method)) {
+      const rights = needed(this.#request.method, this.#request.url.split('?', 1)[0]!, false)
+      if (!rights.includes('use')) return 0
+    }
+    return upstream.responseTimeout
   }
 
   /**
@@ -128,12 +161,11 @@ export class Exchange implements Dispatcher.DispatchHandler {
    * followed by none.
    */
   #trailers(): ReadonlySet<string> {
-    const { body, headers } = this.#request
+    const { payload, headers } = this.#request
     if (
       headers.trailer === undefined ||
       headers['transfer-encoding'] === undefined ||
-      body === undefined ||
-      body === null
+      payload === undefined
     )
       return noTrailers
     const names = announcedTrailers(headers)
@@ -194,7 +226,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
     // What it knows of its prefix is nobody's but the gateway's.
     if (app.prefix !== '' && typeof location === 'string' && location.startsWith(`${app.prefix}/`))
       headers.location = location.slice(app.prefix.length)
-    const plan = this.#options.delivery.take(this.#request, this.#reply, status, headers)
+    const plan = this.#options.delivery?.take(this.#request, this.#reply, status, headers)
     if (plan !== undefined && 'whole' in plan) {
       this.#whole = { pieces: [], done: plan.whole }
       return
@@ -204,10 +236,10 @@ export class Exchange implements Dispatcher.DispatchHandler {
     if (this.#request.raw.httpVersionMajor === 1 && !this.#request.raw.complete)
       raw.shouldKeepAlive = false
     try {
-      if (status > 599) throw new Error(`the status ${status} is none`)
+      if (status > 599) throw new Error(`the status ${status}`)
       raw.writeHead(status, secure(headers, this.#request))
     } catch (err) {
-      controller.abort(err as Error)
+      controller.abort(new NotHTTP((err as Error).message))
       return
     }
     this.#reply.hijack()
@@ -264,25 +296,53 @@ export class Exchange implements Dispatcher.DispatchHandler {
     }
   }
 
+  onRequestUpgrade(
+    controller: Dispatcher.DispatchController,
+    _status: number,
+    headers: IncomingHttpHeaders,
+    socket: Duplex,
+  ): void {
+    clearTimeout(this.#late)
+    clearTimeout(this.#unanswered)
+    this.#candidates[this.#attempt]!.up()
+    if (this.#over || headers.upgrade?.toLowerCase() !== 'websocket') {
+      socket.on('error', () => {})
+      socket.destroy()
+      this.onResponseError(
+        undefined,
+        new NotHTTP('the answer to the WebSocket handshake is another protocol'),
+      )
+      return
+    }
+    this.#over = true
+    releaseConnection(socket)
+    const rawHeaders = (controller.rawHeaders as Array<Buffer | string>).map((part) =>
+      typeof part === 'string' ? part : part.toString('latin1'),
+    )
+    this.#options.webSocket!.agreed({ rawHeaders, socket })
+  }
+
   onResponseError(_controller: unknown, error: Error): void {
     if (this.#over) return
-    const unconnected = isUnconnected(error)
-    if (unconnected) {
-      this.#candidates[this.#attempt]!.down(error.cause instanceof Error ? error.cause : error)
-      const { body } = this.#request
-      if ((body === undefined || body === null) && this.#attempt + 1 < this.#candidates.length) {
-        this.#attempt++
-        this.#dispatch()
-        return
-      }
+    if (this.#mayGoAgain(error)) {
+      this.#dispatch()
+      return
     }
     clearTimeout(this.#late)
     clearTimeout(this.#unanswered)
     this.#over = true
     if (!this.#begun) {
-      void this.#options.failed(this.#request, this.#reply, error)
+      failed(this.#request, this.#reply, error).catch((err: Error) => {
+        this.#reply.send(err)
+      })
       return
     }
+    const bad = notHTTP(error)
+    if (bad !== undefined)
+      this.#options.log.warn(
+        { code: 'GH_UPSTREAM_NOT_HTTP', app: this.#app.name },
+        `${this.#app.label}: an answer was broken off, the app sent something that is not HTTP: ${bad}`,
+      )
     const { code } = error as NodeJS.ErrnoException
     let limit: string | undefined
     if (code === totalTimeoutCode) limit = 'total_timeout'
@@ -290,7 +350,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
     if (limit !== undefined)
       this.#options.log.warn(
         { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },
-        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in [[app]]`,
+        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in ${this.#app.right === undefined ? '[node_red]' : '[[app]]'}`,
       )
     // A part must not be taken for the whole.
     this.#through?.destroy()
@@ -299,17 +359,40 @@ export class Exchange implements Dispatcher.DispatchHandler {
 
   /** An answer before the answer is no answer: the app gets no more time by it, nor without end. */
   #countInterim(controller: Dispatcher.DispatchController): void {
-    const { responseTimeout } = this.#candidates[this.#attempt]!
+    const patience = this.#responseTimeout(this.#candidates[this.#attempt]!)
     // undici waits anew after each.
-    this.#unanswered ??= setTimeout(() => {
-      controller.abort(
-        Object.assign(new Error('no answer behind interim ones'), {
-          code: 'UND_ERR_HEADERS_TIMEOUT',
-        }),
-      )
-    }, responseTimeout)
+    if (patience > 0)
+      this.#unanswered ??= setTimeout(() => {
+        controller.abort(
+          Object.assign(new Error('no answer behind interim ones'), {
+            code: 'UND_ERR_HEADERS_TIMEOUT',
+          }),
+        )
+      }, patience)
     if (++this.#interims === interims.most)
       controller.abort(new Error(`more than ${interims.most} interim answers and no final one`))
+  }
+
+  /** Whether the request may go to the next upstream, or once more; and prepares that. */
+  #mayGoAgain(error: Error): boolean {
+    const { method, payload } = this.#request
+    if (isUnconnected(error)) {
+      this.#candidates[this.#attempt]!.down(error.cause instanceof Error ? error.cause : error)
+      if (payload !== undefined || this.#attempt + 1 >= this.#candidates.length) return false
+      this.#attempt++
+      this.#again = false
+      return true
+    }
+    if (
+      this.#again ||
+      this.#begun ||
+      payload !== undefined ||
+      (method !== 'GET' && method !== 'HEAD') ||
+      !isStale(error)
+    )
+      return false
+    this.#again = true
+    return true
   }
 
   /**

@@ -1,5 +1,8 @@
+import type { FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import type { WhoIs } from '@gatehouse/tsnet'
+import { applyRules } from '../../config/header-rules.ts'
+import { peerOf } from '../tailnet/peer.ts'
 import { channelHeader, hopByHop, isOwned, leaks, ownHeader } from '../../config/header-names.ts'
 
 /** What is true of the request, for {@link requestHeaders}. */
@@ -11,6 +14,19 @@ export interface Origin {
   whoIs: WhoIs | undefined
   /** The gateway's word to Node-RED (channel.ts); undefined for what is not Node-RED's editor. */
   statement?: string | undefined
+}
+
+/** The headers a request goes to its app with, the app's own rules among them. */
+export function headersFor(request: FastifyRequest): Record<string, string | string[]> {
+  const { to } = request
+  const headers = requestHeaders(request.headers, {
+    address: peerOf(request.raw.socket).address,
+    host: request.headers.host ?? '',
+    whoIs: request.whoIs,
+    statement: request.statement,
+  })
+  if (to.strip) headers['x-forwarded-prefix'] = to.path.slice(0, -1)
+  return to.rules === undefined ? headers : applyRules(headers, to.rules.request)
 }
 
 /**

@@ -4,10 +4,10 @@ import type { ClientRequest, RequestOptions } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import { connect } from 'node:net'
 import { connect as tlsConnect } from 'node:tls'
-// Not all of undici, which brings fetch, caches, mocks and more: 6 MB of memory.
-import buildConnector from 'undici/lib/core/connect.js'
-import Pool from 'undici/lib/dispatcher/pool.js'
+import { Pool, buildConnector } from 'undici'
 import { GatehouseError, reason } from '../../base/errors.ts'
+import { maxHead } from './answer-reader.ts'
+import { readLeniently } from './lenient.ts'
 
 /**
  * Where an upstream listens: a unix socket, or TCP; over TLS it is verified, by the system's
@@ -49,7 +49,8 @@ export class Upstream extends EventEmitter {
   /** What undici calls it: scheme and host. */
   readonly origin: string
   readonly pool: Pool
-  readonly responseTimeout: number
+  /** As {@link UpstreamOptions} has it; holds for requests from then on. */
+  responseTimeout: number
   readonly connectTimeout: number
   readonly idleTimeout: number
   #name: string | undefined
@@ -59,6 +60,8 @@ export class Upstream extends EventEmitter {
   #since = new Date()
   #timer: NodeJS.Timeout | undefined
   #closed = false
+  #fresh: Pool | undefined
+  #open: () => Pool
 
   constructor(
     where: Where,
@@ -84,22 +87,39 @@ export class Upstream extends EventEmitter {
         : `${tls === undefined ? 'http' : 'https'}://${where.host.includes(':') ? `[${where.host}]` : where.host}:${where.port}`
     const connector = buildConnector({
       timeout: connectTimeout,
+      allowH2: false,
       ...('path' in where ? { socketPath: where.path } : {}),
       ...tls,
     })
-    this.pool = new Pool(this.origin, {
-      connections: 1024,
-      pipelining: 1,
-      headersTimeout: responseTimeout,
-      bodyTimeout: idleTimeout,
-      // undici would ask for, and verify, the name in the Host header, which is the gateway's.
-      connect:
-        tls === undefined
-          ? connector
-          : (options, done) => {
-              connector({ ...options, servername: tls.servername }, done)
+    const open = (pipelining: 0 | 1): Pool =>
+      new Pool(this.origin, {
+        connections: 1024,
+        pipelining,
+        headersTimeout: responseTimeout,
+        bodyTimeout: idleTimeout,
+        // The lenient reader's own limit comes first.
+        maxHeaderSize: 2 * maxHead,
+        allowH2: false,
+        connect: (options, done) => {
+          connector(
+            // undici would ask for, and verify, the name in the Host header, which is the
+            // gateway's.
+            tls === undefined ? options : { ...options, servername: tls.servername },
+            (...opened) => {
+              if (opened[0] === null) readLeniently(opened[1])
+              done(...opened)
             },
-    })
+          )
+        },
+      })
+    this.pool = open(1)
+    this.#open = () => open(0)
+  }
+
+  /** Connections that are each used for one request. */
+  get fresh(): Pool {
+    this.#fresh ??= this.#open()
+    return this.#fresh
   }
 
   /** Its unix socket; empty when it is reached over TCP. */
@@ -203,13 +223,13 @@ export class Upstream extends EventEmitter {
   }
 
   /**
-   * A request by node:http on a connection of its own: for health checks, and for what undici
-   * cannot do, WebSockets and trailers. It fails with UND_ERR_CONNECT_TIMEOUT when there is no
+   * A request by node:http on a connection of its own: for health checks, and for trailers, which
+   * undici cannot send. It fails with UND_ERR_CONNECT_TIMEOUT when there is no
    * connection in time; the other limits are the caller's.
    */
   request(options: Pick<RequestOptions, 'path' | 'method' | 'headers'>): ClientRequest {
     const { where, connectTimeout } = this
-    const own = { ...options, setHost: false, agent: false }
+    const own = { ...options, setHost: false, agent: false, insecureHTTPParser: true }
     const tls = 'path' in where ? undefined : where.tls
     const request =
       'path' in where
@@ -265,6 +285,14 @@ export class Upstream extends EventEmitter {
     this.#closed = true
     clearTimeout(this.#timer)
     this.pool.close().catch(() => {})
+    this.#fresh?.close().catch(() => {})
+  }
+
+  /** Breaks off the requests under way. */
+  destroy(): void {
+    this.close()
+    void this.pool.destroy()
+    void this.#fresh?.destroy()
   }
 
   #become(state: 'up' | 'down', error: GatehouseError | undefined): void {

@@ -1,24 +1,23 @@
 import { ServerResponse } from 'node:http'
-import type { IncomingHttpHeaders, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
+import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { WhoIs } from '@gatehouse/tsnet'
-import { isUnconnected } from './apps.ts'
-import type { App } from './apps.ts'
-import type { Tunnel } from '../request/drain.ts'
-import { FrameGate } from './frames.ts'
-import { applyRules } from '../../config/header-rules.ts'
 import { leaks } from '../../config/header-names.ts'
-import { requestHeaders, responseHeaders } from './headers.ts'
-import type { Metrics } from '../request/metrics.ts'
-import { peerOf } from '../tailnet/peer.ts'
+import type { Logger } from '../shared/log.ts'
 import { plugin } from '../shared/plugin.ts'
-import { failed } from './proxy.ts'
-import type { Upstream } from './upstream.ts'
+import { peerOf } from '../tailnet/peer.ts'
+import type { Tunnel } from '../request/drain.ts'
+import type { Metrics } from '../request/metrics.ts'
+import type { App } from './apps.ts'
+import { Exchange } from './exchange.ts'
+import type { Agreed } from './exchange.ts'
+import { FrameGate } from './frames.ts'
+import { headersFor } from './headers.ts'
 
 /** Options of {@link websocket}. */
 export interface WebSocketOptions {
   metrics: Metrics
+  log: Logger
   /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
   handshakeTimeout?: number
 }
@@ -47,7 +46,7 @@ const upgrades = new WeakMap<IncomingMessage, Upgrade>()
  */
 export const websocket = plugin<WebSocketOptions>(
   'websocket',
-  async (app, { metrics, handshakeTimeout = 30_000 }) => {
+  async (app, { metrics, log, handshakeTimeout = 30_000 }) => {
     app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
       upgrades.set(raw, { socket, head })
       socket.on('error', () => socket.destroy())
@@ -72,14 +71,10 @@ export const websocket = plugin<WebSocketOptions>(
     app.addHook('preHandler', (request, reply, done) => {
       const upgrade = upgrades.get(request.raw)
       if (upgrade === undefined) done()
-      else open(request, reply, upgrade).catch(done)
+      else open(request, reply, upgrade)
     })
 
-    const open = async (
-      request: FastifyRequest,
-      reply: FastifyReply,
-      upgrade: Upgrade,
-    ): Promise<void> => {
+    const open = (request: FastifyRequest, reply: FastifyReply, upgrade: Upgrade): void => {
       if (
         request.method !== 'GET' ||
         request.headers.upgrade?.toLowerCase() !== 'websocket' ||
@@ -93,160 +88,56 @@ export const websocket = plugin<WebSocketOptions>(
         return
       }
       request.app = request.to.name
-      const answer = await handshake(
-        request.raw,
-        request.to,
-        handshakeTimeout,
-        request.whoIs,
-        request.statement,
-      ).catch((err: Error) => err)
-      if (answer instanceof Error) {
-        await failed(request, reply, answer)
-        return
+      const headers = headersFor(request)
+      // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the
+      // upstream as a request.
+      delete headers['content-length']
+      delete request.payload
+      const agreed = (answer: Agreed): void => {
+        request.upgrade = true
+        reply.hijack()
+        reply.raw.statusCode = 101
+        reply.raw.detachSocket(upgrade.socket as never)
+        upgrades.delete(request.raw)
+        const opened = tunnel(upgrade, answer, request.to, {
+          peer: peerOf(request.raw.socket),
+          access: request.access!,
+        })
+        app.tunnels.add(opened)
+        metrics.websockets.inc({ route: request.to.name })
+        // It may be open for days, and what the handshake said is of no use any more.
+        request.raw.rawHeaders = []
+        request.raw.headers = {}
+        upgrade.socket.once('close', () => {
+          app.tunnels.delete(opened)
+          // Nothing was written through it, but the access log waits for its end.
+          reply.raw.emit('close')
+        })
       }
-      if (answer.socket === undefined) {
-        reply
-          .code(answer.response.statusCode ?? 502)
-          .headers(answerHeaders(answer.response.headers, request.to))
-          .header('connection', 'close')
-        reply.send(answer.response)
-        return
-      }
-      request.upgrade = true
-      reply.hijack()
-      reply.raw.statusCode = 101
-      reply.raw.detachSocket(upgrade.socket as never)
-      upgrades.delete(request.raw)
-      const opened = tunnel(upgrade, answer as Agreed, request.to, {
-        peer: peerOf(request.raw.socket),
-        access: request.access!,
-      })
-      app.tunnels.add(opened)
-      metrics.websockets.inc({ route: request.app })
-      // It may be open for days, and what the handshake said is of no use any more.
-      request.raw.rawHeaders = []
-      request.raw.headers = {}
-      upgrade.socket.once('close', () => {
-        app.tunnels.delete(opened)
-        // Nothing was written through it, but the access log waits for its end.
-        reply.raw.emit('close')
-      })
+      new Exchange(request, reply, headers, {
+        log,
+        webSocket: { timeout: handshakeTimeout, agreed },
+      }).start()
     }
   },
 )
 
-interface Agreed {
-  response: IncomingMessage
-  socket: Duplex
-  head: Buffer
-}
-
-type Handshake = Agreed | { response: IncomingMessage; socket?: undefined }
-
-/** The handshake with the first of the app's upstreams that can be connected to. */
-async function handshake(
-  raw: IncomingMessage,
-  app: App,
-  timeout: number,
-  whoIs: WhoIs | undefined,
-  statement: string | undefined,
-): Promise<Handshake> {
-  const headers = requestHeaders(raw.headers, {
-    address: peerOf(raw.socket).address,
-    host: raw.headers.host ?? '',
-    whoIs,
-    statement,
-  })
-  // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the
-  // upstream as a request.
-  delete headers['content-length']
-  if (app.strip) headers['x-forwarded-prefix'] = app.path.slice(0, -1)
-  if (app.rules !== undefined) applyRules(headers, app.rules.request)
-  const { candidates } = app
-  for (const [i, upstream] of candidates.entries()) {
-    try {
-      const answer = await ask(
-        raw,
-        upstream,
-        app.target(raw.url ?? '/'),
-        { ...headers, connection: 'Upgrade', upgrade: 'websocket' },
-        timeout,
-      )
-      upstream.up()
-      return answer
-    } catch (err) {
-      if (!isUnconnected(err as Error)) throw err
-      upstream.down(err as Error)
-      if (i === candidates.length - 1) throw err
-    }
-  }
-  throw new Error('an app without upstreams')
-}
-
-async function ask(
-  raw: IncomingMessage,
-  upstream: Upstream,
-  path: string,
-  headers: OutgoingHttpHeaders,
-  timeout: number,
-): Promise<Handshake> {
-  return await new Promise((resolve, reject) => {
-    const request = upstream.request({ method: 'GET', path, headers })
-    const timer = setTimeout(
-      () =>
-        request.destroy(
-          Object.assign(new Error('no answer to the WebSocket handshake'), { code: 'ETIMEDOUT' }),
-        ),
-      Math.min(timeout, upstream.responseTimeout),
-    )
-    request.once('close', () => clearTimeout(timer))
-    const abandon = (): void => {
-      request.destroy()
-    }
-    raw.socket.once('close', abandon)
-    request.on('error', reject)
-    request.once('response', (response) => {
-      clearTimeout(timer)
-      resolve({ response })
-    })
-    request.once('upgrade', (response: IncomingMessage, socket: Duplex, head: Buffer) => {
-      clearTimeout(timer)
-      raw.socket.off('close', abandon)
-      if (response.statusCode === 101 && response.headers.upgrade?.toLowerCase() === 'websocket') {
-        resolve({ response, socket, head })
-      } else {
-        socket.destroy()
-        reject(new Error('the answer to the WebSocket handshake is no WebSocket'))
-      }
-    })
-    request.end()
-  })
-}
-
-function answerHeaders(
-  headers: IncomingHttpHeaders,
-  { rules }: App,
-): ReturnType<typeof responseHeaders> {
-  const out = responseHeaders(headers)
-  return rules === undefined ? out : applyRules(out, rules.answer)
-}
-
 function tunnel(
   client: Upgrade,
-  { response, socket: origin, head }: Agreed,
+  { rawHeaders, socket: origin }: Agreed,
   { rules }: App,
   who: Pick<Tunnel, 'peer' | 'access'>,
 ): Tunnel {
   const lines = ['HTTP/1.1 101 Switching Protocols']
-  for (let i = 0; i < response.rawHeaders.length; i += 2) {
-    const name = response.rawHeaders[i]!.toLowerCase()
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!.toLowerCase()
     if (
       leaks.has(name) ||
       rules?.answer.remove.has(name) === true ||
       rules?.answer.set.some(([set]) => set === name) === true
     )
       continue
-    lines.push(`${response.rawHeaders[i]}: ${response.rawHeaders[i + 1]}`)
+    lines.push(`${rawHeaders[i]}: ${rawHeaders[i + 1]}`)
   }
   for (const [name, value] of [...(rules?.answer.set ?? []), ...(rules?.answer.add ?? [])])
     lines.push(`${name}: ${value}`)
@@ -287,7 +178,6 @@ function tunnel(
     if (!origin.readableEnded && !closing) socket.destroy()
   })
   if (client.head.length > 0) origin.write(client.head)
-  if (head.length > 0) give(gate.pass(head))
   return {
     ...who,
     close: (code, reason) => {
