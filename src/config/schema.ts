@@ -309,6 +309,12 @@ export const schema = {
      * Default: UTC.
      */
     timezone: key(text(checkTimezone), { example: '"Europe/Berlin"' }),
+    /**
+     * How long flows may take from the end of a request to the headers of their answer. What changes
+     * something in the editor (installing nodes, deploying) takes as long as it takes. Default: 120
+     * s.
+     */
+    responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"10 min"' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
     settingsFile: key(
       text((value) =>

@@ -438,6 +438,7 @@ export class Gateway {
       config.app.flatMap(({ port }) => port ?? []),
       config.forward.filter(({ sni }) => sni.length === 0).map(({ port }) => port),
     )
+    this.upstream.responseTimeout = this.#options.headersTimeout ?? config.node_red.responseTimeout
     this.services.configure(config.app.flatMap(({ service }) => service ?? []))
     this.#takeNames()
     this.forwards.configure(config.forward)

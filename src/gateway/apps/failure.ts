@@ -73,7 +73,7 @@ export async function failed(
   }
   const { to } = request
   const name = to.label
-  const section = to.right === undefined ? '[node_red]' : '[[app]]'
+  const nodeRed = to.right === undefined
   const late = lateness.find(({ codes }) => codes.test(codeOf(cause)))
   if (late !== undefined) {
     await sendError(
@@ -84,7 +84,9 @@ export async function failed(
       new GatehouseError(
         'GH_UPSTREAM_TIMEOUT',
         `${name} ${late.message}`,
-        `Try again; if it stays so, look at what ${to.right === undefined ? 'the flow' : 'the app'} is doing, or raise ${late.key} in ${section}`,
+        nodeRed
+          ? nodeRedLate(late.key)
+          : `Try again; if it stays so, look at what the app is doing, or raise ${late.key} in [[app]]`,
       ),
     )
     return
@@ -99,7 +101,7 @@ export async function failed(
       new GatehouseError(
         'GH_UPSTREAM_NOT_HTTP',
         `${name} sent something that is not HTTP: ${bad}`,
-        to.right === undefined
+        nodeRed
           ? 'Look at the flow that answers at this address: what it passes on from elsewhere may not be HTTP'
           : 'Check that upstreams in [[app]] of gatehouse.toml names the port at which the app speaks HTTP',
       ),
@@ -119,7 +121,7 @@ export async function failed(
     new GatehouseError(
       'GH_UPSTREAM_FAILED',
       `${name} broke off the connection before it answered (${reason(cause)})`,
-      `Try again; if it stays so, ${to.right === undefined ? 'look at the flow that answers at this address' : 'look at what the app is doing'}`,
+      `Try again; if it stays so, ${nodeRed ? 'look at the flow that answers at this address' : 'look at what the app is doing'}`,
     ),
   )
 }
@@ -131,4 +133,10 @@ function causeOf(err: Error): Error {
 function codeOf(err: Error): string {
   const { code } = err as NodeJS.ErrnoException
   return typeof code === 'string' ? code : ''
+}
+
+function nodeRedLate(key: string): string {
+  return key === 'response_timeout'
+    ? 'Try again; if it stays so, look at the flow that answers at this address, or raise response_timeout in [node_red] of gatehouse.toml'
+    : 'Try again; if it stays so, a flow keeps Node-RED busy: it takes no requests meanwhile'
 }

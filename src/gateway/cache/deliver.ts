@@ -83,7 +83,9 @@ export class Delivery {
    * Before the origin is asked: the answer, when it is known and fresh. True when it is on its way.
    */
   answer(request: FastifyRequest, reply: FastifyReply): boolean {
-    if (request.method !== 'GET' && request.method !== 'HEAD') return false
+    // What a body asks for is not in the key.
+    if ((request.method !== 'GET' && request.method !== 'HEAD') || request.payload !== undefined)
+      return false
     const found = this.cache.find(cacheRequest(request))
     if (found === undefined) return false
     if (found.fresh) {
@@ -144,7 +146,10 @@ export class Delivery {
         this.cache.remove(Cache.key(cacheRequest(request)))
       return undefined
     }
-    const policy = this.cache.storable(cacheRequest(request), status, headers)
+    const policy =
+      request.payload === undefined
+        ? this.cache.storable(cacheRequest(request), status, headers)
+        : undefined
     const taken = policy === undefined ? undefined : this.#takeIn(reply, headers)
     if (policy !== undefined && taken !== undefined)
       return {

@@ -10,16 +10,18 @@ import { plugin } from '../shared/plugin.ts'
  */
 export const expectation = plugin<object>('expectation', async (app) => {
   const waiting = new WeakSet<object>()
-  // Without a listener Node says 100 to everyone.
-  app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
-    app.routing(request, response)
-  })
+  // Without a listener Node says 100 to everyone, and 417 to any other expectation.
+  for (const event of ['checkContinue', 'checkExpectation'])
+    app.server.on(event, (request: IncomingMessage, response: ServerResponse) => {
+      app.routing(request, response)
+    })
 
   app.addHook('onRequest', (request, reply, done) => {
     const { expect } = request.headers
     // It means nothing in HTTP/1.0, nor in a WebSocket's handshake, which has no body.
     if (
       expect !== undefined &&
+      expect !== '' &&
       request.raw.httpVersion !== '1.0' &&
       request.headers.upgrade === undefined
     ) {

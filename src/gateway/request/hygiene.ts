@@ -7,7 +7,7 @@ import { sendError } from '../shared/pages.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
 import { ambiguity, canonicalTarget, hostName, streamAmbiguity } from './target.ts'
-import type { Refusal } from './target.ts'
+import type { Redirect, Refusal } from './target.ts'
 
 /** Errors of Node's parser that have a status of their own. */
 const byteErrors: Record<string, string> = {
@@ -47,6 +47,7 @@ export interface Names {
 }
 
 const refusals = new WeakMap<IncomingMessage, Refusal>()
+const redirects = new WeakMap<IncomingMessage, Redirect>()
 
 /**
  * Connections a request was refused on: what was sent behind it in one go has been parsed, and
@@ -67,6 +68,10 @@ export function rewriteUrl(request: IncomingMessage): string {
     : ambiguous(request)
   const target = refused ?? canonicalTarget(request.url ?? '', request.headers.host ?? '')
   if (typeof target === 'string') return target
+  if (target.status === 308) {
+    redirects.set(request, target)
+    return target.location
+  }
   refusals.set(request, target)
   condemned.add(request.socket)
   return '/'
@@ -110,7 +115,9 @@ export const hygiene = plugin<{ names: Names }>(
       const host = hostName(given)
       const port = Number(/:(\d+)$/.exec(given)?.[1] ?? 443)
       if (host === name && port === door) {
-        done()
+        const redirect = redirects.get(request.raw)
+        if (redirect === undefined) done()
+        else reply.code(308).header('location', redirect.location).send()
         return
       }
       if (

@@ -10,6 +10,13 @@ export interface Refusal {
   message: string
 }
 
+/** The same target in the form to ask for. */
+export interface Redirect {
+  status: 308
+  /** A path, with the query. */
+  location: string
+}
+
 /**
  * A request has this many header lines at most: browsers send some 30, and Node would drop those
  * past 2,000 unseen.
@@ -124,12 +131,13 @@ export function hostName(host: string): string {
  * So what decides by path decides about the path the origin sees.
  *
  * Refused rather than rewritten is what servers are known to disagree about and browsers never
- * send: dot segments, however spelt, backslashes, control characters, two slashes at the start (a
- * host to some), escapes that are broken or no UTF-8, fragments. An absolute-form target must name
+ * send: dot segments, however spelt, backslashes, control characters, escapes that are broken or no
+ * UTF-8, fragments. Slashes at the start, which are a host to some and which base URLs that end in a
+ * slash produce, are one: that is to be asked for. An absolute-form target must name
  * the host that Host names (RFC 9112 §3.2.2 would let it win over Host, unseen by those who look
  * there).
  */
-export function canonicalTarget(target: string, host: string): string | Refusal {
+export function canonicalTarget(target: string, host: string): string | Refusal | Redirect {
   if (!target.startsWith('/')) {
     const absolute = /^https?:\/\/([^/?#]*)(.*)$/i.exec(target)
     if (absolute === null) return refuse('the request target is neither a path nor a URL')
@@ -148,7 +156,10 @@ export function canonicalTarget(target: string, host: string): string | Refusal 
   const end = target.indexOf('?')
   const path = end < 0 ? target : target.slice(0, end)
   const query = end < 0 ? '' : target.slice(end)
-  if (path.startsWith('//')) return refuse('the path starts with two slashes')
+  if (path.startsWith('//')) {
+    const one = canonicalTarget(target.replace(/^\/+/, '/'), host)
+    return typeof one === 'string' ? { status: 308, location: one } : one
+  }
   if (path.includes('\\') || /%5c/i.test(path)) return refuse('the path has a backslash')
   if (/%(?:[01][0-9a-f]|7f)/i.test(path)) return refuse('the path has a control character')
   try {
