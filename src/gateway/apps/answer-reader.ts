@@ -228,15 +228,15 @@ export class AnswerReader {
     for (const [, name, value] of text.matchAll(framingFields)) {
       if (name!.length === 14) {
         if (length !== undefined) return false
-        length = value!.trim()
+        length = value
       } else {
         if (coding !== undefined) return false
-        coding = value!.trim()
+        coding = value
       }
     }
-    if (length !== undefined && (coding !== undefined || !/^\d{1,15}$/.test(length))) return false
-    if (coding !== undefined && (coding.toLowerCase() !== 'chunked' || text[7] === '0'))
+    if (length !== undefined && (coding !== undefined || !/^[\t ]*\d{1,15}$/.test(length)))
       return false
+    if (coding !== undefined && (!/^[\t ]*chunked$/i.test(coding) || text[7] === '0')) return false
     const bodiless = status < 200 || status === 204 || status === 304
     if (bodiless && (coding !== undefined || (length !== undefined && status !== 304))) return false
     out.push(head)

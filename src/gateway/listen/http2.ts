@@ -172,6 +172,8 @@ export const http2 = plugin<Http2Options>('http2', async (app, { limits, log }) 
         maxHeaderListSize: headerKib * 1024,
         initialWindowSize: bodyWindow,
       },
+      // Some apps' answers have more than Node's 64 KiB of headers; what they may have is less.
+      maxSendHeaderBlockLength: 1024 * 1024,
       // Our own limit comes first, and says 431.
       maxHeaderListPairs: maxHeaders + 8,
       maxSessionInvalidFrames: 100,
