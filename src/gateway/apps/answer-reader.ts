@@ -223,6 +223,8 @@ export class AnswerReader {
   #takeGood(text: string, head: Buffer, out: Buffer[]): boolean {
     const status = Number(text.slice(9, 12))
     if (status < 200 && (status <= 101 || ++this.#interim > maxInterim)) return false
+    // The connection cannot end with an interim answer.
+    if (status < 200 && /\r\nconnection:/i.test(text)) return false
     let length: string | undefined
     let coding: string | undefined
     for (const [, name, value] of text.matchAll(framingFields)) {
@@ -258,7 +260,7 @@ export class AnswerReader {
   /** Reads a head that is not in order, and writes one that is. */
   #takeOdd(text: string, bytes: Buffer, out: Buffer[]): void {
     const lines = text.split(/\r*\n/)
-    const start = /^(?:HTTP\/\d(?:\.\d+)?|ICY)[\t ]+([1-9]\d\d)(?:[\t ]+(.*))?$/i.exec(
+    const start = /^(?:HTTP\/\d(?:\.\d+)?|ICY)[\t ]+([1-5]\d\d)(?:[\t ]+(.*))?$/i.exec(
       printable(lines.shift()!).trim(),
     )
     if (start === null) {
@@ -300,6 +302,7 @@ export class AnswerReader {
       return
     }
     if (status < 200) {
+      for (const name of named) take(name.toLowerCase())
       out.push(writeHead(status, start[2], fields))
       return
     }
@@ -316,7 +319,7 @@ export class AnswerReader {
         before.some((coding) => !contentCodings.has(coding))
       ) {
         this.#fail(
-          `a body with Transfer-Encoding: ${printable(codings.join(', ')).slice(0, 60)},`,
+          `a body with the coding ${excerpt(Buffer.from(codings.join(', '), 'latin1'))},`,
           bytes,
         )
         return
@@ -494,18 +497,21 @@ function writeHead(
   )
 }
 
+const escapes: Readonly<Record<string, string>> = {
+  '\r': '\\r',
+  '\n': '\\n',
+  '"': '\\"',
+  '\\': '\\\\',
+}
+
 /** The beginning of what came, fit for a log and for a page: one line, bounded, in quotes. */
 export function excerpt(bytes: Buffer): string {
   const text = bytes
     .toString('latin1', 0, 40)
-    .replace(/[^\x20-\x7e]|[\\"]/g, (character) =>
-      character === '\r'
-        ? '\\r'
-        : character === '\n'
-          ? '\\n'
-          : /[\\"]/.test(character)
-            ? `\\${character}`
-            : `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`,
+    .replace(
+      /[^\x20-\x7e]|[\\"]/g,
+      (character) =>
+        escapes[character] ?? `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`,
     )
   return `"${text}${bytes.length > 40 ? '…' : ''}"`
 }

@@ -16,7 +16,6 @@ test('paths that servers read differently are refused', async () => {
     '/a%2F..%2Fb',
     '/a\\b',
     '/a/%5c..%5cb',
-    '//evil.example/x',
     '/a%00b',
     '/a%0d%0aX: y',
     '/a%7f',
