@@ -2,7 +2,6 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Duplex, Transform } from 'node:stream'
 import type { Dispatcher } from 'undici'
-import { needed } from '../access/access.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Delivery } from '../cache/deliver.ts'
 import { applyRules } from '../../config/header-rules.ts'
@@ -149,10 +148,9 @@ export class Exchange implements Dispatcher.DispatchHandler {
     const { webSocket } = this.#options
     if (webSocket !== undefined) return Math.min(webSocket.timeout, upstream.responseTimeout)
     // The editor installs nodes, and deploys flows: on a slow board that takes as long as it takes.
-    if (this.#app.right === undefined && !/^(?:GET|HEAD|OPTIONS)$/.test(this.#request.method)) {
-      const rights = needed(this.#request.method, this.#request.url.split('?', 1)[0]!, false)
-      if (!rights.includes('use')) return 0
-    }
+    const { nodeRed, right } = this.#app
+    if (nodeRed && right === undefined && !/^(?:GET|HEAD|OPTIONS)$/.test(this.#request.method))
+      return 0
     return upstream.responseTimeout
   }
 
@@ -350,7 +348,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
     if (limit !== undefined)
       this.#options.log.warn(
         { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },
-        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in ${this.#app.right === undefined ? '[node_red]' : '[[app]]'}`,
+        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in ${this.#app.nodeRed ? '[node_red]' : '[[app]]'}`,
       )
     // A part must not be taken for the whole.
     this.#through?.destroy()

@@ -72,8 +72,7 @@ export async function failed(
     return
   }
   const { to } = request
-  const name = to.label
-  const nodeRed = to.right === undefined
+  const { nodeRed, label: name } = to
   const late = lateness.find(({ codes }) => codes.test(codeOf(cause)))
   if (late !== undefined) {
     await sendError(
