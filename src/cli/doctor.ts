@@ -37,8 +37,10 @@ export async function runDoctor(paths: Paths, { json }: { json: boolean }): Prom
     reached = false
   }
   process.stdout.write(
-    json ? `${JSON.stringify(checks, undefined, 2)}
-` : printable(report(checks)),
+    json
+      ? `${JSON.stringify(checks, undefined, 2)}
+`
+      : printable(report(checks)),
   )
   if (!reached) return 2
   return checks.some(({ result }) => result === 'fail') ? 1 : 0

@@ -159,7 +159,7 @@ before(async () => {
   await editor(owner, name, 600)
   await deployShell(owner, name)
   await eventually("the attacker's flow answers", 200, async () =>
-    /^node-red\n/.test(await asNodeRed('id -un')) ? true : undefined,
+    (await asNodeRed('id -un')).startsWith('node-red\n') ? true : undefined,
   )
 })
 
@@ -294,7 +294,7 @@ test('a flow with a list of targets: the same, though it shares the network with
       : undefined,
   )
   await eventually("the attacker's flow answers", 300, async () =>
-    /^node-red\n/.test(await asNodeRed('id -un')) ? true : undefined,
+    (await asNodeRed('id -un')).startsWith('node-red\n') ? true : undefined,
   )
   await sockets(from)
   await names(from, 'with-list.attacker.example')

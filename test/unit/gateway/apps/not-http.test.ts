@@ -34,6 +34,7 @@ test("WebSockets' handshakes that apps answer badly are agreed to as others woul
     await using bench = await Bench.start({ origin: false })
     const server = await app(bench, `${answer}\x81\x02hi`)
     const got = await bench.raw(handshake)
+    // oxlint-disable-next-line eslint/no-control-regex -- a frame of a WebSocket
     assert.match(got, /^HTTP\/1\.1 101 [^\r\n]*\r\n(?:[A-Za-z-]+: [^\r\n\0]*\r\n)*\r\n\x81\x02hi$/)
     assert.ok(got.includes(`: ${accept}\r\n`), got)
     assert.match(got, /\r\nupgrade: websocket\r\n/i)
@@ -98,10 +99,7 @@ test('the cause is named where it would be taken for another: an answer taken as
   })
   server.listen(bench.origin.socket)
   await once(server, 'listening')
-  const broken = await bench.raw(
-    `GET /y HTTP/1.1\r\nHost: ${name}\r\n\r\n`,
-    500,
-  )
+  const broken = await bench.raw(`GET /y HTTP/1.1\r\nHost: ${name}\r\n\r\n`, 500)
   assert.match(broken, /^HTTP\/1\.1 200 [^]*2\r\nok\r\n$/)
   await bench.until(() => bench.log('not HTTP').length > 0)
   assert.equal(bench.log('not HTTP')[0]!.code, 'GH_UPSTREAM_NOT_HTTP')
