@@ -22,6 +22,7 @@ import type { Metrics } from './request/metrics.ts'
 import { sendError } from './shared/pages.ts'
 import { proxy } from './apps/proxy.ts'
 import { oldLinks } from './apps/old-links.ts'
+import type { Arrivals } from './apps/old-links.ts'
 import { requestOrigin } from './access/request-origin.ts'
 import type { GatewayStatus } from './operate/status.ts'
 import type { ApiOptions } from './console/api.ts'
@@ -34,6 +35,7 @@ export interface AppOptions {
   log: Logger
   metrics: Metrics
   apps: Apps
+  arrivals: Arrivals
   limits: Limits
   delivery: Delivery
   names: Names
@@ -52,6 +54,7 @@ export async function createApp({
   log,
   metrics,
   apps,
+  arrivals,
   limits,
   delivery,
   names,
@@ -139,7 +142,7 @@ export async function createApp({
   await app.register(limitRequests, { limits })
   await app.register(chooseApp, { apps })
   await app.register(requestOrigin, { log })
-  await app.register(oldLinks, { apps })
+  await app.register(oldLinks, { apps, arrivals })
   await app.register(authorize, { guard })
   await app.register(consoleApi, { ...console, log, status })
   await app.register(statusPage, { status })

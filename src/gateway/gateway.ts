@@ -17,6 +17,7 @@ import type { Right } from './access/access.ts'
 import { editorRoot } from './access/channel.ts'
 import { createApp } from './app.ts'
 import { Apps } from './apps/apps.ts'
+import { Arrivals } from './apps/old-links.ts'
 import { judgeCertificates, wantedAt } from './certificates/health.ts'
 import { certificateMetrics } from './certificates/metrics.ts'
 import { Cache } from './cache/cache.ts'
@@ -122,6 +123,7 @@ export class Gateway {
   readonly reloader: Reloader
   #options: GatewayOptions
   #editorRoot: string
+  #arrivals: Arrivals
   #startedAt = new Date()
   #app: FastifyInstance | undefined
   #node: Node | undefined
@@ -184,11 +186,14 @@ export class Gateway {
       addresses: () => this.#node?.status?.tailscaleIPs ?? [],
       listen: async (port, accept) => await this.#node?.listen(port, accept),
     })
+    this.#arrivals = new Arrivals(this.problems)
     this.doors = new Doors({
       problems: this.problems,
       accept: (conn, port) => {
         this.metrics.connections.inc()
-        this.#accept!(conn, new Peer(conn, this.#node!.tailnet!, log, undefined, port))
+        const peer = new Peer(conn, this.#node!.tailnet!, log, undefined, port)
+        if (port === ports.flows) this.#arrivals.arrived(peer)
+        this.#accept!(conn, peer)
       },
       listen: async (port, accept) => await this.#node?.listen(port, accept),
     })
@@ -340,6 +345,7 @@ export class Gateway {
       log,
       metrics: this.metrics,
       apps: this.apps,
+      arrivals: this.#arrivals,
       guard: this.guard,
       status: async () => await this.status(),
       console: {

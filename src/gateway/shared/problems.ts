@@ -30,6 +30,7 @@ const parts = [
   'https',
   'listener',
   'ports',
+  'flows',
   'local network',
   'service',
   'certificate',

@@ -2,11 +2,15 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import type { IncomingHttpHeaders } from 'node:http'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { pino } from 'pino'
 import { WebSocket } from 'ws'
 import { defaults, parseConfig } from '../../../../src/config/config.ts'
 import { originOf } from '../../../../src/config/ports.ts'
 import { capability } from '../../../../src/gateway/access/access.ts'
 import { editorRoot } from '../../../../src/gateway/access/channel.ts'
+import { Arrivals } from '../../../../src/gateway/apps/old-links.ts'
+import { Problems } from '../../../../src/gateway/shared/problems.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { ask } from '../../support/h2.ts'
 import { alice } from '../../support/tailnet.ts'
@@ -427,4 +431,35 @@ test('mistakes about ports in gatehouse.toml', () => {
       () => parseConfig(`[[app]]\nupstreams = ["http://a"]\n${text}`, 'gatehouse.toml'),
       message,
     )
+})
+
+test('a peer that is sent to the flows’ port and never comes is a problem, until it comes', async () => {
+  const problems = new Problems(pino({ level: 'silent' }))
+  const arrivals = new Arrivals(problems, 20)
+  const [phone, laptop] = [
+    { address: '100.64.0.7', local: false },
+    { address: '100.64.0.8', local: false },
+  ]
+  arrivals.sent(phone)
+  arrivals.sent({ address: '192.168.1.2', local: true })
+  arrivals.sent({ address: '192.168.1.2', local: true })
+  arrivals.arrived(laptop)
+  arrivals.sent(laptop)
+  arrivals.sent(laptop)
+  await sleep(60)
+  assert.equal(problems.get('flows'), undefined, 'once may be a tab that was closed')
+  arrivals.sent(phone)
+  await sleep(60)
+  const problem = problems.get('flows')
+  assert.equal(problem?.code, 'GH_FLOWS_PORT')
+  assert.match(`${problem.message} ${problem.cure}`, /100\.64\.0\.7 .*"tcp:8443"/)
+  arrivals.arrived(phone)
+  assert.equal(problems.get('flows'), undefined)
+})
+
+test('a browser that is sent on, and does not come, is noted; one that comes is not', async () => {
+  await using bench = await Bench.start()
+  for (let i = 0; i < 2; i++) await get(bench, 443, '/app/x', link)
+  assert.equal((await get(bench, 8_443, '/x', link))[0], 200)
+  assert.equal(bench.gateway.problems.get('flows'), undefined)
 })
