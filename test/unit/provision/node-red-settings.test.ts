@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
+import { editorRoot } from '../../../src/gateway/access/channel.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-node-red-settings-'))
 after(() => rmSync(root, { recursive: true, force: true }))
@@ -172,4 +175,83 @@ test('flows that bring Node-RED down three times are left stopped, until a start
   assert.equal(start('process.exit(0)').safe, 'undefined')
   writeFileSync(join(cache, 'starts'), '[1, 2')
   assert.equal(start('process.exit(0)').safe, 'undefined')
+})
+
+/** What overlays/usr/lib/gatehouse/node-red-auth.cjs exports, beside adminAuth itself. */
+interface Gate {
+  editorRoot: (key: Buffer) => string
+  beforeFlows: (
+    root: string,
+    given?: unknown,
+    compare?: (password: string, hash: string) => boolean,
+  ) => Array<
+    (
+      request: { originalUrl: string; method: string; headers: Record<string, string> },
+      response: { sendStatus: (status: number) => void; set: (name: string) => void },
+      next: () => void,
+    ) => void
+  >
+}
+const gate = createRequire(import.meta.url)(join(source, 'node-red-auth.cjs')) as Gate
+
+/** What comes of a request on its way to flows: a status, or `passes`. */
+function onTheWay(
+  given: unknown,
+  originalUrl: string,
+  headers: Record<string, string> = {},
+): number | string {
+  const root = gate.editorRoot(Buffer.alloc(64, 'k'))
+  let outcome: number | string = 'passes'
+  const compare = (password: string, hash: string): boolean => `hash of ${password}` === hash
+  for (const step of gate.beforeFlows(root, given, compare)) {
+    let next = false
+    step(
+      { originalUrl, method: 'GET', headers },
+      {
+        sendStatus: (status) => {
+          outcome = status
+        },
+        set: () => {},
+      },
+      () => {
+        next = true
+      },
+    )
+    if (!next) break
+  }
+  return outcome
+}
+
+test('the editor is where the gateway looks for it, and what it does not have ends there', () => {
+  const root = gate.editorRoot(Buffer.alloc(64, 'k'))
+  assert.equal(root, editorRoot(Buffer.alloc(64, 'k')))
+  assert.notEqual(root, editorRoot(Buffer.alloc(64, 'j')))
+  for (const url of [root, root.slice(0, -1), `${root}x?y`, root.toUpperCase(), `${root}?a=/b`])
+    assert.equal(onTheWay(undefined, url), 404, url)
+  for (const url of ['/', '/hello', `/x${root}`, `${root.slice(0, -1)}x/`, `/hello?${root}`])
+    assert.equal(onTheWay(undefined, url), 'passes', url)
+  const { settings: plain } = settings(undefined)
+  assert.deepEqual(
+    [plain['httpAdminRoot'], plain['httpNodeRoot']],
+    [editorRoot(Buffer.from('c'.repeat(64))), '/'],
+  )
+})
+
+test("a user's own httpNodeAuth counts for what flows serve, in each of its forms", () => {
+  const basic = (text: string): Record<string, string> => ({
+    authorization: `Basic ${Buffer.from(text).toString('base64')}`,
+  })
+  const user = { user: 'u', pass: 'hash of p:w' }
+  assert.equal(onTheWay(user, '/x'), 401)
+  assert.equal(onTheWay(user, '/x', basic('u:p:w')), 'passes')
+  assert.equal(onTheWay(user, '/x', basic('u:other')), 401)
+  assert.equal(onTheWay(user, '/x', basic('v:p:w')), 401)
+  assert.equal(onTheWay(user, '/x', { authorization: 'Bearer x' }), 401)
+  const md5 = { user: 'u', pass: createHash('md5').update('old').digest('hex') }
+  assert.equal(onTheWay(md5, '/x', basic('u:old')), 'passes')
+  assert.equal(onTheWay(md5, '/x', basic('u:new')), 401)
+  const teapot = (_request: unknown, response: { sendStatus: (status: number) => void }): void =>
+    response.sendStatus(418)
+  assert.equal(onTheWay(teapot, '/x'), 418)
+  assert.equal(onTheWay([teapot], '/x'), 418)
 })
