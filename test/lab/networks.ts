@@ -26,6 +26,8 @@ export interface RouterOptions {
   mapping?: Mapping
   /** MTU of its line to the outside. ICMP about it is not sent, as where it is filtered. */
   mtu?: number
+  /** Whether it corrects the size of segments that TCP agrees on. Default: true. */
+  clamp?: boolean
   /** Its line to the outside. Default: one that is as fast as it goes. */
   line?: WireOptions
   /** Lines of an nftables chain that what goes through it passes first. */
@@ -54,7 +56,7 @@ export class Router {
   }
 
   static async start(lab: Lab, name: string, options: RouterOptions): Promise<Router> {
-    const { ip, inside, behind, mtu, rules = '' } = options
+    const { ip, inside, behind, mtu, rules = '', clamp = true } = options
     const prefix = inside.replace(/\.0\/24$/, '')
     const ns = await lab.namespace(name)
     const at: [string, string] = behind ? [behind.ns, 'in'] : [lab.ns, 'br0']
@@ -80,6 +82,7 @@ export class Router {
       `table ip router {
         chain forward { type filter hook forward priority filter; policy drop;
           ${rules}
+          ${clamp ? 'tcp flags syn tcp option maxseg size set rt mtu' : ''}
           ct state established,related accept
           iifname "in" accept
         }

@@ -18,6 +18,9 @@ const SO_SNDBUF = 7
 const SO_RCVBUF = 8
 const SO_SNDBUFFORCE = 32
 const SO_RCVBUFFORCE = 33
+const IPPROTO_IP = 0
+const IP_MTU_DISCOVER = 10
+const IP_PMTUDISC_DONT = 0
 const IPPROTO_IPV6 = 41
 const IPV6_V6ONLY = 26
 const SOL_UDP = 17
@@ -177,6 +180,9 @@ export class Native {
     const fd = this.c.socket(af, SOCK_DGRAM_NONBLOCK_CLOEXEC, 0)
     if (fd < 0) return this.failure()
     if (family === 6) this.option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)
+    // Routers may cut what is too large for their line: where ICMP is filtered nobody says so, and
+    // packets that must stay whole would be lost one and all (RFC 2923, section 2.1).
+    else this.option(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
     this.setName(af, ip, port)
     if (this.c.bind(fd, this.scratch.address + BigInt(NAME), af === AF_INET ? 16 : 28) < 0) {
       const err = this.failure()

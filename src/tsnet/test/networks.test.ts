@@ -10,13 +10,13 @@ import { after, before, test, type TestContext } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lab, type LabClient } from '../../../test/lab/lab.ts'
 import { httpProxy, Router, type RouterOptions } from '../../../test/lab/networks.ts'
-import type { ProgramOptions } from '../../../test/lab/program.ts'
+import type { Kind, ProgramOptions } from '../../../test/lab/program.ts'
 import { type Both, endBoth, joinMs, kinds, print, startBoth } from './beside.ts'
 import { eventually } from './support.ts'
 
 const long = process.env.GATEHOUSE_LONG === '1'
 /** Of one measurement, in ms. */
-const ms = long ? 10_000 : 2_500
+const ms = long ? 10_000 : 1_500
 
 let lab: Lab
 /** Peers: on the internet itself, behind a router at home, behind one that maps each flow anew. */
@@ -52,6 +52,11 @@ interface Network {
   program?: ProgramOptions
   /** Whether the line limits: then both are as fast, to within two. */
   limited?: boolean
+  /**
+   * Whether native tsnet gets nothing through, since its packets must stay whole and are too large
+   * for the line: what the bindings send gets through all the same.
+   */
+  narrow?: boolean
 }
 
 /** Whether two that are so hard to get through reach one another without a relay. */
@@ -63,21 +68,27 @@ const mbit = ({ bytes, ms }: { bytes: number; ms: number }): number => (bytes * 
 async function both(network: Network): Promise<void> {
   const places = { native: await network.place(0), wasm: await network.place(1) }
   const there = await startBoth(lab, (kind) => Promise.resolve(places[kind]), network.program)
+  const paths = await Promise.all(
+    peers.map(async ({ nat, client }) => {
+      const expected = direct(network.nat, nat)
+      const [native, wasm] = await Promise.all(
+        kinds.map((kind) => path(client, there[kind].ip, expected)),
+      )
+      return { native: native!, wasm: wasm!, expected }
+    }),
+  )
   for (const [i, { name, nat, client }] of peers.entries()) {
-    const expected = direct(network.nat, nat)
-    const paths: Record<string, string> = {}
-    for (const kind of kinds) paths[kind] = await path(client, there[kind].ip, expected)
     for (const kind of kinds)
       assert.match(
-        paths[kind]!,
-        expected ? /^direct/ : /^relayed lab$/,
+        paths[i]![kind],
+        paths[i]!.expected ? /^direct/ : /^relayed lab$/,
         `${network.name}, ${kind} and the peer ${name}`,
       )
     const speed = i === 0 || long ? await speeds(client, there, network) : { down: '', up: '' }
     rows.push([
       i === 0 ? network.name : '',
       `${name} (${nat === 'none' ? 'no' : nat} NAT)`,
-      paths['wasm']!.replace(/ .*:.*/, ''),
+      paths[i]!.wasm.replace(/ .*:.*/, ''),
       ...(i === 0 ? kinds.map((kind) => `${joinMs(there[kind])} ms`) : ['', '']),
       speed.down,
       speed.up,
@@ -101,27 +112,34 @@ async function path(client: LabClient, address: string, expected: boolean): Prom
   return last
 }
 
+/** So often the speed is measured where it has to be as native's: other work passes. */
+const attempts = 4
+
 /** Bytes to and from both, one after the other. */
 async function speeds(
   client: LabClient,
   there: Both,
-  { name, limited }: Network,
+  { name, limited, narrow }: Network,
 ): Promise<{ down: string; up: string }> {
   const cells = { down: '', up: '' }
   for (const kind of ['down', 'up'] as const) {
-    const rate: Record<string, number> = {}
-    for (const of of kinds)
-      rate[of] = mbit(
-        await eventually(
-          `${kind} of ${of}`,
-          () => client.load(there[of].ip, kind, { ms }).catch(() => undefined),
-          60_000,
-        ),
+    const rate = async (of: Kind, time: number): Promise<number> => {
+      const load = eventually(
+        `${kind} of ${of}`,
+        () => client.load(there[of].ip, kind, { ms: time }).catch(() => undefined),
+        60_000,
       )
-    const { native, wasm } = rate
-    cells[kind] = `${native!.toFixed(1)} / ${wasm!.toFixed(1)} Mbit/s`
-    assert.ok(wasm! > 0.05, `${name}: ${kind} ${cells[kind]}`)
-    if (limited) assert.ok(wasm! > native! / 2, `${name}: ${kind} ${cells[kind]}`)
+      return narrow ? await Promise.race([load.then(mbit), sleep(10_000, 0)]) : mbit(await load)
+    }
+    // The first bytes are for V8, which compiles what is used much.
+    await rate('wasm', 500)
+    for (let attempt = 1; ; attempt++) {
+      const [native, wasm] = [await rate('native', ms), await rate('wasm', ms)]
+      cells[kind] = `${native.toFixed(1)} / ${wasm.toFixed(1)} Mbit/s`
+      // What a peer sends into a narrow line is native tsnet's.
+      if (wasm > (limited ? native / 2 : 0.05) || (narrow && kind === 'up')) break
+      assert.ok(attempt < attempts, `${name}: ${kind} ${cells[kind]}`)
+    }
   }
   return cells
 }
@@ -204,6 +222,7 @@ for (const mtu of [1400, 1280]) {
     await both({
       name: `MTU ${mtu}, no ICMP`,
       nat: 'easy',
+      narrow: mtu < 1340, // what WireGuard makes of a packet of 1280
       place: behindRouter(`mtu${mtu}`, `192.168.${mtu === 1400 ? 50 : 60}.0/24`, { mtu }),
     })
   })
