@@ -53,6 +53,19 @@ test('a native client gets the editor over a direct path, with a verified certif
   assert.equal(pong.endpoint, `${await address()}:41641`)
 })
 
+test('it has joined the control server by its name over https, as the Linux device that it is', async () => {
+  assert.equal(lab.ready.controlURL, 'https://control.lab.test')
+  const asked = (await lab.queries()).filter((q) => q.name === 'control.lab.test')
+  assert.ok(
+    asked.some((q) => q.type === 'A' && q.rcode === 'NOERROR'),
+    JSON.stringify(asked),
+  )
+  const { hostinfo } = await joined(lab)
+  const { OS, Distro, App, Package } = hostinfo ?? {}
+  assert.deepEqual([OS, Distro, App, Package], ['linux', 'debian', 'gatehouse', 'tsnet'])
+  assert.match(String(hostinfo?.['OSVersion']), /^\d+\.\d+/)
+})
+
 test('http goes to https', async () => {
   const answer = await client.fetch(`http://${name}/red/?a=1`)
   assert.equal(answer.status, 308)
