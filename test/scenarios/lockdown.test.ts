@@ -14,6 +14,7 @@ import { Lab, type LabClient } from '../lab/lab.ts'
 import { bootAppliance, editor, eventually, joined, settings, statusOf } from '../vm/appliance.ts'
 import type { Machine } from '../vm/machine.ts'
 import { Attempts } from './attempts.ts'
+import { breakIn, deployShell, inUnit, noteAll as noteRows, shell } from './shell.ts'
 
 const stranger = '10.77.0.60'
 const mac = '52:54:00:12:34:56'
@@ -267,33 +268,11 @@ test('floods from the local network: it goes on serving, and counts what it drop
   held('LAN')
 })
 
-/** Runs break-in.js as Node-RED: the attacker has deployed a flow that runs what it is sent. */
-async function asNodeRed(script: string, timeout = 120): Promise<string> {
-  const answer = await owner.fetch(`https://${name}/app/shell`, {
-    method: 'POST',
-    headers: { 'content-type': 'text/plain' },
-    body: Buffer.from(script).toString('base64'),
-    timeout: (timeout + 30) * 1000,
-  })
-  assert.equal(answer.status, 200, answer.body.toString())
-  return answer.body.toString()
-}
-
-/** The arguments of break-in.js, and the script that runs it with them. */
-async function breakIn(what: string, options: object): Promise<string> {
-  const program = await readFile(path.join(import.meta.dirname, 'break-in.js'))
-  return `echo ${program.toString('base64')} | base64 -d | node --disable-warning=ExperimentalWarning - '${JSON.stringify({ what, options }).replaceAll("'", '')}'`
-}
-
+/** Runs a script as Node-RED: the attacker has deployed a flow that runs what it is sent. */
+const asNodeRed = async (script: string, timeout?: number): Promise<string> =>
+  await shell(owner, name, script, timeout)
 /** Notes what break-in.js printed. */
-function noteAll(from: string, output: string): number {
-  const rows = output
-    .split('\n')
-    .filter((line) => line.startsWith('{'))
-    .map((line) => JSON.parse(line) as { attempt: string; got: string; held: boolean })
-  for (const { attempt, got, held } of rows) attempts.note(from, attempt, got, held)
-  return rows.length
-}
+const noteAll = (from: string, output: string): number => noteRows(attempts, from, output)
 
 const pidOf = async (unit: string): Promise<number> =>
   Number((await machine.run(`systemctl show -P MainPID ${unit}`)).stdout)
@@ -308,44 +287,7 @@ const secrets = [
 ]
 
 test("as Node-RED: other parts' secrets, processes and sockets; system calls; programs; writing elsewhere", async () => {
-  const flows = [
-    { id: 'f6f2187d.f17ca8', type: 'tab', label: 'Flow 1' },
-    {
-      id: 'in',
-      type: 'http in',
-      z: 'f6f2187d.f17ca8',
-      url: '/shell',
-      method: 'post',
-      wires: [['run']],
-    },
-    {
-      id: 'run',
-      type: 'exec',
-      z: 'f6f2187d.f17ca8',
-      command: 'echo',
-      addpay: 'payload',
-      append: '| base64 -d | timeout -k 5 120 bash 2>&1; echo "[$?]"',
-      useSpawn: 'false',
-      timer: '',
-      winHide: false,
-      oldrc: false,
-      wires: [['out'], [], []],
-    },
-    {
-      id: 'out',
-      type: 'http response',
-      z: 'f6f2187d.f17ca8',
-      statusCode: '',
-      headers: {},
-      wires: [],
-    },
-  ]
-  const deployed = await owner.fetch(`https://${name}/flows`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json', 'node-red-deployment-type': 'full' },
-    body: JSON.stringify(flows),
-  })
-  assert.equal(deployed.status, 204)
+  await deployShell(owner, name)
   const who = await eventually(
     "the attacker's flow answers",
     200,
@@ -678,8 +620,6 @@ test("as the gateway's user, in its sandbox: the account key, Node-RED's files, 
     '/var/lib/node-red/flows.json',
   ]
   const victim = await pidOf('node-red')
-  // The unit as it is, with another program in it. What it shares with the real one stays (no
-  // RuntimeDirectory: it would be removed).
   const script = [
     await breakIn('read', { secrets: all, victim, sockets: ['/run/gatehouse-admin.sock'] }),
     await breakIn('syscalls', { victim: 1 }),
@@ -697,9 +637,7 @@ test("as the gateway's user, in its sandbox: the account key, Node-RED's files, 
     }),
   ].join('\n')
   const run = await machine.run(
-    `echo ${Buffer.from(script).toString('base64')} | base64 -d >/run/attack.sh; chmod 644 /run/attack.sh
-    sed -E '/^(Type|NotifyAccess|Sockets|Restart.*|RuntimeDirectory.*|StateDirectory.*|WatchdogSec|ExecStart.*|SyslogIdentifier|WantedBy|FileDescriptorStore.*|ExecReload|ExecStop.*)=/d; s#^\\[Service\\]#[Service]\\nType=oneshot\\nExecStart=/bin/bash /run/attack.sh\\nReadWritePaths=/var/lib/gatehouse\\nSyslogIdentifier=attack#' /usr/lib/systemd/system/gatehouse.service >/run/systemd/system/attack.service
-    systemctl daemon-reload; systemctl start attack.service; journalctl -u attack -o cat --no-pager; rm /run/systemd/system/attack.service /run/attack.sh; systemctl daemon-reload`,
+    inUnit('gatehouse.service', script, { settings: ['ReadWritePaths=/var/lib/gatehouse'] }),
     { timeout: 240 },
   )
   assert.ok(noteAll(from, run.stdout) > 50, run.stdout + run.stderr)
@@ -801,6 +739,7 @@ test("units: as strict as promised, by systemd's own count", async () => {
     'gatehouse-certs': 1.5,
     'gatehouse-firewall': 1.5,
     'gatehouse-provision': 1.5,
+    'gatehouse-quota': 3, // writes to the data partition before it is mounted
     'gatehouse-report': 4, // writes to the consoles and, with the system's own mounts, to the card
     'gatehouse-firewall-failed': 5, // one echo
     'gatehouse-no-data': 5, // one question to systemd

@@ -83,6 +83,8 @@ export function noteAll(attempts: Attempts, from: string, output: string): numbe
   return rows.length
 }
 
+let attacks = 0
+
 /**
  * A script for root that runs another one in the sandbox of a unit of the image. What that unit
  * shares with the real one is left out (a RuntimeDirectory would be removed with it). Prints what
@@ -91,25 +93,36 @@ export function noteAll(attempts: Attempts, from: string, output: string): numbe
  * @param as the program that reads the script, as the unit's user; systemd hands it over, so that
  *   nothing has to be in the sandbox for it
  * @param settings more lines of its [Service]
+ * @param without settings of the unit that are left out as well
  */
 export function inUnit(
   unit: string,
   script: string,
-  { instance = '', as = '/bin/bash -s', settings = [] as string[] } = {},
+  {
+    instance = '',
+    as = '/bin/bash -s',
+    settings = [] as readonly string[],
+    without = [] as readonly string[],
+  } = {},
 ): string {
-  const gone =
-    'Type|NotifyAccess|Sockets|Restart.*|RuntimeDirectory.*|StateDirectory.*|CacheDirectory.*|WatchdogSec|Exec.*|SyslogIdentifier|Standard.*|WantedBy|FileDescriptorStore.*|OnSuccess|BindsTo|Condition.*|MemoryDenyWriteExecute'
+  const gone = [
+    'Type|NotifyAccess|Sockets|Restart.*|RuntimeDirectory.*|StateDirectory.*|CacheDirectory.*|WatchdogSec|Exec.*|SyslogIdentifier|Standard.*|WantedBy|FileDescriptorStore.*|OnSuccess|BindsTo|Condition.*|MemoryDenyWriteExecute',
+    ...without,
+  ].join('|')
+  // Its lines in the journal are told by its name.
+  const name = `attack-${++attacks}.service`
+  const file = `/run/${name}.sh`
   const service = [
     'Type=oneshot',
     `ExecStart=${as}`,
-    'StandardInput=file:/run/attack.sh',
+    `StandardInput=file:${file}`,
     'StandardOutput=journal',
     'SyslogIdentifier=attack',
     ...settings,
   ].join('\\n')
-  return `echo ${Buffer.from(script).toString('base64')} | base64 -d >/run/attack.sh
-    sed -E '/^(${gone})=/d; /^After=sys-subsystem/d; s#%I#${instance}#g; s#^\\[Service\\]#[Service]\\n${service}#' '/usr/lib/systemd/system/${unit}' >/run/systemd/system/attack.service
-    systemctl daemon-reload; systemctl start attack.service; journalctl -q --sync
-    journalctl -q -o cat "_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID attack.service)"
-    rm /run/systemd/system/attack.service /run/attack.sh; systemctl daemon-reload`
+  return `echo ${Buffer.from(script).toString('base64')} | base64 -d >${file}
+    sed -E '/^(${gone})=/d; /^After=sys-subsystem/d; s#%I#${instance}#g; s#^\\[Service\\]#[Service]\\n${service}#' '/usr/lib/systemd/system/${unit}' >/run/systemd/system/${name}
+    systemctl daemon-reload; systemctl start ${name}; journalctl -q --sync
+    journalctl -q -o cat _SYSTEMD_UNIT=${name}
+    systemctl show -P Result ${name}; rm /run/systemd/system/${name} ${file}; systemctl daemon-reload`
 }
