@@ -17,8 +17,6 @@ export interface Moved {
    * any more.
    */
   to?: string
-  /** Whether it never had one; then there is no `to`. Default: false. */
-  never?: boolean
   /** Of the old key's value, the new one's. Default: the same. */
   convert?: (value: unknown) => unknown
   /** Why, for the person: half a sentence, without a stop. Default: none. */
@@ -26,15 +24,7 @@ export interface Moved {
 }
 
 /** All there are. None was renamed so far. */
-export const moved: readonly Moved[] = [
-  // People write it beside address and gateway. Without it there is no way out where one is needed,
-  // but that is no reason to refuse the address (docs/limits.md).
-  {
-    from: 'network.proxy',
-    never: true,
-    why: 'the control server, relays and the certificate authority are reached directly or not at all',
-  },
-]
+export const moved: readonly Moved[] = []
 
 /** What {@link migrate} found. */
 export interface Migrated {
@@ -79,8 +69,7 @@ function moveKey(content: Record<string, unknown>, move: Moved, result: Migrated
   delete content[key]
   const why = move.why === undefined ? '' : `: ${move.why}`
   if (move.to === undefined) {
-    const more = move.never === true ? '' : ' any more'
-    result.notes.push(`${move.from} has no effect${more}${why}; the line may be removed`)
+    result.notes.push(`${move.from} has no effect any more${why}; the line may be removed`)
     return
   }
   const [newTable, newKey] = split(move.to)

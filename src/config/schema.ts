@@ -80,7 +80,9 @@ export const schema = {
       { default: [], example: '["tag:gatehouse"]' },
     ),
     /** Control server, http or https. Default: Tailscale's own. */
-    controlURL: key(text(url('https:', 'http:')), { example: '"https://headscale.example.org"' }),
+    controlURL: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"https://headscale.example.org"',
+    }),
     /**
      * PEM file with authorities trusted for the control server and its relays beside the public
      * ones, a plain name beside gatehouse.toml. Default: the public ones alone.
@@ -156,7 +158,9 @@ export const schema = {
       { example: '"pOqMp5HHIq1I5xM8fDqPx8hDfFxBW6KK3oIgpAJ5zZs="', secret: true },
     ),
     /** With `acme-dns`: the server, https or http. */
-    acmeDns: key(text(url('https:', 'http:')), { example: '"https://auth.example.org"' }),
+    acmeDns: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"https://auth.example.org"',
+    }),
     /**
      * With `acme-dns`: an account there, all three of it. Default: the device makes one, and says
      * which record to set.
@@ -177,7 +181,10 @@ export const schema = {
      */
     keyFile: key(text(checkFile('key', 'pem')), { example: '"gatehouse.key"' }),
     /** ACME directory, https. Default: Let's Encrypt. */
-    directory: key(text(url('https:')), { default: letsEncrypt, example: `"${letsEncrypt}"` }),
+    directory: key(text(url('https:'), { own: true }), {
+      default: letsEncrypt,
+      example: `"${letsEncrypt}"`,
+    }),
     /**
      * PEM file with the authorities trusted for the directory, a plain name beside gatehouse.toml.
      * Default: the system's.
@@ -296,7 +303,9 @@ export const schema = {
      * The registry that the preset `palette` stands for and nodes are installed from. Default:
      * npm's own.
      */
-    registry: key(text(url('https:', 'http:')), { example: '"https://npm.example.org"' }),
+    registry: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"https://npm.example.org"',
+    }),
     /**
      * Function nodes may name modules of their own on the Setup tab, which are then installed
      * (Node-RED's functionExternalModules). Default: no.
@@ -366,7 +375,7 @@ export const schema = {
        * Where it is: `http://host:port`, `https://host:port` or `unix:/path`; the first that is up
        * is asked. Needed.
        */
-      upstreams: key(listOf(text(checkUpstream)), {
+      upstreams: key(listOf(text(checkUpstream, { own: true })), {
         default: [],
         example: '["http://127.0.0.1:3000"]',
       }),
@@ -677,6 +686,11 @@ export const schema = {
        * here.
        */
       dhcp: key(flag(), { example: 'true' }),
+      /**
+       * An HTTP proxy (RFC 9110 §9.3.6, CONNECT) by which the gateway reaches its control server and
+       * relays, whatever card it is written for. Default: none.
+       */
+      proxy: key(text(checkProxy, { own: true }), { example: '"http://proxy.example.org:3128"' }),
     },
   ],
   updates: {
@@ -684,7 +698,9 @@ export const schema = {
      * Folder on a web server with SHA256SUMS, SHA256SUMS.sig and the files of an update; https or
      * http, the signature is what counts. Default: none, no updates.
      */
-    url: key(text(url('https:', 'http:')), { example: '"https://updates.example.org/gatehouse"' }),
+    url: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"https://updates.example.org/gatehouse"',
+    }),
     /** Stay on this version. Default: false. */
     hold: key(flag(), { default: false, example: 'true' }),
     /**
@@ -1107,6 +1123,21 @@ function unusable(address: string): boolean {
   return isIP(address) === 4
     ? /^(?:0|127|22[4-9]|23\d|24\d|25[0-5])\./.test(address)
     : /^(?:::1?|ff.*)$/i.test(address)
+}
+
+function checkProxy(value: string, key: { name: string; example: string }): Wrong | undefined {
+  const wrong = url('http:')(value, key)
+  if (wrong !== undefined)
+    return wrong.message.includes('password')
+      ? {
+          message: 'proxy holds a user name or password, which others on the device could read',
+          cure: 'Have the proxy let the device in by its address',
+        }
+      : { message: `proxy ${quote(value)} is not an http URL`, cure: `Write ${key.example}` }
+  const { pathname, search, hash } = new URL(value)
+  return pathname + search + hash === '/'
+    ? undefined
+    : { message: `proxy ${quote(value)} has a path`, cure: `Write ${key.example}` }
 }
 
 /** What must hold among the keys of one [network]. */

@@ -410,6 +410,7 @@ class Reader {
     const addresses = all([get(value, 'addresses')], 'addresses')
     return {
       interface: kind,
+      proxy: undefined,
       addresses,
       gateway: all(gateways, 'gateway'),
       // A list alone is not netplan's, but what is meant is plain.

@@ -241,7 +241,16 @@ function merge(config: Config, imager: ImagerSettings, notes: string[]): boolean
   if (hostname !== undefined && tailnet.hostname === defaults().tailnet.hostname)
     tailnet.hostname = hostname
   nodeRed.timezone ??= timezone
-  if (config.network.length === 0) config.network = network
+  const proxy = config.network.find((entry) => entry.proxy !== undefined)?.proxy
+  // A proxy alone says nothing of addresses.
+  if (
+    network.length > 0 &&
+    config.network.every(
+      ({ addresses, dns, search, dhcp }) =>
+        addresses.length + dns.length + search.length === 0 && dhcp === undefined,
+    )
+  )
+    config.network = network.map((entry) => ({ ...entry, proxy }))
   const own = config.wifi.some(
     ({ ssid, ssidHex, password }) => (ssid ?? ssidHex ?? password) !== undefined,
   )

@@ -12,9 +12,13 @@ const wireGuardPort = 41641
 /** What the tailnet server is made with. */
 export function tailnetOptions(
   paths: Paths,
-  { tailnet: { hostname, controlURL, caFile, bootstrapDNS, tags } }: Pick<Config, 'tailnet'>,
+  {
+    tailnet: { hostname, controlURL, caFile, bootstrapDNS, tags },
+    network,
+  }: Pick<Config, 'tailnet' | 'network'>,
   authKey: string | undefined,
 ): ServerOptions {
+  const proxy = network.find((entry) => entry.proxy !== undefined)?.proxy
   return {
     dir: paths.state('/var/lib/gatehouse'),
     hostname,
@@ -26,7 +30,10 @@ export function tailnetOptions(
     ...(caFile === undefined ? {} : { extraCAFile: join(paths.config, caFile) }),
     ...(bootstrapDNS ? {} : { bootstrapDNS }),
     // The appliance's logs stay on it.
-    env: { TS_NO_LOGS_NO_SUPPORT: 'true' },
+    env: {
+      TS_NO_LOGS_NO_SUPPORT: 'true',
+      ...(proxy === undefined ? {} : { HTTPS_PROXY: proxy, HTTP_PROXY: proxy }),
+    },
   }
 }
 

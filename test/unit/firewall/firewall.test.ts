@@ -231,6 +231,12 @@ target = "192.168.1.20:443"
     gatewayTargets(parseConfig('[tailnet]\ncontrol_url = "https://headscale.example.org"', 'f')),
     [],
   )
+  assert.deepEqual(
+    gatewayTargets(parseConfig('[network]\nproxy = "http://proxy.example:3128"', 'f')).map(
+      ({ host, ports }) => [host, ports],
+    ),
+    [[{ name: 'proxy.example' }, [3128, 3128]]],
+  )
   const [, egress] = gatewayTargets(config)
   assert.equal(
     script('gatehouse', [{ egress: egress!, addresses: ['127.0.0.1'] }]),

@@ -5,7 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setImmediate } from 'node:timers/promises'
-import { defaults, serialize } from '../../../../src/config/config.ts'
+import { defaults, parseConfig, serialize } from '../../../../src/config/config.ts'
 import { type Paths, paths as systemPaths } from '../../../../src/base/paths.ts'
 import { beginTailnet, tailnetOptions } from '../../../../src/gateway/tailnet/early-start.ts'
 import type { Tailnet } from '../../../../src/gateway/tailnet/tailnet.ts'
@@ -72,4 +72,16 @@ test('with a configuration that is wrong nothing is begun', async (t) => {
   assert.deepEqual(done, [])
   await begun.take(tailnetOptions(where, defaults(), undefined))
   assert.deepEqual(done, ['made gatehouse'])
+})
+
+test('a proxy of gatehouse.toml is the way to control server and relays', () => {
+  const where = systemPaths({})
+  const { env } = tailnetOptions(
+    where,
+    parseConfig('[network]\nproxy = "http://10.0.0.1:3128"\n', 'gatehouse.toml'),
+    undefined,
+  )
+  assert.equal(env?.HTTPS_PROXY, 'http://10.0.0.1:3128')
+  assert.equal(env?.HTTP_PROXY, 'http://10.0.0.1:3128')
+  assert.ok(!('HTTPS_PROXY' in (tailnetOptions(where, defaults(), undefined).env ?? {})))
 })
