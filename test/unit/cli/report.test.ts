@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { once } from 'node:events'
 import { tmpdir } from 'node:os'
@@ -8,7 +8,10 @@ import { after, test } from 'node:test'
 import { withoutAuthKey } from '../../../src/base/card.ts'
 import { report, runReport } from '../../../src/cli/report.ts'
 import { parseConfig } from '../../../src/config/config.ts'
-import { paths } from '../../../src/base/paths.ts'
+import { paths, secretFile } from '../../../src/base/paths.ts'
+import { readHanded } from '../../../src/certs/secrets.ts'
+import { provision } from '../../../src/provision/provision.ts'
+import { Authority } from '../support/authority.ts'
 import type { GatewayStatus } from '../../../src/gateway/operate/status.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-report-'))
@@ -26,7 +29,7 @@ const status = (
     ok: true,
     startedAt: '2026-01-01T00:00:00Z',
     tailnet: { state: 'NeedsLogin', addresses: [], tags: [], health: [], peers: [], ...tailnet },
-    certificate: { names: [] },
+    certificate: { mode: 'tailscale', names: [], records: [], notes: [] },
     upstream: { socket: '', state: 'up', since: '' },
     configuration: {},
     problems: [],
@@ -92,6 +95,7 @@ test('the key stays on the card until the device has joined, and is gone from it
     GATEHOUSE_REPORT_DIR: join(root, 'reported'),
     GATEHOUSE_ADMIN_SOCKET: join(root, 'admin.sock'),
     GATEHOUSE_PROBLEM_FILE: join(root, 'problem'),
+    GATEHOUSE_TLS_DIR: join(root, 'tls'),
   })
   const toml = `[tailnet]\nauth_key = "${secret}"\n`
   writeFileSync(join(boot, 'gatehouse.toml'), toml)
@@ -128,4 +132,129 @@ test('the key stays on the card until the device has joined, and is gone from it
     readFileSync(join(boot, 'gatehouse-status.txt'), 'utf8'),
     /https:\/\/door\.tail\.ts\.net\//,
   )
+})
+
+test('a record that a person is to set, and the fingerprint of an authority of the device, are there to read', () => {
+  const names = [{ name: 'gate.example.org' }]
+  const record = {
+    name: '_validation-persist.gate.example.org',
+    type: 'TXT',
+    value: 'ca.example; accounturi=https://ca.example/1',
+  } as const
+  const certificate = (rest: object): Partial<GatewayStatus> => ({
+    url: 'https://gate.example.org/',
+    certificate: { mode: 'acme', names, records: [], notes: [], ...rest },
+  })
+  const running = { state: 'Running' }
+  const wanted = certificate({ records: [{ ...record, there: false }] })
+  assert.match(
+    report(status(running, wanted)),
+    /Set there:\n\n {2}_validation-persist\.gate\.example\.org {2}TXT {2}"ca\.example; accounturi=[^"]+"\n/,
+  )
+  const set = certificate({ records: [{ ...record, there: true }] })
+  assert.doesNotMatch(report(status(running, set)), /_validation-persist/)
+  const authority = { fingerprint: 'AB:CD', notAfter: '', names: [] }
+  assert.match(
+    report(status(running, certificate({ mode: 'self', authority }))),
+    /http:\/\/gate\.example\.org\/ca\.crt, whose SHA-256 fingerprint is\n\n {2}AB:CD\n/,
+  )
+})
+
+/** A card and a device, with a secret on the card that provisioning has handed to the agent. */
+async function handedOver(
+  directory: string,
+  toml: string,
+): Promise<{ where: ReturnType<typeof paths>; server: ReturnType<typeof createServer> }> {
+  const at = (name: string): string => join(root, directory, name)
+  for (const d of ['', 'efi', 'reported', 'tls']) mkdirSync(at(d), { recursive: true })
+  const where = paths({
+    GATEHOUSE_BOOT_DIR: at('efi'),
+    GATEHOUSE_CONFIG_DIR: at('config'),
+    GATEHOUSE_REPORT_DIR: at('reported'),
+    GATEHOUSE_ADMIN_SOCKET: at('admin.sock'),
+    GATEHOUSE_PROBLEM_FILE: at('run/problem'),
+    GATEHOUSE_TLS_DIR: at('tls'),
+  })
+  writeFileSync(at('efi/gatehouse.toml'), toml)
+  const server = createServer((_req, res) => {
+    res.setHeader('content-type', 'application/json').end(JSON.stringify(status({})))
+  }).listen(where.admin)
+  await once(server, 'listening')
+  return { where, server }
+}
+
+function agentKeeps(where: ReturnType<typeof paths>, mark: string, keys: string[]): void {
+  writeFileSync(
+    join(where.tls, 'status.json'),
+    JSON.stringify({ checkedAt: '2026-01-01T00:00:00Z', result: 'ok', kept: { mark, keys } }),
+  )
+}
+
+test('a DNS secret stays on the card until the agent of this boot says that it keeps it', async () => {
+  const key = 'pOqMp5HHIq1I5xM8fDqPx8hDfFxBW6KK3oIgpAJ5zZs='
+  const toml = `# mine\n[certificates]\nmode = "acme"\nproof = "rfc2136"\nname = "gate.example.org"\ndns_server = "192.168.1.1"\ntsig_name = "k"\ntsig_key = "${key}"\n`
+  const { where, server } = await handedOver('dns', toml)
+  const card = (): string => readFileSync(join(where.boot, 'gatehouse.toml'), 'utf8')
+  try {
+    assert.equal((await provision(where)).outcome, 'new')
+    assert.equal(readFileSync(secretFile(where, 'tsig-key'), 'utf8'), key)
+    assert.ok(!readFileSync(join(where.config, 'gatehouse.toml'), 'utf8').includes(key))
+    const { mark, keys } = (await readHanded(where))!
+    assert.deepEqual(keys, ['tsig_key'])
+    // Provisioning may run again in a boot, and the agent's word goes on being true.
+    await provision(where)
+    assert.equal((await readHanded(where))!.mark, mark)
+    for (const [told, what] of [
+      ['another boot', ['tsig_key']],
+      [mark, []],
+    ] as const) {
+      agentKeeps(where, told, [...what])
+      await runReport(where)
+      assert.equal(card(), toml)
+    }
+    agentKeeps(where, mark, ['tsig_key'])
+    await runReport(where)
+  } finally {
+    server.close()
+  }
+  assert.ok(!card().includes(key))
+  assert.match(card(), /^# tsig_key: used, kept on the device, and taken off the card\.$/m)
+  // What is left is a configuration like before, and there is nothing to hand over any more.
+  assert.deepEqual(await provision(where), { outcome: 'new' })
+  assert.equal(readFileSync(secretFile(where, 'tsig-key'), 'utf8'), '')
+  assert.equal(await readHanded(where), undefined)
+})
+
+test("a certificate's key goes off the card with its file; the certificate stays and is taken again", async () => {
+  const authority = new Authority()
+  const { where, server } = await handedOver(
+    'files',
+    '[certificates]\nmode = "files"\ncert_file = "gate.crt"\nkey_file = "gate.key"\n',
+  )
+  try {
+    const pem = authority.issue('gate.example.org')
+    writeFileSync(join(where.boot, 'gate.crt'), pem.replace(/-----BEGIN PRIVATE[^]*/, ''))
+    writeFileSync(join(where.boot, 'gate.key'), /-----BEGIN (?:EC )?PRIVATE[^]*/.exec(pem)![0])
+    assert.deepEqual(await provision(where), { outcome: 'new' })
+    const handed = (await readHanded(where))!
+    assert.deepEqual(handed.keys, ['key_file'])
+    assert.match(readFileSync(secretFile(where, 'certificate-key'), 'utf8'), /BEGIN PRIVATE KEY/)
+    const taken = parseConfig(readFileSync(join(where.config, 'gatehouse.toml')), 'f')
+    assert.deepEqual(taken.certificates.name, ['gate.example.org'])
+    assert.ok(!readFileSync(join(where.config, 'certificate.crt'), 'utf8').includes('PRIVATE'))
+    agentKeeps(where, handed.mark, ['key_file'])
+    await runReport(where)
+  } finally {
+    server.close()
+    authority.close()
+  }
+  assert.equal(existsSync(join(where.boot, 'gate.key')), false)
+  assert.equal(existsSync(join(where.boot, 'gate.crt')), true)
+  assert.deepEqual(await provision(where), { outcome: 'new' })
+  // A file that is wrong: the one before stays, and it is said.
+  writeFileSync(join(where.boot, 'gate.crt'), 'nothing')
+  const wrong = await provision(where)
+  assert.equal(wrong.outcome, 'kept')
+  assert.match(wrong.problem!, /cert_file gate\.crt: it holds no certificate/)
+  assert.match(readFileSync(join(where.config, 'certificate.crt'), 'utf8'), /BEGIN CERTIFICATE/)
 })

@@ -179,6 +179,8 @@ test('the command exits 0 with a bad file, says one line, and never the key', ()
   assert.ok(!`${run.stderr}${readFileSync(paths.problem, 'utf8')}`.includes('SECRET'))
 })
 
+const secrets = ['authkey', 'eab-hmac-key', 'tsig-key', 'acme-dns-password', 'certificate-key']
+
 test('the firewall is told by a file that the gateway has targets, as long as it has', () => {
   const paths = machine()
   const run = (toml: string): string[] => {
@@ -199,7 +201,7 @@ test('the firewall is told by a file that the gateway has targets, as long as it
     })
     assert.deepEqual([status, stderr], [0, ''])
     return readdirSync(join(paths.problem, '..'))
-      .filter((name) => !['authkey', 'eab-hmac-key'].includes(name))
+      .filter((name) => !secrets.includes(name))
       .toSorted()
   }
   // The very file that gatehouse-firewall.service looks for.
