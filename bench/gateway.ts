@@ -198,7 +198,8 @@ location / { proxy_pass http://o; proxy_http_version 1.1; proxy_set_header Conne
 }
 
 const here = (port: number, file: string): [string, string[]] => [
-  `https://${name}:${port}${file}`,
+  // As peers ask for it: the gateway takes no other port for its own.
+  `https://${name}${file}`,
   [`--connect-to=127.0.0.1:${port}`],
 ]
 

@@ -41,6 +41,8 @@ export function subject(
     runtime: join(directory, 'run'),
     nodeRed: origin,
     channelKey: randomBytes(32),
+    // The origins here know of no editor below a path of its own.
+    editorRoot: '/',
     admin: { path: join(directory, 'admin.sock') },
     certs: { path: join(directory, 'certs.sock') },
     ...options,

@@ -16,7 +16,7 @@ const name = 'gatehouse.tail.ts.net'
 let messages = 0
 
 async function open(): Promise<WebSocket> {
-  const ws = new WebSocket(`wss://${name}:${port}/comms`, {
+  const ws = new WebSocket(`wss://${name}/comms`, {
     perMessageDeflate: false,
     createConnection: () =>
       connect({

@@ -1,6 +1,7 @@
+import httpProxy from '@fastify/http-proxy'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { Readable } from 'node:stream'
 import { METHODS } from 'node:http'
+import type { Readable } from 'node:stream'
 import type { Apps } from './apps.ts'
 import type { Delivery } from '../cache/deliver.ts'
 import { Exchange } from './exchange.ts'
@@ -21,10 +22,16 @@ export interface ProxyOptions {
  */
 const methods = METHODS.filter((method) => method !== 'CONNECT' && method !== 'TRACE')
 
+/** reply-from's request, in whose place is {@link Exchange}. */
+const unasked = (): never => {
+  throw new Error('requests to apps do not go by reply-from')
+}
+
 /**
- * Everything over HTTP to Node-RED on its unix socket: bodies streamed both ways with no limit of
- * size or time, nothing retried, failures as 502 and 504 pages. WebSockets are not its business:
- * see websocket.ts.
+ * Everything over HTTP to the apps: bodies streamed both ways with no limit of size or time,
+ * failures as 502 and 504 pages. @fastify/http-proxy has the routes and refuses paths that lead out
+ * of them; the request itself is {@link Exchange}'s. WebSockets are not its business: see
+ * websocket.ts.
  */
 export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery, log }) => {
   // A body is the app's to read, whatever its Content-Type says, or does not say: Fastify parses
@@ -45,7 +52,17 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
     delivery.prepare(request, headers)
     new Exchange(request, reply, headers, { delivery, log }).start()
   }
-  for (const url of ['/', '/*']) app.route({ url, method: methods, handler })
+  await app.register(httpProxy, {
+    // Its own way to an app is not gone: which app a request is for, and at which of its upstreams,
+    // is known to the handler.
+    upstream: 'http://localhost',
+    undici: { request: unasked },
+    httpMethods: methods,
+    proxyPayloads: false,
+    // It would write the query anew.
+    preRewrite: (url) => url.split('?', 1)[0]!,
+    handler,
+  })
   app.addHook('onClose', async () => {
     apps.destroy()
   })
