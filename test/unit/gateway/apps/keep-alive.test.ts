@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import type { Server, Socket } from 'node:net'
+import type { AddressInfo, Server, Socket } from 'node:net'
 import { test } from 'node:test'
-import { defaults } from '../../../../src/config/config.ts'
+import { defaults, parseConfig } from '../../../../src/config/config.ts'
 import { Bench, name } from '../../support/bench.ts'
 
 const ok = 'HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok'
@@ -68,6 +68,30 @@ test('a connection closed at the first byte of the next request, without an answ
   assert.equal((await bench.fetch()).text, 'ok')
   assert.equal((await bench.fetch({ path: '/b' })).text, 'ok')
   close(there)
+})
+
+test('an app over TCP that resets the connection under a request', async () => {
+  await using bench = await Bench.start()
+  const seen: string[] = []
+  const server = createServer((socket) => {
+    let requests = 0
+    socket.on('error', () => {})
+    socket.on('data', (piece) => {
+      seen.push(piece.toString('latin1').split(' ', 2).join(' '))
+      if (++requests === 1) socket.write(ok)
+      else socket.resetAndDestroy()
+    })
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  bench.gateway.configure(
+    parseConfig(`[[app]]\npath = "/cam/"\nupstreams = ["http://127.0.0.1:${port}"]\n`, 'f'),
+  )
+  for (const path of ['/cam/a', '/cam/b', '/cam/c'])
+    assert.equal((await bench.fetch({ path })).text, 'ok', path)
+  assert.deepEqual(seen, ['GET /cam/a', 'GET /cam/b', 'GET /cam/b', 'GET /cam/c'])
+  server.close()
 })
 
 test('nothing else goes twice: no POST, no DELETE, no GET with a body', async () => {
