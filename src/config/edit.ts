@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { parse } from 'smol-toml'
 import { GatehouseError } from '../base/errors.ts'
+import { setKey } from '../base/toml-edit.ts'
 import { scanToml } from '../base/toml-scan.ts'
 import { schema, singles, tomlName } from './schema.ts'
 import type { Keys } from './schema.ts'
@@ -73,35 +74,7 @@ export function withSecretsOf(text: string, current: string): string {
  * @param value as TOML writes it (`"Europe/Berlin"`, `true`); undefined removes the key
  */
 export function withKey(text: string, key: string, value: string | undefined): string {
-  const [table, name] = splitKey(key)
-  const { entries, headers } = scanToml(text)
-  const entry = entries.find(({ path }) => path.join('.') === key)
-  const eol = text.includes('\r\n') ? '\r\n' : '\n'
-  if (entry !== undefined) {
-    if (value !== undefined) return `${text.slice(0, entry.value)}${value}${text.slice(entry.end)}`
-    if (entry.inline)
-      throw new GatehouseError(
-        'GH_SETTINGS_INLINE',
-        `line ${entry.line}: ${key} is within braces, where it cannot be removed alone`,
-        `Write [${table}] and ${name} on lines of their own`,
-      )
-    const next = text.indexOf('\n', entry.end)
-    return text.slice(0, entry.start) + (next === -1 ? '' : text.slice(next + 1))
-  }
-  if (value === undefined) return text
-  const line = `${name} = ${value}${eol}`
-  const header = headers.find(({ path }) => path.join('.') === table)
-  if (header === undefined) {
-    const gap = text === '' || text.endsWith('\n') ? '' : eol
-    return `${text}${gap}${text === '' ? '' : eol}[${table}]${eol}${line}`
-  }
-  // Right behind the last key of the table, or behind its header.
-  const own = entries.filter(
-    ({ path, inline }) => path[0] === table && path.length === 2 && !inline,
-  )
-  const after = own.length > 0 ? text.indexOf('\n', own.at(-1)!.end) : endOfLine(text, header.line)
-  if (after === -1) return `${text}${eol}${line}`
-  return `${text.slice(0, after + 1)}${line}${text.slice(after + 1)}`
+  return setKey(text, ...splitKey(key), value)
 }
 
 function splitKey(key: string): [table: string, name: string] {
@@ -115,16 +88,6 @@ function splitKey(key: string): [table: string, name: string] {
       'Write the table and the key, such as node_red.timezone; lists are changed as text',
     )
   return [parts[0]!, parts[1]!]
-}
-
-/** Offset of the line feed that ends a line, counted from 1; -1 for the last without one. */
-function endOfLine(text: string, line: number): number {
-  let at = -1
-  for (let i = 0; i < line; i++) {
-    at = text.indexOf('\n', at + 1)
-    if (at === -1) return -1
-  }
-  return at
 }
 
 /** One key that a change adds, removes or gives another value. Secrets are {@link keptSecret}. */
