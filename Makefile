@@ -68,6 +68,7 @@ test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): 
 check: setup ## format, types, lint, layers, unit tests: about a minute
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --check --log-level warn .
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
+	@$(NODE) node_modules/typescript/bin/tsc --noEmit -p src/console
 	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src tools test bench
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit

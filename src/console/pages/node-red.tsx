@@ -1,0 +1,121 @@
+import type { JSX } from 'preact'
+import { get, post } from '../api.ts'
+import type { Device, GatewayStatus, ShownSettings } from '../api.ts'
+import { keepDraft } from '../draft.ts'
+import { withWord } from '../form.ts'
+import { LogView } from '../log-view.tsx'
+import { Card, Failure, Outcome, Twice, useLoaded, useWork } from '../parts.tsx'
+import { local } from '../time.ts'
+
+/** Words of [node_red] devices. */
+const granted = new Set(['serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth'])
+
+/** Node-RED: its state, its log, and what is plugged in. */
+export function NodeRedPage(): JSX.Element {
+  const status = useLoaded<GatewayStatus>('status', 5_000)
+  const work = useWork()
+  const upstream = status.value?.upstream
+  const editor = status.value?.urls?.editor
+  return (
+    <>
+      <Failure error={status.error} />
+      <Card title="State">
+        <p>
+          {upstream === undefined
+            ? '…'
+            : `Node-RED is ${upstream.state}, since ${local(upstream.since)}.`}{' '}
+          {editor !== undefined && <a href={editor}>Open the editor</a>}
+        </p>
+        <Twice
+          label="Restart Node-RED"
+          question="Flows stop for some seconds."
+          disabled={work.busy}
+          onSure={() => {
+            work.run(async () => {
+              await post('node-red/restart')
+              await status.again()
+              return 'Node-RED was started anew.'
+            })
+          }}
+        />
+        <Outcome work={work} busy="Node-RED is started anew…" />
+      </Card>
+      <Card title="What is plugged in">
+        <Devices />
+      </Card>
+      <Card title="Log">
+        <LogView units={['node-red']} />
+      </Card>
+    </>
+  )
+}
+
+function Devices(): JSX.Element {
+  const { value, error, again } = useLoaded<{ devices: Device[] }>('devices')
+  const work = useWork()
+  return (
+    <>
+      <Failure error={error} />
+      <p>
+        Flows may use what <code>[node_red] devices</code> in gatehouse.toml names. <em>Allow</em>{' '}
+        prepares that change; it is tried on the page Settings.
+      </p>
+      {value?.devices.length === 0 && <p>Nothing that flows could use is plugged in.</p>}
+      {value !== undefined && value.devices.length > 0 && (
+        <div class="wide" tabIndex={0} role="region" aria-label="Devices">
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Kind</th>
+                <th scope="col">Path for flows</th>
+                <th scope="col">What it is</th>
+                <th scope="col">Allow</th>
+              </tr>
+            </thead>
+            <tbody>
+              {value.devices.map(({ kind, path, label }) => (
+                <tr>
+                  <td>{kind}</td>
+                  <th scope="row">
+                    <code>{path}</code>
+                  </th>
+                  <td>{label}</td>
+                  <td>
+                    {granted.has(kind) ? (
+                      <button
+                        type="button"
+                        aria-label={`Allow ${kind}, ${path}`}
+                        disabled={work.busy}
+                        onClick={() => {
+                          work.run(async () => {
+                            const { text, digest } = await get<ShownSettings>('settings')
+                            keepDraft({ text: withWord(text, 'node_red', 'devices', kind), digest })
+                            location.hash = '#/settings'
+                            return undefined
+                          })
+                        }}
+                      >
+                        Allow
+                      </button>
+                    ) : (
+                      'always'
+                    )}
+                  </td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+      <button
+        type="button"
+        onClick={() => {
+          void again()
+        }}
+      >
+        Look again
+      </button>
+      <Failure error={work.error} />
+    </>
+  )
+}
