@@ -37,6 +37,11 @@ export interface Paths {
    * GATEHOUSE_UNIT_DIR, default /run/systemd/system: where systemd looks for units of this boot.
    */
   units: string
+  /**
+   * GATEHOUSE_CONSOLE_DIR, default `console` beside the program: the web console as tools/console.ts
+   * bundles it. Where there is none, as in a run from source, there is no console.
+   */
+  console: string
   /** STATE_DIRECTORY as systemd sets it; default is the caller's. */
   state: (fallback: string) => string
   /** RUNTIME_DIRECTORY as systemd sets it, default /run/gatehouse. */
@@ -62,6 +67,7 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
     broker: env.GATEHOUSE_BROKER_SOCKET ?? '/run/gatehouse-broker.sock',
     firewall: env.GATEHOUSE_FIREWALL_DIR ?? '/run/gatehouse-firewall',
     units: env.GATEHOUSE_UNIT_DIR ?? '/run/systemd/system',
+    console: env.GATEHOUSE_CONSOLE_DIR ?? join(import.meta.dirname, 'console'),
     state: (fallback) => first(env.STATE_DIRECTORY) ?? fallback,
     runtime: first(env.RUNTIME_DIRECTORY) ?? '/run/gatehouse',
     credentials: first(env.CREDENTIALS_DIRECTORY),

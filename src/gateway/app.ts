@@ -5,6 +5,7 @@ import { GatehouseError } from '../base/errors.ts'
 import { accessLog } from './request/access-log.ts'
 import { chooseApp } from './apps/apps.ts'
 import type { Apps } from './apps/apps.ts'
+import { consolePages } from './console/pages.ts'
 import { authorize } from './access/authorize.ts'
 import { deliver } from './cache/deliver.ts'
 import type { Delivery } from './cache/deliver.ts'
@@ -40,6 +41,8 @@ export interface AppOptions {
   delivery: Delivery
   names: Names
   guard: Guard
+  /** Directory of the web console's pages (console/pages.ts). Default: there are none. */
+  pages?: string | undefined
   /** For the status page. */
   status: () => Promise<GatewayStatus>
   /** For the API of the console. */
@@ -59,6 +62,7 @@ export async function createApp({
   delivery,
   names,
   guard,
+  pages,
   status,
   console,
 }: AppOptions): Promise<FastifyInstance> {
@@ -145,6 +149,7 @@ export async function createApp({
   await app.register(oldLinks, { apps, arrivals })
   await app.register(authorize, { guard })
   await app.register(consoleApi, { ...console, log, status })
+  await app.register(consolePages, { directory: pages })
   await app.register(statusPage, { status })
   await app.register(websocket, { metrics, log })
   await app.register(deliver, { delivery })

@@ -81,6 +81,8 @@ export interface GatewayOptions {
   state?: string
   /** The broker's socket. Default: the appliance's. */
   broker?: string
+  /** Directory of the web console's pages (tools/console.ts). Default: there are none. */
+  pages?: string
   /** Told on every change: one line on how things are. */
   onState?: (line: string) => void
   /**
@@ -347,6 +349,7 @@ export class Gateway {
       apps: this.apps,
       arrivals: this.#arrivals,
       guard: this.guard,
+      pages: this.#options.pages,
       status: async () => await this.status(),
       console: {
         broker: this.#options.broker ?? '/run/gatehouse-broker.sock',

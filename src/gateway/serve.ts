@@ -57,6 +57,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
     nodeRed: paths.nodeRed,
     channelKey,
     authority,
+    pages: paths.console,
     admin: where('admin', paths.admin),
     certs: where('certs', paths.certs),
     onState: (line) => {
