@@ -4,7 +4,39 @@ import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { brotliCompressSync, constants } from 'node:zlib'
 
-const source = join(import.meta.dirname, '../src/console')
+const root = join(import.meta.dirname, '..')
+const source = join(root, 'src/console')
+
+/**
+ * What gatehouse.toml.example says of each key, `table.name`: the comment above it, or above the
+ * keys that follow each other. It is written for the people who fill in the form, too.
+ */
+export function explanations(example: string): Record<string, string> {
+  const found: Record<string, string> = {}
+  let table = ''
+  let comment: string[] = []
+  let used = false
+  for (const line of example.split('\n')) {
+    const header = /^#?\[\[?([a-z_]+)\]\]?\s*$/.exec(line)?.[1]
+    const key = /^#?([a-z][a-z0-9_]*) = /.exec(line)?.[1]
+    const words = /^# (.*)$/.exec(line)?.[1]
+    if (header !== undefined) {
+      table = header
+      comment = []
+    } else if (key !== undefined) {
+      if (comment.length > 0) found[`${table}.${key}`] ??= comment.join(' ')
+      used = true
+    } else if (words !== undefined) {
+      if (used) comment = []
+      comment.push(words)
+      used = false
+    } else {
+      comment = []
+      used = false
+    }
+  }
+  return found
+}
 
 /**
  * Bundles the web console into a folder, emptied first: index.html, and a script and a style sheet
@@ -12,6 +44,10 @@ const source = join(import.meta.dirname, '../src/console')
  * there compressed too (`.br`): a Pi would take a third of a second for it at each start.
  */
 export async function bundleConsole(out: string): Promise<void> {
+  const example = await readFile(
+    join(root, 'overlays/usr/share/gatehouse/gatehouse.toml.example'),
+    'utf8',
+  )
   const { outputFiles } = await build({
     entryPoints: { app: join(source, 'main.tsx'), style: join(source, 'style.css') },
     outdir: out,
@@ -22,6 +58,7 @@ export async function bundleConsole(out: string): Promise<void> {
     platform: 'browser',
     target: ['chrome120', 'firefox121', 'safari17'],
     tsconfig: join(source, 'tsconfig.json'),
+    define: { GATEHOUSE_EXPLANATIONS: JSON.stringify(explanations(example)) },
     legalComments: 'none',
     logLevel: 'warning',
   })

@@ -20,7 +20,7 @@ export interface SchemaKey {
   default?: unknown
   /** A value as TOML writes it. */
   example: string
-  help: string
+  help?: string
   secret: boolean
 }
 

@@ -2,7 +2,6 @@ import type { JSX } from 'preact'
 import type { Checked } from './api.ts'
 
 const show = (value: unknown): string => {
-  if (value === undefined || value === null) return 'not set'
   return typeof value === 'string' ? value : JSON.stringify(value)
 }
 
@@ -25,12 +24,8 @@ export function Differences({ changes }: { changes: Checked['changes'] }): JSX.E
               <th scope="row">
                 <code>{key}</code>
               </th>
-              <td>
-                <del>{show(before)}</del>
-              </td>
-              <td>
-                <ins>{show(after)}</ins>
-              </td>
+              <td>{before === undefined ? 'not set' : <del>{show(before)}</del>}</td>
+              <td>{after === undefined ? 'not set' : <ins>{show(after)}</ins>}</td>
             </tr>
           ))}
         </tbody>

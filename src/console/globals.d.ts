@@ -5,3 +5,6 @@
 interface RequestInit {
   dispatcher?: unknown
 }
+
+/** What gatehouse.toml.example says of each key, `table.name`; put in by tools/console.ts. */
+declare const GATEHOUSE_EXPLANATIONS: Record<string, string>

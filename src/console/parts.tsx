@@ -72,13 +72,15 @@ export function sentence(text: string): string {
 /** A part of a page with a heading. */
 export function Card({
   title,
+  kind = '',
   children,
 }: {
   title: string
+  kind?: string
   children: ComponentChildren
 }): JSX.Element {
   return (
-    <section class="card">
+    <section class={`card ${kind}`}>
       <h2>{title}</h2>
       {children}
     </section>

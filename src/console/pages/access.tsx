@@ -11,7 +11,7 @@ const rights: Array<[right: string, allows: string]> = [
   ['edit', 'change flows, which is running programs on the device'],
   ['use', 'use what flows serve'],
   ['status', 'see the page Overview'],
-  ['manage', 'all of this console'],
+  ['manage', 'use all of this console: settings, updates, backups, restart'],
 ]
 
 /** Who may do what, why, and what would change it. */

@@ -101,8 +101,26 @@ export function SettingsPage(): JSX.Element {
         <code>{keptSecret}</code>.
       </p>
       <Failure error={error} />
+      <div class="beside">
+        <Card title="Form">
+          <Form text={text} issues={checked?.issues ?? []} onText={setText} />
+        </Card>
+        <Card title="gatehouse.toml">
+          <textarea
+            class="toml"
+            aria-label="gatehouse.toml"
+            aria-invalid={(checked?.issues.length ?? 0) > 0}
+            spellcheck={false}
+            autocapitalize="none"
+            value={text}
+            onInput={(event) => {
+              setText(event.currentTarget.value)
+            }}
+          />
+        </Card>
+      </div>
       {changed && (
-        <Card title="Your change">
+        <Card title="Your change" kind="change">
           <Found checked={checked} />
           {asksCode && (
             <label class="code">
@@ -148,24 +166,6 @@ export function SettingsPage(): JSX.Element {
           <Outcome work={work} busy="The change is put in force…" />
         </Card>
       )}
-      <div class="beside">
-        <Card title="Form">
-          <Form text={text} issues={checked?.issues ?? []} onText={setText} />
-        </Card>
-        <Card title="gatehouse.toml">
-          <textarea
-            class="toml"
-            aria-label="gatehouse.toml"
-            aria-invalid={(checked?.issues.length ?? 0) > 0}
-            spellcheck={false}
-            autocapitalize="none"
-            value={text}
-            onInput={(event) => {
-              setText(event.currentTarget.value)
-            }}
-          />
-        </Card>
-      </div>
     </>
   )
 }
@@ -279,6 +279,7 @@ function FormField({ name, of, value, issue, onValue }: FieldProps): JSX.Element
   const field = fieldOf(of.example)
   const content = shown(value, field)
   const id = `key-${name}`
+  const help = of.help ?? GATEHOUSE_EXPLANATIONS[name]
   const common = {
     id,
     'aria-describedby': `${id}-help`,
@@ -336,8 +337,8 @@ function FormField({ name, of, value, issue, onValue }: FieldProps): JSX.Element
       {field === 'text' &&
         (hidden ? <input {...plain} type="password" /> : <input {...plain} type="text" />)}
       <div id={`${id}-help`} class="help">
-        {sentence(of.help)}
-        {field === 'list' && ' One a line.'} Example: <code>{of.example}</code>
+        {help !== undefined && `${sentence(help)} `}
+        {field === 'list' && 'One a line. '}Example: <code>{of.example}</code>
         {content === undefined && ' It is written in a way that only the text can change.'}
         {issue !== undefined && (
           <p class="error">

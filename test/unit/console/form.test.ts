@@ -1,7 +1,11 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { fieldOf, setKey, shown, valuesOf, withWord, written } from '../../../src/console/form.ts'
 import type { Field } from '../../../src/console/form.ts'
+import { describe } from '../../../src/config/describe.ts'
+import { explanations } from '../../../tools/console.ts'
 import { parseConfig } from '../../../src/config/config.ts'
 import { schema } from '../../../src/config/schema.ts'
 import type { Keys } from '../../../src/config/schema.ts'
@@ -60,4 +64,19 @@ test('keys are found with their lines, set and removed', () => {
     setKey(both, 'tailnet', 'hostname', undefined),
     '[tailnet]\n\n[node_red]\ntimezone = "Europe/Berlin"\n',
   )
+})
+
+test('the form explains every key in the words of gatehouse.toml.example', () => {
+  const example = join(
+    import.meta.dirname,
+    '../../../overlays/usr/share/gatehouse/gatehouse.toml.example',
+  )
+  const found = explanations(readFileSync(example, 'utf8'))
+  assert.match(found['node_red.timezone']!, /^The time zone of flows/)
+  assert.equal(found['access.edit'], 'Change flows. Default: nobody.')
+  const missing = describe()
+    .flatMap(({ table, keys }) => keys.map(({ name }) => `${table}.${name}`))
+    .filter((key) => !(key in found))
+  // The example names some keys in passing.
+  assert.ok(missing.length <= 5, missing.join())
 })

@@ -1,0 +1,372 @@
+/**
+ * The web console in a real browser, through the tailnet, the gateway and its API, to the real
+ * broker: what a person does with each page. What the broker does to systemd is written down
+ * instead of done; provisioning, which it asks for, copies the card's file to where the gateway
+ * reads it, as the appliance's does.
+ */
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { copyFile, mkdir, readFile, stat, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { after, before, test } from 'node:test'
+import axe from 'axe-core'
+import type { FastifyInstance } from 'fastify'
+import type { Browser, Page } from 'playwright-core'
+import { capability } from '../../src/gateway/access/access.ts'
+import { createBroker } from '../../src/broker/server.ts'
+import { Settings } from '../../src/broker/settings.ts'
+import { bundleConsole } from '../../tools/console.ts'
+import { Appliance, eventually } from './appliance.ts'
+import { browse } from './browser.ts'
+import { Lab } from './lab.ts'
+
+/** How long a change is on trial here. Milliseconds. */
+const trialTime = 15_000
+
+const shots = path.resolve(import.meta.dirname, '../../out/console-shots')
+
+let lab: Lab
+let appliance: Appliance
+let broker: FastifyInstance
+let browser: Browser
+let page: Page
+let url: string
+let card: string
+const systemd: string[] = []
+const codes: string[] = []
+const wrong: string[] = []
+
+before(async () => {
+  lab = await Lab.start({ name: 'console' })
+  const bundle = path.join(lab.dir, 'console')
+  await bundleConsole(bundle)
+  const socket = path.join(lab.dir, 'broker.sock')
+  appliance = await Appliance.start(lab, {
+    settings: '[access]\nview = ["bob@example.com"]\n',
+    env: { GATEHOUSE_CONSOLE_DIR: bundle, GATEHOUSE_BROKER_SOCKET: socket },
+  })
+  const boot = path.join(lab.dir, 'card')
+  await mkdir(boot)
+  card = path.join(boot, 'gatehouse.toml')
+  const provisioned = path.join(appliance.dir, 'config', 'gatehouse.toml')
+  await copyFile(provisioned, card)
+  const paths = {
+    boot,
+    config: path.dirname(provisioned),
+    problem: path.join(appliance.dir, 'problem'),
+    admin: appliance.env['GATEHOUSE_ADMIN_SOCKET']!,
+  }
+  const system = {
+    systemctl: async (...args: string[]): Promise<string> => {
+      systemd.push(args.join(' '))
+      if (args.includes('gatehouse-provision.service')) await copyFile(card, provisioned)
+      return ''
+    },
+    stream: (_program: string, args: string[]) =>
+      spawn(process.execPath, [
+        '-e',
+        `const unit = ${JSON.stringify(args.find((arg) => arg.startsWith('--unit='))!.slice(7))}
+        let n = 0
+        const say = () => console.log(JSON.stringify({
+          __REALTIME_TIMESTAMP: String(Date.now() * 1000), PRIORITY: n % 5 === 4 ? '4' : '6',
+          _SYSTEMD_UNIT: unit, MESSAGE: 'line ' + ++n + ' of the meter in the cellar',
+        }))
+        for (let i = 0; i < 20; i++) say()
+        setInterval(say, 500)`,
+      ]),
+  }
+  const say = (): void => {}
+  const settings = new Settings({
+    ...{ paths, system, say, trialTime },
+    showCode: async (code) => {
+      codes.push(code)
+    },
+  })
+  const root = path.join(lab.dir, 'lib')
+  await mkdir(path.join(root, 'node-red'), { recursive: true })
+  await writeFile(path.join(root, 'node-red', 'flows.json'), '[]')
+  broker = await createBroker({
+    ...{ paths, system, say, settings, root },
+    uploads: path.join(lab.dir, 'uploads'),
+    quiet: async (work) => await work(),
+  })
+  await broker.listen({ path: socket })
+
+  const name = (await appliance.names())[0]!
+  const laptop = await lab.client('laptop')
+  await eventually(
+    'the gateway knows the client',
+    60,
+    async () => (await laptop.fetch(`https://${name}:10000/api/v1/me`)).status === 200,
+  )
+  ;({ browser, url } = await browse(lab, laptop, `https://${name}:10000`))
+  page = await browser.newPage({ viewport: { width: 1280, height: 900 } })
+  page.setDefaultTimeout(60_000)
+  page.on('request', (request) => {
+    if (!request.url().startsWith(url) && !/^(?:data|blob):/.test(request.url()))
+      wrong.push(`elsewhere: ${request.url()}`)
+  })
+  page.on('pageerror', (err) => wrong.push(err.message))
+  // What the policy refuses, too, is said there.
+  page.on('console', (message) => {
+    if (message.type() === 'error' && !message.text().startsWith('Failed to load resource'))
+      wrong.push(message.text())
+  })
+  await mkdir(shots, { recursive: true })
+})
+after(async () => {
+  await browser?.close()
+  await broker?.close()
+  await appliance?.stop()
+  await lab?.stop()
+})
+
+/** Goes to a page of the console and waits for its heading. */
+async function open(place: string, title: string): Promise<void> {
+  if (page.url().startsWith(url))
+    await page.evaluate(`location.hash = ${JSON.stringify(`#/${place}`)}`)
+  else await page.goto(`${url}#/${place}`)
+  await page.getByRole('heading', { level: 1, name: title, exact: true }).waitFor()
+}
+
+/** Nothing that axe finds wrong by WCAG 2.2 A and AA, in the light and in the dark; pictures. */
+async function accessible(name: string): Promise<void> {
+  for (const colorScheme of ['light', 'dark'] as const) {
+    await page.emulateMedia({ colorScheme })
+    await page.evaluate(axe.source)
+    const violations = (await page.evaluate(
+      `axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }).then(({ violations }) =>
+        violations.map(({ id, nodes }) => id + ': ' + nodes.map(({ html }) => html).join(' ').slice(0, 500)))`,
+    )) as string[]
+    assert.deepEqual(violations, [], `${name}, ${colorScheme}`)
+    await page.screenshot({ path: path.join(shots, `${name}-${colorScheme}.png`) })
+  }
+  await page.emulateMedia({ colorScheme: 'light' })
+}
+
+const text = async (): Promise<string> => (await page.locator('main').textContent())!
+const button = (name: string) => page.getByRole('button', { name, exact: true })
+
+test(
+  'Overview: the one sentence, addresses, certificate and peers',
+  { timeout: 240_000 },
+  async () => {
+    await open('', 'Overview')
+    await page.getByText('All is well').waitFor()
+    const said = await text()
+    for (const part of ['Editor', 'Certificates', 'laptop', 'does not end'])
+      assert.ok(said.includes(part), `${part}: ${said}`)
+    await accessible('overview')
+  },
+)
+
+test(
+  'Node-RED: it is restarted, its log comes live, what is plugged in is shown',
+  { timeout: 120_000 },
+  async () => {
+    await open('node-red', 'Node-RED')
+    await page.getByText('line 20 of the meter').waitFor()
+    await page.getByText('line 22 of the meter').waitFor()
+    await button('Restart Node-RED').click()
+    await accessible('node-red')
+    await button('Yes, restart node-red').click()
+    await page.getByText('Node-RED was started anew.').waitFor()
+    assert.ok(systemd.includes('restart node-red.service'), systemd.join())
+  },
+)
+
+test(
+  'Access: what somebody would see, and the lines that would change it',
+  { timeout: 120_000 },
+  async () => {
+    await open('access', 'Access')
+    await page.getByLabel('Login name or tag').fill('bob@example.com')
+    await button('Show').click()
+    await page.getByText('bob@example.com may view.').waitFor()
+    await page.getByText('gatehouse.internal/cap/app', { exact: false }).last().waitFor()
+    await page.getByText('node-red.restart').waitFor()
+    await accessible('access')
+  },
+)
+
+test(
+  'Settings: a change is tried, confirmed and kept; another is not confirmed, and is taken back',
+  { timeout: 240_000 },
+  async () => {
+    const before = await readFile(card, 'utf8')
+    await open('settings', 'Settings')
+    await page.locator('summary', { hasText: '[node_red]' }).click()
+    await page.getByLabel('timezone', { exact: true }).fill('Europe/Nowhere')
+    await page.getByText('The settings are not valid yet.').waitFor()
+    assert.equal(await button('Try for 60 s').isDisabled(), true)
+    await accessible('settings-wrong')
+    await page.getByLabel('timezone', { exact: true }).fill('Europe/Berlin')
+    await page.getByRole('row', { name: /node_red\.timezone.*Europe\/Berlin/ }).waitFor()
+    await button('Try for 60 s').click()
+    await page.getByText('The device answers with it.').waitFor()
+    assert.match(await readFile(card, 'utf8'), /timezone = "Europe\/Berlin"/)
+    await accessible('settings-trial')
+    await button('Confirm').click()
+    await page.getByText('The change is kept.').waitFor()
+    assert.equal(
+      await readFile(card, 'utf8'),
+      `${before}\n[node_red]\ntimezone = "Europe/Berlin"\n`,
+    )
+
+    await page.getByRole('textbox', { name: 'gatehouse.toml' }).fill(before)
+    await button('Try for 60 s').click()
+    await page.getByRole('heading', { name: 'A change is on trial' }).waitFor()
+    // Also seen from another page.
+    await open('', 'Overview')
+    await page.getByText('The change is over').waitFor()
+    assert.match(await readFile(card, 'utf8'), /timezone = "Europe\/Berlin"/)
+  },
+)
+
+test(
+  'Settings: what would hand over the device wants the code that its screen shows',
+  { timeout: 120_000 },
+  async () => {
+    await open('settings', 'Settings')
+    await page.locator('summary', { hasText: '[console]' }).click()
+    await page.getByLabel('login', { exact: true }).selectOption('true')
+    await page.getByText('would hand over the device, so a code').waitFor()
+    await button('Try for 60 s').click()
+    const code = page.getByLabel("Code on the device's screen")
+    await code.fill((await eventually('a code is shown', 20, async () => codes.at(-1)))!)
+    await accessible('settings-code')
+    await button('Try for 60 s').click()
+    await page.getByText('A change is on trial').waitFor()
+    await button('Take back').click()
+    await page.getByText('The change is taken back').waitFor()
+    assert.doesNotMatch(await readFile(card, 'utf8'), /login/)
+  },
+)
+
+test('Logs: of all parts, searched, and downloaded', { timeout: 120_000 }, async () => {
+  await open('logs', 'Logs')
+  await page.getByLabel('Search').fill('line 7 ')
+  await page.getByText('line 7 of the meter').waitFor()
+  assert.equal(await page.locator('.line').count(), 1)
+  const [download] = await Promise.all([page.waitForEvent('download'), button('Download').click()])
+  assert.match(
+    await readFile(await download.path(), 'utf8'),
+    /^\S+ gatehouse info: line 7 of the meter/,
+  )
+  await page.getByLabel('Search').fill('')
+  await accessible('logs')
+})
+
+test(
+  'Updates: the version is shown, and an update is looked for',
+  { timeout: 120_000 },
+  async () => {
+    await open('updates', 'Updates')
+    await button('Look for an update and install it').click()
+    await page.getByText('The device has looked.').waitFor()
+    assert.ok(systemd.includes('start gatehouse-update.service'))
+    await accessible('updates')
+  },
+)
+
+test(
+  'Backup: one is downloaded, and restored from; a wrong passphrase is said',
+  { timeout: 240_000 },
+  async () => {
+    await open('backup', 'Backup')
+    await accessible('backup')
+    await page.getByLabel('Passphrase', { exact: true }).fill('correct horse battery staple')
+    await page.getByLabel('Once more').fill('correct horse battery staple')
+    const [download] = await Promise.all([
+      page.waitForEvent('download'),
+      button('Download').click(),
+    ])
+    const file = path.join(lab.dir, 'backup.age')
+    await download.saveAs(file)
+    assert.ok((await stat(file)).size > 200)
+    await page.getByLabel('File').setInputFiles(file)
+    await page.getByLabel('Its passphrase').fill('another passphrase of theirs')
+    await button('Replace and restart').click()
+    await page.getByRole('alert').filter({ hasText: 'GH_' }).waitFor()
+    await accessible('backup-wrong')
+    await page.getByLabel('Its passphrase').fill('correct horse battery staple')
+    await button('Replace and restart').click()
+    await page.getByText('The backup is in place.').waitFor()
+    assert.ok(systemd.includes('--no-block reboot'))
+  },
+)
+
+test('Device: a reset wants the name, and every act asks twice', { timeout: 120_000 }, async () => {
+  await open('device', 'Device')
+  await button('Power off').click()
+  await accessible('device')
+  await button('No').first().click()
+  const name = (await appliance.names())[0]!.split('.', 1)[0]!
+  const field = page.getByLabel("Type the device's name", { exact: false })
+  await field.fill('another')
+  assert.equal(await button('Delete everything').isDisabled(), true)
+  await field.fill(name)
+  await button('Delete everything').click()
+  await page.getByText('The device forgets everything').waitFor()
+  await stat(path.join(path.dirname(card), 'gatehouse-reset'))
+  assert.ok(!systemd.includes('--no-block poweroff'))
+})
+
+test(
+  'by keyboard, and on a phone: nothing is wider than its screen',
+  { timeout: 240_000 },
+  async () => {
+    await page.goto(url)
+    await page.getByText('All is well').waitFor()
+    await page.keyboard.press('Tab')
+    assert.equal(await page.evaluate('document.activeElement.textContent'), 'Skip to the page')
+    await page.keyboard.press('Enter')
+    assert.equal(await page.evaluate('document.activeElement.tagName'), 'H1')
+    await page.setViewportSize({ width: 360, height: 740 })
+    for (const [place, title] of [
+      ['', 'Overview'],
+      ['node-red', 'Node-RED'],
+      ['access', 'Access'],
+      ['settings', 'Settings'],
+      ['logs', 'Logs'],
+      ['updates', 'Updates'],
+      ['backup', 'Backup'],
+      ['device', 'Device'],
+    ] as const) {
+      await open(place, title)
+      await page.screenshot({ path: path.join(shots, `phone-${place || 'overview'}.png`) })
+      assert.ok(
+        Number(await page.evaluate('document.documentElement.scrollWidth')) <= 360,
+        `${title} is wider than a phone`,
+      )
+    }
+  },
+)
+
+test(
+  'who may only see the status sees the page Overview alone, and why not more',
+  { timeout: 120_000 },
+  async () => {
+    await page.setViewportSize({ width: 1280, height: 900 })
+    await lab.setGrants([{ src: ['*'], dst: ['*'], app: { [capability]: [{ may: ['status'] }] } }])
+    await eventually('the grant counts', 30, async () => {
+      const script = "fetch('/api/v1/settings').then(({ status }) => status)"
+      return (await page.evaluate(script)) === 403
+    })
+    await page.goto(url)
+    await page.getByText('You may look at this page.').waitFor()
+    await page.getByText('All is well').waitFor()
+    assert.deepEqual(await page.getByRole('navigation').getByRole('link').allTextContents(), [
+      'Overview',
+    ])
+    await accessible('overview-viewer')
+    await open('settings', 'Settings')
+    await page.getByRole('alert').filter({ hasText: 'GH_FORBIDDEN' }).waitFor()
+  },
+)
+
+test('nothing was loaded from elsewhere, refused by the policy, or left the lab', async () => {
+  assert.deepEqual(wrong, [])
+  assert.deepEqual(await lab.leaks(), [])
+  assert.equal(await lab.leaked(), 0)
+})
