@@ -23,8 +23,13 @@ export interface Moved {
   why?: string
 }
 
-/** All there are. None was renamed so far. */
-export const moved: readonly Moved[] = []
+/** All there are. */
+export const moved: readonly Moved[] = [
+  // HTTP's own word for what comes back (RFC 9110 §3.4).
+  { from: 'app.answer_remove', to: 'app.response_remove' },
+  { from: 'app.answer_set', to: 'app.response_set' },
+  { from: 'app.answer_add', to: 'app.response_add' },
+]
 
 /** What {@link migrate} found. */
 export interface Migrated {

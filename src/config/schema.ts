@@ -471,17 +471,17 @@ export const schema = {
        * Headers of the app's answers that peers do not get. Default: none but those of the
        * connection and of software versions.
        */
-      answerRemove: key(listOf(text(header('answer', true), { own: true })), {
+      responseRemove: key(listOf(text(header('answer', true), { own: true })), {
         default: [],
         example: '["X-Example"]',
       }),
       /** Headers the app's answers go to peers with, whatever the app says. Default: none. */
-      answerSet: key(listOf(text(header('answer'), { own: true })), {
+      responseSet: key(listOf(text(header('answer'), { own: true })), {
         default: [],
         example: '["Cache-Control: no-store"]',
       }),
       /** The same, joined to what the app says. Default: none. */
-      answerAdd: key(listOf(text(header('answer'), { own: true })), {
+      responseAdd: key(listOf(text(header('answer'), { own: true })), {
         default: [],
         example: '["Vary: Cookie"]',
       }),

@@ -252,9 +252,9 @@ export class Apps {
             add: entry.requestAdd,
           }),
           answer: headerRules({
-            remove: entry.answerRemove,
-            set: entry.answerSet,
-            add: entry.answerAdd,
+            remove: entry.responseRemove,
+            set: entry.responseSet,
+            add: entry.responseAdd,
           }),
         }
         // Without its own authority an app is trusted by none, rather than by the system's.

@@ -56,7 +56,7 @@ test('an empty file is the defaults', () => {
     eabKeyId: undefined,
     eabHmacKey: undefined,
   })
-  assert.deepEqual(config.access, { view: [], edit: [], use: [] })
+  assert.deepEqual(config.access, { view: [], edit: [], use: [], manage: [] })
 })
 
 test('a file from Windows is read: byte order mark, CRLF', () => {

@@ -86,7 +86,7 @@ test('headers of its answers: removed, set, added, cookies each on its own; what
       .end('text')
   })
   const rules =
-    'answer_remove = ["X-Debug"]\nanswer_set = ["X-Frame-Options: DENY"]\nanswer_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
+    'response_remove = ["X-Debug"]\nanswer_set = ["X-Frame-Options: DENY"]\nanswer_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
   bench.gateway.configure(parseConfig(toml(url, rules), 'f'))
   const { headers } = await bench.fetch({ path: '/a/' })
   assert.deepEqual(
@@ -124,7 +124,7 @@ test('what peers are not to get, they get neither before an answer nor behind it
     response.addTrailers({ 'x-debug': 'late', 'x-sum': '1' })
     response.end()
   })
-  bench.gateway.configure(parseConfig(toml(url, 'answer_remove = ["X-Debug"]'), 'f'))
+  bench.gateway.configure(parseConfig(toml(url, 'response_remove = ["X-Debug"]'), 'f'))
   const got = await bench.raw(
     `GET /a/ HTTP/1.1\r\nHost: ${name}\r\nTE: trailers\r\nConnection: close\r\n\r\n`,
   )
@@ -197,10 +197,10 @@ test("what is the gateway's own, of the connection, secret or no header at all i
       'Sec-WebSocket-Key',
     ].flatMap((header): Array<[string, RegExp]> => [
       [`request_set = ["${header}: x"]`, /of the connection/],
-      [`answer_set = ["${header}: x"]`, /of the connection/],
-      [`answer_remove = ["${header}"]`, /of the connection/],
+      [`response_set = ["${header}: x"]`, /of the connection/],
+      [`response_remove = ["${header}"]`, /of the connection/],
     ]),
-    ['answer_set = ["Strict-Transport-Security: max-age=0"]', /own word to the peer/],
+    ['response_set = ["Strict-Transport-Security: max-age=0"]', /own word to the peer/],
     ['request_set = ["Authorization: Bearer x"]', /is a secret.*Node-RED/],
     ['request_add = ["Cookie: a=b"]', /is a secret/],
     ['request_set = ["X-Example"]', /is not a header. Write "X-Example: value"/],
@@ -208,8 +208,8 @@ test("what is the gateway's own, of the connection, secret or no header at all i
     ['request_set = ["X Example: value"]', /is not a header/],
     ['request_set = [": value"]', /is not a header/],
     ['request_set = ["X-Example:"]', /is empty/],
-    ['answer_set = ["X-Example: a\\r\\nX-Forged: b"]', /characters no header may have/],
-    ['answer_set = ["X-Example: ü"]', /characters no header may have/],
+    ['response_set = ["X-Example: a\\r\\nX-Forged: b"]', /characters no header may have/],
+    ['response_set = ["X-Example: ü"]', /characters no header may have/],
   ] as Array<[string, RegExp]>) {
     assert.throws(
       () => parseConfig(toml('http://a', rule), 'f'),

@@ -32,9 +32,9 @@ const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): S
   requestRemove: [],
   requestSet: [],
   requestAdd: [],
-  answerRemove: [],
-  answerSet: [],
-  answerAdd: [],
+  responseRemove: [],
+  responseSet: [],
+  responseAdd: [],
   ...more,
 })
 const configure = (bench: Bench, ...apps: Settings[]): void => {
