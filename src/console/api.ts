@@ -61,12 +61,15 @@ export class ApiError extends Error {
   readonly cure: string
   /** HTTP status; 0 when there was no answer at all. */
   readonly status: number
+  /** Lines to copy that belong to the cure: those of the policy that would allow it. */
+  readonly lines: string | undefined
 
-  constructor(status: number, code: string, message: string, cure: string) {
+  constructor(status: number, code: string, message: string, cure: string, lines?: string) {
     super(message)
     this.status = status
     this.code = code
     this.cure = cure
+    this.lines = lines
   }
 }
 
@@ -116,12 +119,13 @@ export async function ask(
   if (!Number.isNaN(date) && Math.abs(date - deviceNow()) > 1_500) ahead = date - Date.now()
   if (answer.ok) return answer
   const body = (await answer.json().catch(() => undefined)) as
-    { error?: { code?: string; message?: string; cure?: string } } | undefined
+    { error?: { code?: string; message?: string; cure?: string; lines?: string } } | undefined
   throw new ApiError(
     answer.status,
     body?.error?.code ?? `HTTP ${answer.status}`,
     body?.error?.message ?? `The device answers with status ${answer.status}`,
     body?.error?.cure ?? 'Load the page again',
+    body?.error?.lines,
   )
 }
 

@@ -56,6 +56,11 @@ export function Failure({ error }: { error: ApiError | undefined }): JSX.Element
           <p>
             <Cure text={sentence(error.cure)} /> <small>{error.code}</small>
           </p>
+          {error.lines !== undefined && (
+            <pre tabIndex={0} role="region" aria-label="Lines to copy">
+              {error.lines}
+            </pre>
+          )}
         </div>
       )}
     </div>

@@ -180,11 +180,18 @@ test(
   { timeout: 120_000 },
   async () => {
     await open('access', 'Access')
+    // What comes later moves what is below it, and a click would miss.
+    await page.getByText('owns the device').waitFor()
+    await page.getByText('node-red.restart').waitFor()
     await page.getByLabel('Login name or tag').fill('bob@example.com')
     await button('Show').click()
-    await page.getByText('bob@example.com may view.').waitFor()
+    await page
+      .getByText('bob@example.com may view.')
+      .waitFor()
+      .catch(async (err: unknown) => {
+        throw new Error(await text(), { cause: err })
+      })
     await page.getByText('gatehouse.internal/cap/app', { exact: false }).last().waitFor()
-    await page.getByText('node-red.restart').waitFor()
     await accessible('access')
   },
 )
@@ -199,6 +206,8 @@ test(
     await page.getByLabel('timezone', { exact: true }).fill('Europe/Nowhere')
     await page.getByText('The settings are not valid yet.').waitFor()
     assert.equal(await button('Try for 60 s').isDisabled(), true)
+    await page.getByRole('button', { name: /^Line \d+$/ }).click()
+    assert.equal(await page.evaluate('getSelection().toString()'), 'timezone = "Europe/Nowhere"')
     await accessible('settings-wrong')
     await page.getByLabel('timezone', { exact: true }).fill('Europe/Berlin')
     await page.getByRole('row', { name: /node_red\.timezone.*Europe\/Berlin/ }).waitFor()

@@ -16,52 +16,58 @@ const rights: Array<[right: string, allows: string]> = [
 
 /** Who may do what, why, and what would change it. */
 export function AccessPage(): JSX.Element {
-  const { value: status, error } = useLoaded<GatewayStatus>('status')
   return (
     <>
-      <Failure error={error} />
-      {status !== undefined && (
-        <Card title="Who may do what">
-          <p>
-            {status.access.owner === undefined
-              ? 'The device is tagged, so it has no owner: what is not granted nobody may do.'
-              : `${status.access.owner} owns the device and may do everything, unless a grant of the policy says less.`}
-          </p>
-          {status.access.localNetwork !== undefined && (
-            <p class="box warn">
-              Everybody on the local network may {status.access.localNetwork.join(' and ')}, without
-              a login. That is <code>[local_network] listen</code> in{' '}
-              <a href="#/settings">gatehouse.toml</a>.
-            </p>
-          )}
-          <dl>
-            {rights.map(([right, allows]) => {
-              const named = (status.access.settings as Record<string, string[]>)[right] ?? []
-              return (
-                <>
-                  <dt>
-                    <code>{right}</code>
-                  </dt>
-                  <dd>
-                    {sentence(`May ${allows}`)}{' '}
-                    {named.length > 0 && `In gatehouse.toml: ${named.join(', ')}.`}
-                  </dd>
-                </>
-              )
-            })}
-          </dl>
-          <p>
-            The tailnet's policy grants rights by the capability{' '}
-            <code>{status.access.capability}</code>; the lines to paste are below.
-          </p>
-        </Card>
-      )}
+      <Card title="Who may do what">
+        <Rights />
+      </Card>
       <Card title="What would somebody see?">
         <Ask />
       </Card>
       <Card title="Who changed what">
         <Audit />
       </Card>
+    </>
+  )
+}
+
+function Rights(): JSX.Element {
+  const { value: status, error } = useLoaded<GatewayStatus>('status')
+  if (status === undefined) return <Failure error={error} />
+  return (
+    <>
+      <p>
+        {status.access.owner === undefined
+          ? 'The device is tagged, so it has no owner: what is not granted nobody may do.'
+          : `${status.access.owner} owns the device and may do everything, unless a grant of the policy says less.`}
+      </p>
+      {status.access.localNetwork !== undefined && (
+        <p class="box warn">
+          Everybody on the local network may {status.access.localNetwork.join(' and ')}, without a
+          login. That is <code>[local_network] listen</code> in{' '}
+          <a href="#/settings">gatehouse.toml</a>.
+        </p>
+      )}
+      <dl>
+        {rights.map(([right, allows]) => {
+          const named = (status.access.settings as Record<string, string[]>)[right] ?? []
+          return (
+            <>
+              <dt>
+                <code>{right}</code>
+              </dt>
+              <dd>
+                {sentence(`May ${allows}`)}{' '}
+                {named.length > 0 && `In gatehouse.toml: ${named.join(', ')}.`}
+              </dd>
+            </>
+          )
+        })}
+      </dl>
+      <p>
+        The tailnet's policy grants rights by the capability <code>{status.access.capability}</code>
+        ; the lines to paste are below.
+      </p>
     </>
   )
 }
@@ -115,7 +121,7 @@ function Ask(): JSX.Element {
                 To change that, paste this into the tailnet's policy (admin console, Access
                 controls):
               </p>
-              <pre tabIndex={0} aria-label="Policy lines">
+              <pre tabIndex={0} role="region" aria-label="Policy lines">
                 {judged.policy}
               </pre>
             </>

@@ -1,5 +1,5 @@
 import type { JSX } from 'preact'
-import { useCallback, useEffect, useState } from 'preact/hooks'
+import { useCallback, useEffect, useRef, useState } from 'preact/hooks'
 import { get, post } from '../api.ts'
 import type { ApiError, Checked, SchemaKey, SchemaTable, ShownSettings, Trial } from '../api.ts'
 import { Differences } from '../differences.tsx'
@@ -16,6 +16,7 @@ export function SettingsPage(): JSX.Element {
   const [checked, setChecked] = useState<Checked>()
   const [code, setCode] = useState('')
   const [asksCode, setAsksCode] = useState(false)
+  const area = useRef<HTMLTextAreaElement>(null)
   const work = useWork()
 
   const load = useCallback(async (): Promise<void> => {
@@ -92,6 +93,14 @@ export function SettingsPage(): JSX.Element {
     scrollTo({ top: 0 })
   }
 
+  const select = (line: number): void => {
+    const before = text.split('\n').slice(0, line - 1)
+    const start = before.reduce((sum, one) => sum + one.length + 1, 0)
+    const end = text.indexOf('\n', start)
+    area.current?.focus()
+    area.current?.setSelectionRange(start, end === -1 ? text.length : end)
+  }
+
   if (now === undefined) return <Failure error={error} />
   return (
     <>
@@ -108,6 +117,7 @@ export function SettingsPage(): JSX.Element {
         <Card title="gatehouse.toml">
           <textarea
             class="toml"
+            ref={area}
             aria-label="gatehouse.toml"
             aria-invalid={(checked?.issues.length ?? 0) > 0}
             spellcheck={false}
@@ -121,7 +131,7 @@ export function SettingsPage(): JSX.Element {
       </div>
       {changed && (
         <Card title="Your change" kind="change">
-          <Found checked={checked} />
+          <Found checked={checked} onLine={select} />
           {asksCode && (
             <label class="code">
               Code on the device's screen
@@ -184,7 +194,13 @@ async function onTrial(): Promise<Trial | undefined> {
 }
 
 /** What the check of a draft found. */
-function Found({ checked }: { checked: Checked | undefined }): JSX.Element {
+function Found({
+  checked,
+  onLine,
+}: {
+  checked: Checked | undefined
+  onLine: (line: number) => void
+}): JSX.Element {
   if (checked === undefined) return <p role="status">Checking…</p>
   return (
     <>
@@ -195,7 +211,15 @@ function Found({ checked }: { checked: Checked | undefined }): JSX.Element {
         <ul class="plain">
           {checked.issues.map(({ line, code, message, cure }) => (
             <li class="box bad">
-              Line {line}: {sentence(message)} <Cure text={sentence(cure)} /> <small>{code}</small>
+              <button
+                type="button"
+                onClick={() => {
+                  onLine(line)
+                }}
+              >
+                Line {line}
+              </button>{' '}
+              {sentence(message)} <Cure text={sentence(cure)} /> <small>{code}</small>
             </li>
           ))}
         </ul>

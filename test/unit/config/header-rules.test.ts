@@ -86,7 +86,7 @@ test('headers of its answers: removed, set, added, cookies each on its own; what
       .end('text')
   })
   const rules =
-    'response_remove = ["X-Debug"]\nanswer_set = ["X-Frame-Options: DENY"]\nanswer_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
+    'response_remove = ["X-Debug"]\nresponse_set = ["X-Frame-Options: DENY"]\nresponse_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
   bench.gateway.configure(parseConfig(toml(url, rules), 'f'))
   const { headers } = await bench.fetch({ path: '/a/' })
   assert.deepEqual(
@@ -147,7 +147,7 @@ test("a WebSocket's handshake and its answer go by the rules too", async () => {
     parseConfig(
       toml(
         url,
-        'request_set = ["X-Set: ours"]\nanswer_remove = ["X-Debug"]\nanswer_set = ["X-Set: ours"]\nanswer_add = ["X-New: n"]',
+        'request_set = ["X-Set: ours"]\nresponse_remove = ["X-Debug"]\nresponse_set = ["X-Set: ours"]\nresponse_add = ["X-New: n"]',
       ),
       'f',
     ),
@@ -214,14 +214,14 @@ test("what is the gateway's own, of the connection, secret or no header at all i
     assert.throws(
       () => parseConfig(toml('http://a', rule), 'f'),
       (err: Error & { line?: string }) =>
-        (/^f line 4: an entry of (?:request|answer)_/.test(err.message) &&
+        (/^f line 4: an entry of (?:request|response)_/.test(err.message) &&
           says.test(err.line ?? '')) ||
         assert.fail(`${rule}: ${err.message}`),
       rule,
     )
   }
   const config = parseConfig(
-    toml('http://a', 'request_remove = ["Authorization"]\nanswer_set = ["X-A: b"]'),
+    toml('http://a', 'request_remove = ["Authorization"]\nresponse_set = ["X-A: b"]'),
     'f',
   )
   assert.deepEqual(parseConfig(serialize(config), 'f'), config)
