@@ -232,7 +232,7 @@ test('no UDP but DNS: by the relay', async () => {
   await both({
     name: 'UDP blocked',
     nat: 'no UDP',
-    place: behindRouter('noudp', '192.168.70.0/24', { rules: 'udp dport != 53 drop' }),
+    place: behindRouter('noudp', '192.168.70.0/24', { rules: 'ct state new udp dport != 53 drop' }),
   })
 })
 
