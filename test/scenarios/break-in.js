@@ -219,19 +219,29 @@ const kinds = {
       )
       note(`ask for a name by ${way}`, got, !/resolved|ENODATA/.test(got))
     }
-    for (const program of [
-      'resolvectl query',
-      'getent hosts',
-      'busctl call org.freedesktop.resolve1',
-    ]) {
-      const [file, ...args] = program.split(' ')
-      attempt(`${program}`, () =>
-        execFileSync(`/usr/bin/${file}`, [...args, name(file)], {
+    for (const [file, ...args] of [
+      ['resolvectl', 'query', name('resolvectl')],
+      ['getent', 'ahosts', name('getent')],
+      [
+        'busctl',
+        'call',
+        'org.freedesktop.resolve1',
+        '/org/freedesktop/resolve1',
+        'org.freedesktop.resolve1.Manager',
+        'ResolveHostname',
+        'isit',
+        '0',
+        name('busctl'),
+        '0',
+        '0',
+      ],
+    ])
+      attempt(`${file} ${args[0]}`, () =>
+        execFileSync(`/usr/bin/${file}`, args, {
           stdio: ['ignore', 'pipe', 'pipe'],
           timeout: 30_000,
         }),
       )
-    }
   },
 
   /** The lock of the certificates' agent: held, nothing is renewed. */

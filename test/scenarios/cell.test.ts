@@ -151,7 +151,7 @@ before(async () => {
   machine = await bootAppliance(lab, 'amd64', {
     serial: path.join(lab.dir, 'serial'),
     credentials: {
-      // A card that there is none of: its unit is looked at all the same.
+      // What the updater has is put there here; it fetches nothing by itself meanwhile.
       'systemd.unit-dropin.gatehouse-update.timer': '[Timer]\nOnCalendar=\nOnCalendar=2099-01-01\n',
     },
   })
