@@ -155,7 +155,7 @@ before(async () => {
       'systemd.unit-dropin.gatehouse-update.timer': '[Timer]\nOnCalendar=\nOnCalendar=2099-01-01\n',
     },
   })
-  name = (await joined(lab)).name
+  name = (await joined(lab, 'gatehouse', 900)).name
   await editor(owner, name, 600)
   await deployShell(owner, name)
   await eventually("the attacker's flow answers", 200, async () =>
