@@ -817,7 +817,6 @@ test("units: as strict as promised, by systemd's own count", async () => {
     'gatehouse-certs': 1.5,
     'gatehouse-firewall': 1.5,
     'gatehouse-provision': 1.5,
-    'gatehouse-quota': 3, // writes to the data partition before it is mounted
     'gatehouse-report': 4, // writes to the consoles and, with the system's own mounts, to the card
     'gatehouse-firewall-failed': 5, // one echo
     'gatehouse-no-data': 5, // one question to systemd
