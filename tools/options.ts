@@ -1,4 +1,5 @@
 import type { BuildOptions } from 'esbuild'
+import path from 'node:path'
 
 /** How the program is bundled, whoever bundles it. */
 export const common = {
@@ -8,6 +9,7 @@ export const common = {
   target: 'node26',
   legalComments: 'none',
   logLevel: 'warning',
+  alias: { undici: path.join(import.meta.dirname, 'undici.cjs') },
   // CommonJS dependencies call require and know __dirname; an ES module has neither.
   banner: {
     js: `import { createRequire as ghCreateRequire } from 'node:module';
