@@ -23,7 +23,10 @@ export function notHTTP(err: Error): string | undefined {
   const cause = causeOf(err)
   if (cause instanceof NotHTTP) return cause.message
   // Of undici's parser, and of Node.js's.
-  if (/^HPE_|^ERR_INVALID_CHAR$|^UND_ERR_(?:HEADERS_OVERFLOW|RES_CONTENT)/.test(codeOf(cause)))
+  if (
+    cause.name === 'HTTPParserError' ||
+    /^HPE_|^ERR_INVALID_CHAR$|^UND_ERR_(?:HEADERS_OVERFLOW|RES_CONTENT)/.test(codeOf(cause))
+  )
     return oneLine(cause.message).slice(0, 120)
   return undefined
 }
