@@ -1,5 +1,5 @@
 import httpProxy from '@fastify/http-proxy'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { METHODS } from 'node:http'
 import type { Readable } from 'node:stream'
 import type { Apps } from './apps.ts'
@@ -22,6 +22,9 @@ export interface ProxyOptions {
  */
 const methods = METHODS.filter((method) => method !== 'CONNECT' && method !== 'TRACE')
 
+/** Methods whose bodies Fastify reads, where the gateway's own pages have some. */
+const parsed = /^(?:POST|PUT|PATCH|DELETE|OPTIONS)$/
+
 /** reply-from's request, in whose place is {@link Exchange}. */
 const unasked = (): never => {
   throw new Error('requests to apps do not go by reply-from')
@@ -34,17 +37,9 @@ const unasked = (): never => {
  * websocket.ts.
  */
 export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery, log }) => {
-  // A body is the app's to read, whatever its Content-Type says, or does not say: Fastify parses
-  // none, and would refuse a type that is not one.
-  for (const method of methods)
-    app.addHttpMethod(method, { hasBody: false, overrideExisting: true })
   app.decorateRequest('payload')
-  app.addHook('preParsing', (request, _reply, payload, done) => {
-    const { headers } = request
-    if (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
-      request.payload = payload as Readable
-    done(null, payload)
-  })
+  for (const method of methods)
+    if (!parsed.test(method)) app.addHttpMethod(method, { hasBody: false, overrideExisting: true })
 
   const handler = (request: FastifyRequest, reply: FastifyReply): void => {
     request.app = request.to.name
@@ -52,21 +47,48 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
     delivery.prepare(request, headers)
     new Exchange(request, reply, headers, { delivery, log }).start()
   }
-  await app.register(httpProxy, {
-    // Its own way to an app is not gone: which app a request is for, and at which of its upstreams,
-    // is known to the handler.
-    upstream: 'http://localhost',
-    undici: { request: unasked },
-    httpMethods: methods,
-    proxyPayloads: false,
-    // It would write the query anew.
-    preRewrite: (url) => url.split('?', 1)[0]!,
-    handler,
+  await app.register(async (scope) => {
+    passBodies(scope)
+    await scope.register(httpProxy, {
+      // Its own way to an app is not gone: which app a request is for, and at which of its
+      // upstreams, is known to the handler.
+      upstream: 'http://localhost',
+      undici: { request: unasked },
+      httpMethods: methods,
+      proxyPayloads: false,
+      // It would write the query anew.
+      preRewrite: (url) => url.split('?', 1)[0]!,
+      handler,
+    })
   })
   app.addHook('onClose', async () => {
     apps.destroy()
   })
 })
+
+/**
+ * A body is the app's to read, whatever its Content-Type says, or does not say. Fastify would parse
+ * it, and refuse a type that is not one: it is shown another until it has given the body out.
+ */
+function passBodies(scope: FastifyInstance): void {
+  const types = new WeakMap<object, string>()
+  scope.removeAllContentTypeParsers()
+  scope.addContentTypeParser('*', (request, payload, done) => {
+    const type = types.get(request.raw)
+    if (type !== undefined) request.raw.headers['content-type'] = type
+    done(null, payload)
+  })
+  scope.addHook('preParsing', (request, _reply, payload, done) => {
+    const { headers } = request.raw
+    if (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
+      request.payload = payload as Readable
+    if (headers['content-type'] !== undefined && parsed.test(request.method)) {
+      types.set(request.raw, headers['content-type'])
+      headers['content-type'] = 'application/octet-stream'
+    }
+    done(null, payload)
+  })
+}
 
 declare module 'fastify' {
   interface FastifyRequest {
