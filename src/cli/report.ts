@@ -43,7 +43,9 @@ export function report(status: GatewayStatus): string {
   } else {
     lines.push('Gatehouse is not on your tailnet yet.', '')
   }
-  for (const { name, type, value, there } of status.certificate.records)
+  // A gateway of before an update does not say.
+  const { records = [] }: Partial<GatewayStatus['certificate']> = status.certificate
+  for (const { name, type, value, there } of records)
     if (!there)
       lines.push(
         'A certificate waits for a record in the DNS of your domain. Set there:',
