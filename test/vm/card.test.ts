@@ -48,7 +48,7 @@ before(async () => {
 `,
     },
   })
-  await machine.ready()
+  await machine.ready({ timeout: 1200 })
 })
 
 after(async () => {
