@@ -221,3 +221,30 @@ test('taken out, all of it is gone', async () => {
     /gatehouse-allow \{\s*\}/,
   )
 })
+
+test("the certificates' agent reaches the name server that is named, and nobody else does", async () => {
+  const updates =
+    '[certificates]\nmode = "acme"\nproof = "rfc2136"\nname = "gate.example.org"\ntsig_name = "k"\n'
+  await configure(`${updates}dns_server = "192.168.78.2:2222"\n`)
+  const both: [string, number][] = [
+    ['192.168.78.2', 2222],
+    ['192.168.78.2', 2223],
+  ]
+  assert.deepEqual(await reach('gatehouse-certs', ...both), ['hello', 'silence'])
+  for (const user of ['gatehouse', 'node-red', 'gatehouse-update'])
+    assert.deepEqual(await reach(user, ...both), ['silence', 'silence'], user)
+  // An ACME authority on a port of its own; one of the device's own needs nobody.
+  await configure('[certificates]\ndirectory = "https://192.168.78.2:2223/acme"\n')
+  assert.deepEqual(await reach('gatehouse-certs', ...both), ['silence', 'hello'])
+  await configure('[certificates]\nmode = "self"\n')
+  assert.deepEqual(await reach('gatehouse-certs', ...both), ['silence', 'silence'])
+})
+
+test('a control server of one’s own on another port is reached by the gateway alone', async () => {
+  await configure('[tailnet]\ncontrol_url = "http://192.168.78.2:2223"\n')
+  assert.deepEqual(await reach('gatehouse', ['192.168.78.2', 2223], ['192.168.78.2', 2222]), [
+    'hello',
+    'silence',
+  ])
+  assert.deepEqual(await reach('gatehouse-certs', ['192.168.78.2', 2223]), ['silence'])
+})
