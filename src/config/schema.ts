@@ -380,6 +380,14 @@ export const schema = {
         example: '["http://127.0.0.1:3000"]',
       }),
       /**
+       * Which of several upstreams that are up is asked: the `first`; each in turn, `round_robin`; or
+       * the one with the fewest requests and WebSockets open, `least_connections`. Default: first.
+       */
+      balance: key(oneOf('first', 'round_robin', 'least_connections'), {
+        default: 'first',
+        example: '"round_robin"',
+      }),
+      /**
        * Whether the app sees its paths without `path`, which it then gets as X-Forwarded-Prefix.
        * Default: false.
        */

@@ -48,6 +48,9 @@ export class App implements Shield {
   readonly totalTimeout: number
   /** In the order they are tried. */
   readonly upstreams: readonly Upstream[]
+  /** Which of those that are up is asked. */
+  readonly balance: Config['app'][number]['balance']
+  #turn = 0
   /** Whether it is Node-RED, editor or flows. */
   readonly nodeRed: boolean
 
@@ -68,6 +71,7 @@ export class App implements Shield {
           | 'elsewhere'
           | 'totalTimeout'
           | 'nodeRed'
+          | 'balance'
         >
       >,
   ) {
@@ -87,6 +91,7 @@ export class App implements Shield {
     this.totalTimeout = options.totalTimeout ?? 0
     this.upstreams = options.upstreams
     this.nodeRed = options.nodeRed ?? false
+    this.balance = options.balance ?? 'first'
   }
 
   /** True when a path belongs to it. */
@@ -106,6 +111,19 @@ export class App implements Shield {
   get candidates(): readonly Upstream[] {
     const up = this.upstreams.filter((upstream) => upstream.state !== 'down')
     return up.length > 0 ? up : this.upstreams
+  }
+
+  /**
+   * As {@link candidates}, for a new request: its turn, where they take turns. The others follow, for
+   * the case that no connection can be made.
+   */
+  choose(): readonly Upstream[] {
+    const { candidates } = this
+    if (this.balance === 'first' || candidates.length < 2) return candidates
+    const turn = this.#turn++ % candidates.length
+    const rotated = [...candidates.slice(turn), ...candidates.slice(0, turn)]
+    // Those with equally many take turns: the sort is stable.
+    return this.balance === 'round_robin' ? rotated : rotated.toSorted((a, b) => a.open - b.open)
   }
 
   /** Requests under way go on to their ends; no new ones are taken. */
@@ -269,6 +287,7 @@ export class Apps {
           rules,
           allowOrigins,
           totalTimeout,
+          balance: entry.balance,
           strip: entry.strip && path !== '/',
           upstreams: upstreams.map((url) => {
             const upstream = new Upstream(where(url, { ca: authority, serverName }), {

@@ -60,6 +60,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
   #headers: Headers
   #candidates: readonly Upstream[]
   #attempt = 0
+  #held: Upstream | undefined
   /** It goes once more, for the connection was closed under it. */
   #again = false
   #controller: Dispatcher.DispatchController | undefined
@@ -94,7 +95,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#headers = headers
     this.#options = options
     this.#app = request.to
-    this.#candidates = request.to.candidates
+    this.#candidates = request.to.choose()
   }
 
   start(): void {
@@ -112,12 +113,22 @@ export class Exchange implements Dispatcher.DispatchHandler {
     // A peer that takes its request back, or is gone, has no use for an answer.
     whenClosed(this.#raw, () => {
       this.#giveUp()
+      this.#hold(undefined)
     })
     if (!this.#over) this.#dispatch()
   }
 
+  /** Counts as open at one upstream, or none. */
+  #hold(upstream: Upstream | undefined): void {
+    if (this.#held === upstream) return
+    if (this.#held !== undefined) this.#held.open--
+    this.#held = upstream
+    if (upstream !== undefined) upstream.open++
+  }
+
   #dispatch(): void {
     const upstream = this.#candidates[this.#attempt]!
+    this.#hold(upstream)
     const { method, payload, raw } = this.#request
     const path = this.#app.target(raw.url!)
     this.#controller = undefined

@@ -55,6 +55,8 @@ export class Upstream extends EventEmitter {
   readonly idleTimeout: number
   #name: string | undefined
   #healthPath: string | undefined
+  /** Requests and WebSockets that are open. */
+  open = 0
   #state: 'unknown' | 'up' | 'down' = 'unknown'
   #error: GatehouseError | undefined
   #since = new Date()

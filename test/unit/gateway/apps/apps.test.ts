@@ -19,6 +19,7 @@ const app = (path: string, upstreams: string[], more: Partial<Settings> = {}): S
   port: undefined,
   path,
   upstreams,
+  balance: 'first',
   strip: false,
   right: 'use',
   allowOrigins: [],
