@@ -531,6 +531,11 @@ export const schema = {
         { default: '', example: '"127.0.0.1:22"' },
       ),
       /**
+       * Whether TLS ends at the gateway, with its certificate, and the target is spoken to plainly.
+       * Default: false, bytes are passed on as they are.
+       */
+      terminateTLS: key(flag(), { default: false, example: 'true' }),
+      /**
        * PROXY protocol to the target, so that it learns who is behind a connection. Default: off.
        */
       proxyProtocol: key(oneOf('off', 'v1', 'v2'), { default: 'off', example: '"v2"' }),

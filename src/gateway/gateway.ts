@@ -186,6 +186,10 @@ export class Gateway {
       limits: this.limits,
       tailnet: () => this.#node?.tailnet,
       addresses: () => this.#node?.status?.tailscaleIPs ?? [],
+      context: (asked) => {
+        const own = asked ?? this.#nameOf() ?? ''
+        return this.#covered(own) ? this.certificates.context(own) : undefined
+      },
       listen: async (port, accept) => await this.#node?.listen(port, accept),
     })
     this.#arrivals = new Arrivals(this.problems)

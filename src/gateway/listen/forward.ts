@@ -1,5 +1,7 @@
 import { connect } from 'node:net'
 import type { Duplex } from 'node:stream'
+import { TLSSocket } from 'node:tls'
+import type { SecureContext } from 'node:tls'
 import type { Config } from '../../config/config.ts'
 import { reason } from '../../base/errors.ts'
 import { ClientHello } from './client-hello.ts'
@@ -27,6 +29,11 @@ export interface ForwardsOptions {
   tailnet: () => Tailnet | undefined
   /** Addresses of the node in the tailnet. */
   addresses: () => readonly string[]
+  /**
+   * What TLS that ends here is served with: for a name, a certificate that covers it; for none, that
+   * of the device. Undefined where there is none (yet).
+   */
+  context: (name: string | undefined) => SecureContext | undefined
   /** Opens a port of the node; retries by itself. */
   listen: (
     port: number,
@@ -36,7 +43,7 @@ export interface ForwardsOptions {
 
 /**
  * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port
- * 443: without looking inside. Who may is asked at each connection, and again while it is open:
+ * 443: without looking inside, unless TLS is to end here. Who may is asked at each connection, and again while it is open:
  * whoever has lost the right is cut off.
  */
 export class Forwards {
@@ -190,6 +197,8 @@ export class Forwards {
       return
     }
     if (conn.destroyed) return
+    const stream = forward.terminateTLS ? await this.#terminate(forward, conn) : conn
+    if (stream === undefined || stream.destroyed) return
     const target = connect({ ...address(forward.target), allowHalfOpen: true, noDelay: true })
     const late = setTimeout(
       () => target.destroy(new Error(`no answer within ${patience / 1_000} s`)),
@@ -212,8 +221,8 @@ export class Forwards {
       if (forward.proxyProtocol !== 'off')
         target.write(proxyHeader(forward.proxyProtocol, this.#ends(conn, forward.port)))
       for (const [from, to] of [
-        [conn, target],
-        [target, conn],
+        [stream, target],
+        [target, stream],
       ] as const) {
         from.once('close', () => {
           if (from.readableEnded) to.end()
@@ -225,6 +234,41 @@ export class Forwards {
     conn.once('close', () =>
       log.info({ ...about, ms: Math.round(performance.now() - begun) }, 'forward'),
     )
+  }
+
+  /** Ends TLS here: what is within, once the handshake is done; undefined when it fails. */
+  async #terminate(forward: Forward, conn: TailnetConn): Promise<TLSSocket | undefined> {
+    const { context, log } = this.#options
+    const secureContext = context(forward.sni[0])
+    if (secureContext === undefined) {
+      const what = forward.sni[0] ?? 'the device'
+      log.warn(
+        { code: 'GH_FORWARD_CERTIFICATE', port: forward.port },
+        `there is no certificate for ${what}, so TLS cannot end at the gateway. Write the name under [certificates] in gatehouse.toml, or remove terminate_tls`,
+      )
+      conn.destroy()
+      return undefined
+    }
+    const socket = new TLSSocket(conn, {
+      isServer: true,
+      secureContext,
+      SNICallback: (name, done) => {
+        done(null, context(name) ?? secureContext)
+      },
+    })
+    return await new Promise((resolve) => {
+      const late = setTimeout(() => socket.destroy(), patience)
+      socket.on('error', () => socket.destroy())
+      socket.once('secure', () => {
+        clearTimeout(late)
+        resolve(socket)
+      })
+      socket.once('close', () => {
+        clearTimeout(late)
+        conn.destroy()
+        resolve(undefined)
+      })
+    })
   }
 
   #ends(conn: TailnetConn, destinationPort: number): Parameters<typeof proxyHeader>[1] {

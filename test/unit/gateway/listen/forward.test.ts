@@ -26,6 +26,7 @@ async function forwarding(...forwards: Array<Partial<Forward>>): Promise<Bench> 
       port: 443,
       sni: [],
       target: '',
+      terminateTLS: false,
       proxyProtocol: 'off',
       right: 'edit',
       ...forward,
@@ -74,6 +75,7 @@ test('a TCP forward passes bytes both ways, and each end by itself, over TCP and
         port: 23,
         sni: [],
         target: await listening(other, join(bench.directory, 'target.sock')),
+        terminateTLS: false,
         proxyProtocol: 'off',
         right: 'edit',
       },
@@ -238,6 +240,7 @@ test('TLS passthrough by name: the target ends it with its own certificate; othe
         port: 443,
         sni: ['git.example.org'],
         target: await listening(server),
+        terminateTLS: false,
         proxyProtocol: 'off',
         right: 'edit',
       },
@@ -362,6 +365,7 @@ test('whoever sends a ClientHello in thousands of records is cut off, and holds 
         port: 443,
         sni: ['git.example.org'],
         target: '127.0.0.1:1',
+        terminateTLS: false,
         proxyProtocol: 'off',
         right: 'edit',
       },
@@ -403,6 +407,67 @@ test('a [[forward]] that cannot work is refused with what to write', () => {
       lines,
     )
   assert.deepEqual(parseConfig('[[forward]]\nport = 22\ntarget = "[::1]:22"', 'f').forward, [
-    { port: 22, sni: [], target: '[::1]:22', proxyProtocol: 'off', right: 'edit' },
+    {
+      port: 22,
+      sni: [],
+      target: '[::1]:22',
+      terminateTLS: false,
+      proxyProtocol: 'off',
+      right: 'edit',
+    },
   ])
+})
+
+test('TLS that ends at the gateway: plain behind, with the certificate of the device or of the name', async () => {
+  const lines: string[] = []
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.setEncoding('utf8').on('data', (line: string) => {
+      lines.push(line)
+      socket.write(`plain ${line}`)
+    })
+    socket.on('end', () => socket.end())
+  })
+  const target = await listening(server)
+  const own = 'mqtt.example.org'
+  await using bench = await Bench.start({
+    before: (made) => {
+      made.putCertificate(made.authority.issue(own), `${own}.pem`)
+    },
+  })
+  bench.gateway.configure(
+    parseConfig(
+      `[certificates]\nmode = "self"\nname = "${own}"\n[[forward]]\nport = 8883\ntarget = "${target}"\nterminate_tls = true\nproxy_protocol = "v1"\n[[forward]]\nsni = ["${own}"]\ntarget = "${target}"\nterminate_tls = true\n[[forward]]\nsni = ["none.example.org"]\ntarget = "${target}"\nterminate_tls = true\n`,
+      'f',
+    ),
+  )
+  await bench.until(() => existsSync(bench.tailnet.path(8883)))
+  await bench.until(() => bench.gateway.certificates.get(own) !== undefined)
+  for (const [port, servername] of [
+    [8883, name],
+    [443, own],
+  ] as const) {
+    const tls = tlsConnect({
+      socket: bench.tailnet.connect(port),
+      servername,
+      ca: bench.authority.certificate,
+    })
+    await once(tls, 'secureConnect')
+    tls.write('hello')
+    const [answer] = (await once(tls, 'data')) as [Buffer]
+    assert.match(String(answer), /^plain (?:PROXY TCP4 [^\r]+\r\n)?hello|^plain PROXY/)
+    tls.end()
+    await once(tls, 'close')
+  }
+  assert.match(lines.join(''), /^PROXY TCP4 [^]*hello[^]*hello$/)
+  // What is not TLS never gets to the target, nor does a name without a certificate.
+  const before = lines.length
+  assert.equal(await text(bench.tailnet.connect(8883).end('hello')).catch(() => ''), '')
+  const without = tlsConnect({
+    socket: bench.tailnet.connect(443),
+    servername: 'none.example.org',
+    ca: bench.authority.certificate,
+  })
+  await once(without, 'close').catch(() => {})
+  await bench.until(() => bench.lines.some(({ code }) => code === 'GH_FORWARD_CERTIFICATE'))
+  assert.equal(lines.length, before)
 })
