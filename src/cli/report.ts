@@ -44,7 +44,7 @@ export function report(status: GatewayStatus): string {
     lines.push('Gatehouse is not on your tailnet yet.', '')
   }
   // A gateway of before an update does not say.
-  const { records = [] }: Partial<GatewayStatus['certificate']> = status.certificate
+  const records = (status.certificate as Partial<GatewayStatus['certificate']>).records ?? []
   for (const { name, type, value, there } of records)
     if (!there)
       lines.push(
