@@ -104,7 +104,7 @@ async function both(network: Network): Promise<void> {
 async function path(client: LabClient, address: string, expected: boolean): Promise<string> {
   if (expected) return `direct ${(await client.pingDirect(address, 40_000)).endpoint}`
   let last = ''
-  for (const end = Date.now() + 6_000; Date.now() < end; await sleep(300)) {
+  for (const end = Date.now() + 4_000; Date.now() < end; await sleep(300)) {
     const pong = await client.ping(address).catch(() => undefined)
     if (pong?.direct) return `direct ${pong.endpoint}`
     if (pong) last = `relayed ${pong.derp}`
@@ -129,7 +129,7 @@ async function speeds(
         () => client.load(there[of].ip, kind, { ms: time }).catch(() => undefined),
         60_000,
       )
-      return narrow ? await Promise.race([load.then(mbit), sleep(10_000, 0)]) : mbit(await load)
+      return narrow ? await Promise.race([load.then(mbit), sleep(5_000, 0)]) : mbit(await load)
     }
     // The first bytes are for V8, which compiles what is used much.
     await rate('wasm', 500)
