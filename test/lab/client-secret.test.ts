@@ -8,6 +8,7 @@ import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { call } from '../../src/base/control-client.ts'
 import type { GatewayStatus } from '../../src/gateway/operate/status.ts'
+import { secretFile } from '../../src/base/paths.ts'
 import { makeChannelKey } from '../../src/provision/channel.ts'
 import { provision } from '../../src/provision/provision.ts'
 import { eventually } from './appliance.ts'
@@ -46,7 +47,10 @@ test('client_secret and tags in gatehouse.toml: the device joins as a tagged one
   )
   assert.doesNotMatch(await readFile(dir('config/gatehouse.toml'), 'utf8'), /client_secret|tskey/)
   // systemd hands over what was sealed.
-  await writeFile(dir('credentials/authkey'), await readFile(dir('config/authkey')))
+  await writeFile(
+    dir('credentials/authkey'),
+    await readFile(secretFile({ problem: dir('problem') }, 'authkey')),
+  )
   await chmod(dir('credentials/authkey'), 0o400)
   await makeChannelKey(dir('credentials/channel'))
 
