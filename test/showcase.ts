@@ -103,9 +103,11 @@ ${url}
 `)
   if (!pong.direct || !page.tls?.verified) throw new Error('the proof does not hold: see above')
   if (once !== '--once') {
-    const local = await client.browse(`https://${node.name}`)
+    const [editor, flows, own] = await Promise.all(
+      ['', ':8443', ':10000'].map(async (port) => client.browse(`https://${node.name}${port}`)),
+    )
     console.log(
-      `In a browser on this machine: ${local}   (forwards into the tailnet)\nCtrl-C ends it all.`,
+      `In a browser on this machine (each forwards into the tailnet):\n  editor  ${editor}\n  flows   ${flows}\n  status  ${own}\nCtrl-C ends it all.`,
     )
     while (vm.running) await sleep(1000)
     throw new Error('the machine has ended')
