@@ -3,10 +3,12 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import http from 'node:http'
+import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { connect } from 'node:tls'
 import { WebSocket } from 'ws'
 import { capability } from '../../src/gateway/access/access.ts'
+import { editorRoot } from '../../src/gateway/access/channel.ts'
 import type { Check } from '../../src/gateway/operate/doctor.ts'
 import { Appliance, eventually } from './appliance.ts'
 import { Lab, type LabClient } from './lab.ts'
@@ -145,13 +147,14 @@ test('a viewer sees who they are and all flows, and changes nothing: neither pas
   assert.equal((await ask(phone, 'POST', '/flows', [], { 'x-gatehouse-user': 'x' })).status, 403)
   assert.equal((await ask(phone, 'GET', '/app/hello')).status, 403)
   // Node-RED by itself, as if the gateway had let it pass.
+  const key = await readFile(path.join(appliance.dir, 'credentials', 'channel'))
   const direct = await new Promise<number>((resolve, reject) => {
     http
       .request(
         {
           socketPath: appliance.env['GATEHOUSE_NODE_RED_SOCKET']!,
           method: 'POST',
-          path: '/flows',
+          path: `${editorRoot(key)}flows`,
           headers: { ...json, 'x-gatehouse-user': 'forged.forged' },
         },
         (response) => resolve(response.resume().statusCode!),

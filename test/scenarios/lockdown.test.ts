@@ -323,9 +323,12 @@ test("as Node-RED: other parts' secrets, processes and sockets; system calls; pr
       }),
     ),
   )
-  // Its own socket, with a header that says it is somebody.
+  // Its own socket, where the editor is, with a header that says it is somebody.
+  const { stdout: editorAt } = await machine.run(
+    `node -p 'require("/usr/lib/gatehouse/node-red-auth.cjs").editorRoot(require("node:fs").readFileSync("/run/gatehouse-provision/channel"))'`,
+  )
   const forged = await asNodeRed(
-    `node -e 'require("node:http").get({ socketPath: "/run/node-red/http.sock", path: "/flows", headers: { "tailscale-user-login": "owner@example.com", "x-forwarded-user": "owner" } }, (r) => { console.log(r.statusCode); process.exit() })'`,
+    `node -e 'require("node:http").get({ socketPath: "/run/node-red/http.sock", path: "${editorAt.trim()}flows", headers: { "tailscale-user-login": "owner@example.com", "x-forwarded-user": "owner" } }, (r) => { console.log(r.statusCode); process.exit() })'`,
   )
   attempts.note(
     from,

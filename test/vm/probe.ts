@@ -67,7 +67,7 @@ try {
     `${wait}; ls -la /run/node-red /run/*.sock; systemctl status --no-pager -n 15 node-red`,
   )
   await show(
-    `/usr/bin/node -e 'require("http").get({socketPath:"/run/node-red/http.sock",path:"/"},r=>{let t="";r.on("data",d=>t+=d).on("end",()=>console.log(r.statusCode,t.length,/<title>.*<.title>/.exec(t)?.[0]))})'`,
+    `/usr/bin/node -e 'require("http").get({socketPath:"/run/node-red/http.sock",path:require("/usr/lib/gatehouse/node-red-auth.cjs").editorRoot(require("fs").readFileSync("/run/gatehouse-provision/channel"))},r=>{let t="";r.on("data",d=>t+=d).on("end",()=>console.log(r.statusCode,t.length,/<title>.*<.title>/.exec(t)?.[0]))})'`,
   )
   await show(
     'networkctl --no-pager status | head -20; resolvectl status --no-pager; timedatectl show-timesync --no-pager | head -8; findmnt --real; lsblk; cat /proc/cmdline; head -3 /proc/meminfo; df -h /var /efi; ls -la /efi /var/lib',

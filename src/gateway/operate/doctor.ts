@@ -176,10 +176,10 @@ function certificate({ names, certificates, problems, serving }: Patient, now: D
 /** How long Node-RED may take to answer a check. Milliseconds. */
 const patience = 10_000
 
-async function upstream({ upstream: { socket } }: Patient): Promise<Check> {
+async function upstream({ upstream: { socket }, editorRoot }: Patient): Promise<Check> {
   const start = performance.now()
   try {
-    const { status } = await exchange(socket, { path: '/', timeout: patience })
+    const { status } = await exchange(socket, { path: editorRoot, timeout: patience })
     const ms = Math.round(performance.now() - start)
     if (status !== 200)
       return {
