@@ -284,6 +284,7 @@ async function serve(which: string): Promise<void> {
               port: 443,
               sni: ['git.example.org'],
               target: '127.0.0.1:1',
+              protocol: 'tcp',
               terminateTLS: false,
               proxyProtocol: 'off' as const,
               right: 'edit' as const,

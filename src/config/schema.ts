@@ -497,6 +497,8 @@ export const schema = {
   ],
   forward: [
     {
+      /** What is passed on: TCP, or UDP, each port of a peer as a flow of its own. Default: tcp. */
+      protocol: key(oneOf('tcp', 'udp'), { default: 'tcp', example: '"udp"' }),
       /** Port of the node on the tailnet. Default: 443, which is for forwards by name alone. */
       port: key(integer(1, 65_535), { default: 443, example: '22' }),
       /**
@@ -824,6 +826,20 @@ export const entryChecks: {
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
     if (entry.target === '')
       return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
+    if (
+      entry.protocol === 'udp' &&
+      (entry.sni.length > 0 || entry.terminateTLS || entry.proxyProtocol !== 'off')
+    )
+      return {
+        message:
+          'a [[forward]] of UDP has sni, terminate_tls or proxy_protocol, which TCP alone has',
+        cure: 'Remove them',
+      }
+    if (entry.protocol === 'udp' && entry.target.startsWith('unix:'))
+      return {
+        message: 'a [[forward]] of UDP has a socket as target',
+        cure: 'Write target = "192.168.1.20:514"',
+      }
     if (entry.sni.length > 0 && entry.port !== 443)
       return {
         message: `a [[forward]] by name is on port ${entry.port}`,
@@ -836,7 +852,10 @@ export const entryChecks: {
       }
     if (
       entry.sni.length === 0 &&
-      others.some((other) => other.sni.length === 0 && other.port === entry.port)
+      others.some(
+        (other) =>
+          other.sni.length === 0 && other.port === entry.port && other.protocol === entry.protocol,
+      )
     )
       return { message: `two [[forward]] have port ${entry.port}`, cure: 'Remove one' }
     return undefined

@@ -23,11 +23,18 @@ export function gatewayTargets({
     ...(tailnet.controlURL === undefined ? [] : [tailnet.controlURL]),
     ...network.flatMap(({ proxy }) => proxy ?? []),
     ...app.flatMap(({ upstreams }) => upstreams),
-    ...forward.map(({ target }) => target),
+    ...forward.filter(({ protocol }) => protocol === 'tcp').map(({ target }) => target),
   ]
-  return [...new Set(written)]
+  // Elsewhere the gateway may send UDP in any case.
+  const packets = forward
+    .filter(({ protocol }) => protocol === 'udp')
+    .flatMap(({ target }) => egressOf(target, []))
+    .filter(({ host }) => 'address' in host && isLoopback(host.address))
+    .map((egress): Egress => ({ ...egress, protocol: 'udp' }))
+  const streams = [...new Set(written)]
     .filter((text) => !text.startsWith('unix:'))
     .flatMap((text) => egressOf(text, anywhere))
+  return [...streams, ...packets]
 }
 
 /**

@@ -191,6 +191,7 @@ export class Gateway {
         return this.#covered(own) ? this.certificates.context(own) : undefined
       },
       listen: async (port, accept) => await this.#node?.listen(port, accept),
+      listenPacket: async (port) => await this.#node?.listenPacket(port),
     })
     this.#arrivals = new Arrivals(this.problems)
     this.doors = new Doors({

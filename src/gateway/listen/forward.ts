@@ -1,6 +1,7 @@
 import { connect } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { TLSSocket } from 'node:tls'
+import { isDeepStrictEqual } from 'node:util'
 import type { SecureContext } from 'node:tls'
 import type { Config } from '../../config/config.ts'
 import { reason } from '../../base/errors.ts'
@@ -10,7 +11,13 @@ import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
 import { Peer } from '../tailnet/peer.ts'
 import { proxyHeader } from './proxy-protocol.ts'
-import type { Tailnet, TailnetConn, TailnetListener } from '../tailnet/tailnet.ts'
+import { UDPForward } from './forward-udp.ts'
+import type {
+  Tailnet,
+  TailnetConn,
+  TailnetListener,
+  TailnetPacketSocket,
+} from '../tailnet/tailnet.ts'
 
 /** One [[forward]] of gatehouse.toml. */
 export type Forward = Config['forward'][number]
@@ -34,6 +41,8 @@ export interface ForwardsOptions {
    * of the device. Undefined where there is none (yet).
    */
   context: (name: string | undefined) => SecureContext | undefined
+  /** Opens a UDP port of the node; retries by itself. */
+  listenPacket: (port: number) => Promise<TailnetPacketSocket | undefined>
   /** Opens a port of the node; retries by itself. */
   listen: (
     port: number,
@@ -52,6 +61,8 @@ export class Forwards {
   #options: ForwardsOptions
   #forwards: readonly Forward[] = []
   #listeners = new Map<number, Promise<TailnetListener | undefined>>()
+  /** UDP, by port. What is open stays as it was begun until the port's settings change. */
+  #packets = new Map<number, { forward: Forward; opening: Promise<UDPForward | undefined> }>()
   #started = false
   #stopRecheck = (): void => {}
 
@@ -78,6 +89,7 @@ export class Forwards {
         )
         conn.destroy()
       }
+      for (const { opening } of this.#packets.values()) await (await opening)?.recheck()
     })
     this.#listen()
   }
@@ -87,6 +99,9 @@ export class Forwards {
     this.#stopRecheck()
     const listeners = [...this.#listeners.values()]
     this.#listeners.clear()
+    for (const { opening } of this.#packets.values())
+      void opening.then((open) => open?.close()).catch(() => {})
+    this.#packets.clear()
     for (const conn of this.#open.keys()) conn.destroy()
     await Promise.allSettled(listeners.map(async (listener) => await (await listener)?.close()))
   }
@@ -147,8 +162,11 @@ export class Forwards {
 
   #listen(): void {
     if (!this.#started) return
+    this.#listenPackets()
     const wanted = new Set(
-      this.#forwards.filter((forward) => forward.sni.length === 0).map((forward) => forward.port),
+      this.#forwards
+        .filter((forward) => forward.protocol === 'tcp' && forward.sni.length === 0)
+        .map((forward) => forward.port),
     )
     for (const [port, listener] of this.#listeners) {
       if (wanted.has(port)) continue
@@ -161,13 +179,33 @@ export class Forwards {
         port,
         this.#options.listen(port, (conn) => {
           const forward = this.#forwards.find(
-            (candidate) => candidate.sni.length === 0 && candidate.port === port,
+            (candidate) =>
+              candidate.protocol === 'tcp' && candidate.sni.length === 0 && candidate.port === port,
           )
           const tailnet = this.#options.tailnet()
           if (forward === undefined || tailnet === undefined) conn.destroy()
           else void this.#accept(forward, conn, new Peer(conn, tailnet, this.#options.log))
         }),
       )
+    }
+  }
+
+  #listenPackets(): void {
+    const { log, guard, limits, listenPacket } = this.#options
+    const wanted = this.#forwards.filter(({ protocol }) => protocol === 'udp')
+    for (const [port, { forward, opening }] of this.#packets) {
+      if (wanted.some((one) => isDeepStrictEqual(one, forward))) continue
+      this.#packets.delete(port)
+      void opening.then((open) => open?.close()).catch(() => {})
+    }
+    for (const forward of wanted) {
+      if (this.#packets.has(forward.port)) continue
+      const opening = listenPacket(forward.port).then((socket) => {
+        const tailnet = this.#options.tailnet()
+        if (socket === undefined || tailnet === undefined) return undefined
+        return new UDPForward({ forward, socket, log, guard, limits, tailnet })
+      })
+      this.#packets.set(forward.port, { forward, opening })
     }
   }
 

@@ -25,6 +25,7 @@ export type Limit =
   | 'open_requests_per_peer'
   | 'control_frames'
   | 'client_hello'
+  | 'udp_flow'
   | 'body'
   | 'stalled'
   | 'memory'

@@ -7,7 +7,7 @@ import { controlWords, isOwnControl } from '../shared/control-words.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problems } from '../shared/problems.ts'
 import { probeControl } from './probe.ts'
-import type { Tailnet, TailnetConn, TailnetListener } from './tailnet.ts'
+import type { Tailnet, TailnetConn, TailnetListener, TailnetPacketSocket } from './tailnet.ts'
 
 /** Options of {@link Node}. */
 export interface NodeOptions {
@@ -146,14 +146,24 @@ export class Node extends EventEmitter {
     port: number,
     accept: (conn: TailnetConn) => void,
   ): Promise<TailnetListener | undefined> {
+    const listener = await this.#open(port, async (tailnet) => await tailnet.listen(port))
+    listener?.on('connection', accept)
+    return listener
+  }
+
+  /** A UDP port of the node, likewise. */
+  async listenPacket(port: number): Promise<TailnetPacketSocket | undefined> {
+    return await this.#open(port, async (tailnet) => await tailnet.listenPacket(port))
+  }
+
+  async #open<T>(port: number, open: (tailnet: Tailnet) => Promise<T>): Promise<T | undefined> {
     const { problems, timing } = this.#options
     const backoff = new Backoff(...(timing?.retry ?? ([1_000, 30_000] as const)))
     while (!this.#closed.signal.aborted && this.#tailnet !== undefined) {
       try {
-        const listener = await this.#tailnet.listen(port)
-        listener.on('connection', accept)
+        const opened = await open(this.#tailnet)
         problems.clear('listener', `tailnet port ${port} is open`)
-        return listener
+        return opened
       } catch (err) {
         problems.set(
           'listener',

@@ -13,6 +13,17 @@ export interface TailnetListener extends EventEmitter {
   close: () => Promise<void>
 }
 
+/** A UDP port of the node; `message` is a datagram and where it came from. */
+export interface TailnetPacketSocket extends EventEmitter {
+  on(
+    event: 'message',
+    listener: (data: Buffer, from: { address: string; port: number }) => void,
+  ): this
+  on(event: 'error', listener: (err: Error) => void): this
+  send: (data: Uint8Array, port: number, address: string) => void
+  close: () => void
+}
+
 /**
  * What the gateway needs of a tailnet: the part of `@gatehouse/tsnet`'s Server it uses. Emits
  * `state` (backend state), `loginURL` (URL) and `error` (unusable from now on).
@@ -21,6 +32,8 @@ export interface Tailnet extends EventEmitter {
   start: () => Promise<void>
   up: (options?: { signal?: AbortSignal }) => Promise<Status>
   listen: (port: number) => Promise<TailnetListener>
+  /** A UDP port, on all addresses of the node. */
+  listenPacket: (port: number) => Promise<TailnetPacketSocket>
   /** A port of a Tailscale Service, `svc:name`. */
   listenService: (
     name: string,

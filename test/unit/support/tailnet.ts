@@ -1,4 +1,6 @@
-import { EventEmitter } from 'node:events'
+import { createSocket } from 'node:dgram'
+import type { Socket as DatagramSocket } from 'node:dgram'
+import { EventEmitter, once } from 'node:events'
 import { connect, createServer } from 'node:net'
 import type { Server, Socket } from 'node:net'
 import { mkdtempSync, rmSync } from 'node:fs'
@@ -141,6 +143,8 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   #ports = new Map<number | string, Port>()
   /** Services that are advertised: name to ports. */
   readonly advertised: Map<string, Set<number>> = new Map()
+  /** Where a UDP port of the node is on 127.0.0.1. */
+  readonly packetPorts = new Map<number, number>()
   /** What listenService rejects with, as long as it is set. */
   serviceError: Error | undefined
 
@@ -227,6 +231,16 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     )
     this.#ports.set(port, listener)
     return listener
+  }
+
+  /** A UDP port, on the loopback interface: {@link packetPorts}. */
+  async listenPacket(port: number): Promise<DatagramSocket> {
+    const socket = createSocket('udp4')
+    socket.bind(0, '127.0.0.1')
+    await once(socket, 'listening')
+    this.packetPorts.set(port, socket.address().port)
+    socket.once('close', () => this.packetPorts.delete(port))
+    return socket
   }
 
   path(port: number | string): string {

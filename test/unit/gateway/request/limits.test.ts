@@ -35,6 +35,7 @@ test('port 80 and names that are passed through have these limits too, and a con
         port: 443,
         sni: ['git.example.org'],
         target: '127.0.0.1:1',
+        protocol: 'tcp',
         terminateTLS: false,
         proxyProtocol: 'off',
         right: 'edit',
