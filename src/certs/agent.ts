@@ -466,7 +466,7 @@ export async function sweep(directory: string): Promise<void> {
 }
 
 /** Removes certificates, and with them keys, of names that have been wanted no more for a while. */
-async function removeUnwanted(
+export async function removeUnwanted(
   names: string[],
   tls: string,
   plans: Plans,

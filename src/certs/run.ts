@@ -9,7 +9,7 @@ import { loadConfig, readBindingKey, readCertificateSecret } from '../config/loa
 import type { Paths } from '../base/paths.ts'
 import { createIssuer } from './acme.ts'
 import type { Issuer } from './acme.ts'
-import { renew, sweep, writeFailure, writeRecord } from './agent.ts'
+import { removeUnwanted, renew, sweep, writeFailure, writeRecord } from './agent.ts'
 import type { AgentOptions } from './agent.ts'
 import { Plans } from './ari.ts'
 import { GoodTime } from './clock.ts'
@@ -205,7 +205,7 @@ async function proofOf(
 }
 
 /** mode = "files". */
-async function install({ paths, config, now, say, goodTime }: Run): Promise<number> {
+async function install({ paths, config, state, now, say, goodTime }: Run): Promise<number> {
   const handed = await readHanded(paths)
   const key = await readCertificateSecret(paths.credentials, credentials.key_file)
   const chain = await readFile(join(paths.config, chainFile), 'utf8').catch((err: unknown) => {
@@ -225,6 +225,8 @@ async function install({ paths, config, now, say, goodTime }: Run): Promise<numb
     now: now(),
     goodTime: goodTime.time,
   })
+  const plans = await Plans.open(state, 'files')
+  await removeUnwanted(config.certificates.name, paths.tls, plans, now().getTime(), say)
   if (handed !== undefined && key !== undefined)
     await writeRecord(paths.tls, { ...record, kept: { mark: handed.mark, keys: ['key_file'] } })
   return 0
