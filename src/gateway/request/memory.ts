@@ -7,7 +7,7 @@ import type { Logger } from '../shared/log.ts'
 /** Milliseconds. */
 const after = {
   /** What is free is given back to the system no more often than this: it takes a moment. */
-  givingBack: 10_000,
+  givingBack: 5_000,
   /** Memory that is short for so long is a problem. */
   problem: 10_000,
   /** So long with nothing under way that could be the reason, and a new start is the cure. */
