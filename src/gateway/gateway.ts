@@ -95,6 +95,8 @@ export interface GatewayOptions {
   configurationProblem?: () => Promise<string | undefined>
   /** Reads what provisioning says beside that, a line each. Default: nothing. */
   configurationNotes?: () => Promise<string[]>
+  /** Addresses of a name in DNS, for `gatehouse doctor`. Default: as the system's resolver has them. */
+  resolve?: (name: string) => Promise<string[]>
   /** Content of a `ca_file` of gatehouse.toml. */
   authority?: (file: string) => string | undefined
   /** Ports of the listener on the local network. Default: the appliance's. */
@@ -410,6 +412,7 @@ export class Gateway {
       serving: this.#https !== undefined,
       services: this.services,
       names: certificateNames(this.#sources()),
+      ...(this.#options.resolve !== undefined && { resolve: this.#options.resolve }),
     })
   }
 

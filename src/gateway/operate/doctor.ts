@@ -1,4 +1,5 @@
 import { exchange } from '../../base/control-client.ts'
+import { Resolver } from 'node:dns/promises'
 import { reason } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { policyFor } from '../access/access.ts'
@@ -41,6 +42,8 @@ export interface Patient {
   services: Services
   /** Names there are to be certificates for. */
   names: string[]
+  /** Addresses of a name in DNS. Default: as the system's resolver has them. */
+  resolve?: (name: string) => Promise<string[]>
   now?: Date
 }
 
@@ -60,6 +63,7 @@ export async function examine(patient: Patient): Promise<Check[]> {
     path(patient),
     ...services(patient),
     ...certificate(patient, now),
+    ...(await ownNames(patient)),
     await upstream(patient),
     await login(patient),
     await access(patient),
@@ -171,6 +175,36 @@ function certificate({ names, certificates, problems, serving }: Patient, now: D
       ...(serving ? {} : { cure: 'Look at `journalctl -u gatehouse`' }),
     }
   })
+}
+
+/** Names of one's own lead here by a record that a person has to set. */
+async function ownNames({ node, names, resolve = addressesOf }: Patient): Promise<Check[]> {
+  // What the tailnet gives, it also tells its members.
+  const given = new Set([node?.name, ...(node?.names ?? [])])
+  const here = node?.status?.tailscaleIPs ?? []
+  return await Promise.all(
+    names
+      .filter((name) => !given.has(name) && !name.startsWith('*.'))
+      .map(async (name): Promise<Check> => {
+        const found = await resolve(name).catch(() => [] as string[])
+        if (found.some((address) => here.includes(address)))
+          return { name: 'name', result: 'ok', found: `${name} leads to this device` }
+        const where = found.length === 0 ? 'nowhere' : `to ${found.join(', ')}`
+        const address = here.find((one) => !one.includes(':')) ?? "the device's tailnet address"
+        return {
+          name: 'name',
+          result: 'warn',
+          found: `${name} leads ${where}, as far as this device can see, not to it`,
+          cure: `Set an A record ${name} with ${address} in your DNS, or in Headscale's extra_records`,
+        }
+      }),
+  )
+}
+
+async function addressesOf(name: string): Promise<string[]> {
+  const resolver = new Resolver({ timeout: 3_000, tries: 2 })
+  const answers = await Promise.allSettled([resolver.resolve4(name), resolver.resolve6(name)])
+  return answers.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value : []))
 }
 
 /** How long Node-RED may take to answer a check. Milliseconds. */

@@ -199,3 +199,33 @@ test('the capability version told to control servers is that of the Tailscale th
   const current = /^const CurrentCapabilityVersion CapabilityVersion = (\d+)$/m.exec(code)![1]
   assert.equal(capabilityVersion, Number(current))
 })
+
+test('doctor says where a name of one’s own leads, and which record is missing', async () => {
+  let addresses: string[] = []
+  await using bench = await Bench.start({
+    certificate: false,
+    options: {
+      load: async () => await Promise.resolve(acme),
+      resolve: async () => await Promise.resolve(addresses),
+    },
+    before: (made) => {
+      made.tailnet.current = { ...LoopbackTailnet.running(), certDomains: [] }
+    },
+  })
+  await bench.gateway.reloader.reload()
+  const check = async (): Promise<string[]> =>
+    (await bench.gateway.examine())
+      .filter((one) => one.name === 'name')
+      .map(({ result, found, cure }) => `${result}: ${found}. ${cure}`)
+  const [nowhere] = await check()
+  assert.match(
+    nowhere!,
+    /^warn: gate\.example\.org leads nowhere.*A record gate\.example\.org with 100\.64\.0\.1/,
+  )
+  addresses = ['203.0.113.9']
+  assert.match((await check())[0]!, /^warn: gate\.example\.org leads to 203\.0\.113\.9/)
+  addresses = ['100.64.0.1']
+  assert.deepEqual(await check(), ['ok: gate.example.org leads to this device. undefined'])
+  bench.gateway.configure(defaults())
+  assert.deepEqual(await check(), [])
+})
