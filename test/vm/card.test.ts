@@ -87,9 +87,11 @@ test('the key is off the card and in no file; what was left out is named on the 
     /^# mine\r\n# auth_key: used to join the tailnet.*\r\ntailnet = \{ control_url/,
   )
   assert.match(toml, /, ca_file = "authority\.pem" \} # the net\r\n/)
-  assert.equal(
-    await run('stat -c "%a %U %s" /run/gatehouse-provision/authkey; ls /var/lib/gatehouse-config'),
-    '600 root 0\nauthority.pem\ncredential-secret\ngatehouse.toml\nwpa_supplicant.conf',
+  assert.equal(await run('stat -c "%a %U %s" /run/gatehouse-provision/authkey'), '600 root 0')
+  const kept = (await run('ls /var/lib/gatehouse-config')).split('\n')
+  assert.deepEqual(
+    ['authkey', 'eab-hmac-key', 'wpa_supplicant.conf'].map((file) => kept.includes(file)),
+    [false, false, true],
   )
   const text = await eventually('the card says what was left out', 200, async () => {
     const found = await run('cat /efi/gatehouse-status.txt')
