@@ -39,6 +39,7 @@ export const resetFile = 'gatehouse-reset'
 // Who asks, as the gateway says: it is written to the journal and compared, and means no more.
 const by = { type: 'string', minLength: 1, maxLength: 254, pattern: '^[\\x21-\\x7e]+$' }
 const text = { type: 'string', maxLength: 1 << 20 }
+const code = { type: 'string', pattern: '^[0-9]{6}$' }
 const id = { type: 'string', pattern: '^[A-Za-z0-9_-]{12}$' }
 const body = (required: string[], properties: Record<string, object>): object => ({
   type: 'object',
@@ -62,8 +63,8 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/device/restart, /power-off, /reset | the whole device; reset wants its name |
  * | POST /v1/update/check | asks for an update, and installs what is offered |
  * | GET /v1/update | what the last update came to |
- * | POST /v1/backup | an encrypted backup, as a stream |
- * | POST /v1/restore | takes one; the device restarts when it is in place |
+ * | POST /v1/backup | an encrypted backup, as a stream; needs the console's code |
+ * | POST /v1/restore | takes one, likewise; the device restarts when it is in place |
  * | GET /v1/journal | lines of Gatehouse's own units, NDJSON |
  * | GET /v1/devices | what is plugged in |
  */
@@ -105,7 +106,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
           text,
           by,
           digest: { type: 'string', pattern: '^[0-9a-f]{64}$' },
-          code: { type: 'string', pattern: '^[0-9]{6}$' },
+          code,
         }),
       },
     },
@@ -163,15 +164,20 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     return { attempt: await attemptLine(updatePaths()) }
   })
 
-  app.post<{ Body: { by: string; passphrase: string } }>(
+  app.post<{ Body: { by: string; passphrase: string; code?: string } }>(
     '/v1/backup',
     {
       schema: {
-        body: body(['by', 'passphrase'], { by, passphrase: { type: 'string', maxLength: 1024 } }),
+        body: body(['by', 'passphrase'], {
+          ...{ by, code },
+          passphrase: { type: 'string', maxLength: 1024 },
+        }),
       },
     },
-    async ({ body: { by, passphrase } }, reply) => {
+    async ({ body: { by, passphrase, code } }, reply) => {
       checkPassphrase(passphrase)
+      // It holds the secrets of all three parts, and the gateway sees the passphrase.
+      await settings.demandCode('a backup', code)
       say(`a backup is made, as ${by} asks`)
       const output = new PassThrough()
       archive(options.root ?? '/var/lib', passphrase, output).catch((err: unknown) => {
@@ -194,6 +200,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
             'x-gatehouse-by': by,
             // Base64, since a header holds ASCII alone.
             'x-gatehouse-passphrase': { type: 'string', maxLength: 2048 },
+            'x-gatehouse-code': code,
           },
         },
       },
@@ -202,6 +209,8 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       const name = request.headers['x-gatehouse-by'] as string
       const secret = request.headers['x-gatehouse-passphrase'] as string
       const passphrase = Buffer.from(secret, 'base64').toString()
+      const given = request.headers['x-gatehouse-code'] as string | undefined
+      await settings.demandCode('what a backup puts in place', given)
       await takeUpload(request.body as Readable, options, async (file) => {
         say(`a backup is put in place, as ${name} asks`)
         const stopped = options.quiet ?? quiet

@@ -46,8 +46,7 @@ export interface Checked {
 
 /**
  * Keys that would hand over the device for good: who controls them controls it, whatever the other
- * settings say. A change of one needs the code that the console shows, unless [manage] says
- * otherwise.
+ * settings say. A change of one needs the code that the console shows.
  */
 const guardedKeys =
   /^(?:console\.|tailnet\.(?:control_url|ca_file|auth_key|client_secret)$|updates\.(?:url|key)|certificates\.(?:directory|ca_file|mode)$|local_network\.|manage\.)/
@@ -139,8 +138,7 @@ export class Settings {
           'nothing is changed',
           'Change something, or leave the page',
         )
-      if (guarded.length > 0 && !(await this.#open(current)))
-        await this.#demandCode(guarded, change.code)
+      if (guarded.length > 0) await this.demandCode(guarded.join(', '), change.code)
       const next = withSecretsOf(change.text, current)
       await withCard(this.#options.paths.boot, async () => {
         await writeFileAtomic(this.#before, current, 0o700)
@@ -257,17 +255,12 @@ export class Settings {
     if (units.size > 0) await system.systemctl('try-restart', ...units)
   }
 
-  /** Whether [manage] lets the tailnet change what hands over the device. */
-  async #open(current: string): Promise<boolean> {
-    const config = await Promise.resolve()
-      .then(() => parseConfig(current, 'gatehouse.toml', { lenient: true }))
-      .catch(() => undefined)
-    const manage = (config as { manage?: { allow?: string[] } } | undefined)?.manage
-    return manage?.allow?.includes('takeover') === true
-  }
-
-  /** Shows a code on the consoles, and wants to see it: who reads it is beside the device. */
-  async #demandCode(keys: readonly string[], given: string | undefined): Promise<void> {
+  /**
+   * Shows a code on the consoles, and wants to see it: who reads it is beside the device.
+   *
+   * @param what would hand over the device, for the message
+   */
+  async demandCode(what: string, given: string | undefined): Promise<void> {
     const now = Date.now()
     if (this.#code === undefined || this.#code.until < now || this.#code.tries >= 5) {
       this.#code = {
@@ -287,8 +280,8 @@ export class Settings {
     }
     throw new GatehouseError(
       'GH_SETTINGS_CODE',
-      `${keys.join(', ')} would hand over the device, so a code is needed that its console shows`,
-      'Type the six digits from the screen or serial line of the device, or change the key in gatehouse.toml on the card',
+      `${what} would hand over the device, so a code is needed that its console shows`,
+      'Type the six digits from the screen or serial line of the device; settings can be changed in gatehouse.toml on the card, too',
     )
   }
 

@@ -286,6 +286,15 @@ test(
     await accessible('backup')
     await page.getByLabel('Passphrase', { exact: true }).fill('correct horse battery staple')
     await page.getByLabel('Once more').fill('correct horse battery staple')
+    // It would hand over the secrets of all three parts: whoever asks must be beside the device.
+    const code = async (nth: number): Promise<void> => {
+      const shown = await eventually('a code is shown', 20, async () => codes.at(-1))
+      await page.getByLabel('Code from its screen').nth(nth).fill(shown!)
+    }
+    codes.length = 0
+    await button('Download').click()
+    await page.getByRole('alert').filter({ hasText: 'GH_SETTINGS_CODE' }).waitFor()
+    await code(0)
     const [download] = await Promise.all([
       page.waitForEvent('download'),
       button('Download').click(),
@@ -295,10 +304,18 @@ test(
     assert.ok((await stat(file)).size > 200)
     await page.getByLabel('File').setInputFiles(file)
     await page.getByLabel('Its passphrase').fill('another passphrase of theirs')
+    codes.length = 0
     await button('Replace and restart').click()
-    await page.getByRole('alert').filter({ hasText: 'GH_' }).waitFor()
+    await page.getByRole('alert').filter({ hasText: 'GH_SETTINGS_CODE' }).waitFor()
+    await code(1)
+    await button('Replace and restart').click()
+    await page.getByRole('alert').filter({ hasText: 'GH_RESTORE_PASSPHRASE' }).waitFor()
     await accessible('backup-wrong')
     await page.getByLabel('Its passphrase').fill('correct horse battery staple')
+    codes.length = 0
+    await button('Replace and restart').click()
+    await page.getByRole('alert').filter({ hasText: 'GH_SETTINGS_CODE' }).waitFor()
+    await code(1)
     await button('Replace and restart').click()
     await page.getByText('The backup is in place.').waitFor()
     assert.ok(systemd.includes('--no-block reboot'))

@@ -21,9 +21,28 @@ export function BackupPage(): JSX.Element {
   )
 }
 
+/** The code that the device shows once it has been asked for what would hand it over. */
+function Code({ value, set }: { value: string; set: (code: string) => void }): JSX.Element {
+  return (
+    <label>
+      Code from its screen
+      <input
+        inputMode="numeric"
+        autocomplete="one-time-code"
+        pattern="[0-9]{6}"
+        value={value}
+        onInput={(event) => {
+          set(event.currentTarget.value)
+        }}
+      />
+    </label>
+  )
+}
+
 function Save(): JSX.Element {
   const [passphrase, setPassphrase] = useState('')
   const [again, setAgain] = useState('')
+  const [code, setCode] = useState('')
   const work = useWork()
   const same = passphrase === again
   return (
@@ -37,7 +56,7 @@ function Save(): JSX.Element {
             {
               method: 'POST',
               headers: { 'content-type': 'application/json' },
-              body: JSON.stringify({ passphrase }),
+              body: JSON.stringify({ passphrase, ...(code === '' ? {} : { code }) }),
             },
             0,
           )
@@ -51,7 +70,8 @@ function Save(): JSX.Element {
     >
       <p>
         The file holds flows, credentials, certificates and the device's identity, encrypted with a
-        passphrase of yours (age). Without the passphrase nobody can read it, you neither.
+        passphrase of yours (age). Without the passphrase nobody can read it, you neither. The first
+        try has the device show a code on its screen or serial line: type it in, and try again.
       </p>
       <div class="row fields">
         <label>
@@ -80,6 +100,7 @@ function Save(): JSX.Element {
             }}
           />
         </label>
+        <Code value={code} set={setCode} />
         <button class="main" disabled={work.busy || !same}>
           Download
         </button>
@@ -95,6 +116,7 @@ function Save(): JSX.Element {
 function Restore(): JSX.Element {
   const [file, setFile] = useState<File>()
   const [passphrase, setPassphrase] = useState('')
+  const [code, setCode] = useState('')
   const work = useWork()
   return (
     <form
@@ -109,6 +131,7 @@ function Restore(): JSX.Element {
               headers: {
                 'content-type': 'application/octet-stream',
                 'x-gatehouse-passphrase': base64(passphrase),
+                ...(code === '' ? {} : { 'x-gatehouse-code': code }),
               },
               body: file,
             },
@@ -120,7 +143,7 @@ function Restore(): JSX.Element {
     >
       <p>
         What the device holds now is replaced by what is in the file, and the device restarts. A
-        file that cannot be read changes nothing.
+        file that cannot be read changes nothing. It needs a code from the device's screen, too.
       </p>
       <div class="row fields">
         <label>
@@ -146,6 +169,7 @@ function Restore(): JSX.Element {
             }}
           />
         </label>
+        <Code value={code} set={setCode} />
         <button class="danger" disabled={work.busy}>
           Replace and restart
         </button>

@@ -207,9 +207,9 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
 }
 
 function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audit): void {
-  v1.post<{ Body: { passphrase: string } }>(
+  v1.post<{ Body: { passphrase: string; code?: string } }>(
     '/backup',
-    texts(['passphrase']),
+    texts(['passphrase'], ['code']),
     async (request, reply) => {
       const by = who(request)
       await audit.note(by, 'backup')
@@ -218,19 +218,21 @@ function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audi
       await pass(reply, broker, {
         ...{ method: 'POST', path: '/v1/backup' },
         headers: { 'content-type': 'application/json' },
-        body: JSON.stringify({ by, passphrase: request.body.passphrase }),
+        body: JSON.stringify({ by, ...request.body }),
       })
     },
   )
   v1.post('/restore', { bodyLimit: Number.MAX_SAFE_INTEGER }, async (request, reply) => {
     const by = who(request)
     await audit.note(by, 'restore')
+    const code = request.headers['x-gatehouse-code'] as string | undefined
     await pass(reply, broker, {
       ...{ method: 'POST', path: '/v1/restore' },
       headers: {
         'content-type': 'application/octet-stream',
         'x-gatehouse-by': by,
         'x-gatehouse-passphrase': String(request.headers['x-gatehouse-passphrase'] ?? ''),
+        ...(code === undefined ? {} : { 'x-gatehouse-code': code }),
       },
       stream: request.body as Readable,
     })

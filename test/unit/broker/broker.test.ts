@@ -240,28 +240,38 @@ test('lines of the journal are chosen by unit, and obey no terminal', async () =
 })
 
 test('a backup is made and put in place, whole', async () => {
-  const { directory, socket, asked } = await device()
+  const { directory, socket, asked, codes } = await device()
   const flows = join(directory, 'lib/node-red/flows.json')
   mkdirSync(join(directory, 'lib/node-red'), { recursive: true })
   writeFileSync(flows, '[1]')
-  const made = await fetchBytes(socket, '/v1/backup', {
-    'content-type': 'application/json',
-    body: JSON.stringify({ by: 'a@b', passphrase: 'correct horse' }),
-  })
+  const save = async (code: object) =>
+    await fetchBytes(socket, '/v1/backup', {
+      'content-type': 'application/json',
+      body: JSON.stringify({ by: 'a@b', passphrase: 'correct horse', ...code }),
+    })
+  // The gateway sees the passphrase, and a backup holds everybody's secrets.
+  const refused = await save({})
+  assert.equal(refused.status, 422)
+  assert.match(String(refused.bytes), /GH_SETTINGS_CODE/)
+  const made = await save({ code: codes.at(-1) })
   assert.equal(made.status, 200)
   assert.match(made.bytes.toString('latin1', 0, 30), /^age-encryption\.org\/v1/)
   writeFileSync(flows, '[2]')
-  const send = async (passphrase: string) =>
+  const send = async (passphrase: string, code?: string) =>
     await fetchBytes(socket, '/v1/restore', {
+      ...(code === undefined ? {} : { 'x-gatehouse-code': code }),
       'content-type': 'application/octet-stream',
       'x-gatehouse-by': 'a@b',
       'x-gatehouse-passphrase': Buffer.from(passphrase).toString('base64'),
       body: made.bytes,
     })
-  assert.equal((await send('wrong horse')).status, 422)
+  assert.match(String((await send('correct horse')).bytes), /GH_SETTINGS_CODE/)
+  const wrong = await send('wrong horse', codes.at(-1))
+  assert.match(String(wrong.bytes), /GH_RESTORE_PASSPHRASE/)
   assert.equal(readFileSync(flows, 'utf8'), '[2]')
   assert.deepEqual(asked, [])
-  assert.equal((await send('correct horse')).status, 200)
+  assert.equal((await send('correct horse')).status, 422)
+  assert.equal((await send('correct horse', codes.at(-1))).status, 200)
   assert.equal(readFileSync(flows, 'utf8'), '[1]')
   assert.deepEqual(asked, [['--no-block', 'reboot']])
   assert.equal(existsSync(join(directory, 'uploads/upload.age')), false)
