@@ -57,7 +57,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
 test-long: lab wasm image-amd64 image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
-	@$(SUDO) env GATEHOUSE_LONG=1 $(NODE) test/run.ts tsnet vm
+	@$(SUDO) env GATEHOUSE_LONG=1 $(NODE) test/run.ts tsnet vm scenarios
 
 test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS) $(NODE) test/run.ts update
