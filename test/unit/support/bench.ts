@@ -107,8 +107,11 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** A gateway that serves, with these limits and the defaults of the others. */
-  static async limited(limits: Partial<Config['limits']>): Promise<Bench> {
-    const bench = await Bench.start()
+  static async limited(
+    limits: Partial<Config['limits']>,
+    how: Parameters<typeof Bench.start>[0] = {},
+  ): Promise<Bench> {
+    const bench = await Bench.start(how)
     bench.gateway.configure({ ...defaults(), limits: { ...defaults().limits, ...limits } })
     return bench
   }

@@ -5,6 +5,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { once } from 'node:events'
 import { test } from 'node:test'
+import type { TestContext } from 'node:test'
 import { WebSocket, WebSocketServer } from 'ws'
 import { parseConfig } from '../../../../src/config/config.ts'
 import { Bench, name } from '../../support/bench.ts'
@@ -32,23 +33,27 @@ async function origin(who: string): Promise<Origin> {
   return { server, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, held }
 }
 
-async function start(balance: string): Promise<{ bench: Bench; origins: Origin[] }> {
+async function start(
+  t: TestContext,
+  balance: string,
+): Promise<{ bench: Bench; origins: Origin[] }> {
   const origins = await Promise.all(['a', 'b', 'c'].map(origin))
   const bench = await Bench.start()
+  t.after(async () => {
+    await bench[Symbol.asyncDispose]()
+    for (const { server } of origins) {
+      server.closeAllConnections()
+      server.close()
+    }
+  })
+  // A quick machine opens more connections a second than one peer may.
   bench.gateway.configure(
     parseConfig(
-      `[[app]]\npath = "/lb/"\nbalance = "${balance}"\nupstreams = ${JSON.stringify(origins.map(({ url }) => url))}\n`,
+      `[limits]\nnew_connections_per_peer = 0\nnew_connections = 0\n[[app]]\npath = "/lb/"\nbalance = "${balance}"\nupstreams = ${JSON.stringify(origins.map(({ url }) => url))}\n`,
       'f',
     ),
   )
   return { bench, origins }
-}
-
-function end(origins: Origin[]): void {
-  for (const { server } of origins) {
-    server.closeAllConnections()
-    server.close()
-  }
 }
 
 const ask = async (bench: Bench, times: number): Promise<string[]> => {
@@ -57,15 +62,13 @@ const ask = async (bench: Bench, times: number): Promise<string[]> => {
   return got
 }
 
-test('first: the first that is up, as before', async () => {
-  const { bench, origins } = await start('first')
+test('first: the first that is up, as before', async (t) => {
+  const { bench } = await start(t, 'first')
   assert.deepEqual(await ask(bench, 4), ['a', 'a', 'a', 'a'])
-  await bench[Symbol.asyncDispose]()
-  end(origins)
 })
 
-test('round_robin: each in turn; one that is down is left out, and comes back', async () => {
-  const { bench, origins } = await start('round_robin')
+test('round_robin: each in turn; one that is down is left out, and comes back', async (t) => {
+  const { bench, origins } = await start(t, 'round_robin')
   assert.deepEqual(await ask(bench, 6), ['a', 'b', 'c', 'a', 'b', 'c'])
   const { port } = origins[1]!.server.address() as AddressInfo
   origins[1]!.server.closeAllConnections()
@@ -79,12 +82,10 @@ test('round_robin: each in turn; one that is down is left out, and comes back', 
   assert.ok(without.includes('a') && without.includes('c'))
   origins[1]!.server.listen(port, '127.0.0.1')
   await bench.until(async () => (await ask(bench, 3)).includes('b'))
-  await bench[Symbol.asyncDispose]()
-  end(origins)
 })
 
-test('least_connections: the one with the fewest requests and WebSockets open', async () => {
-  const { bench, origins } = await start('least_connections')
+test('least_connections: the one with the fewest requests and WebSockets open', async (t) => {
+  const { bench, origins } = await start(t, 'least_connections')
   const [a, b, c] = origins as [Origin, Origin, Origin]
   const slow = [bench.fetch({ path: '/lb/slow' })]
   await bench.until(() => a.held.length === 1)
@@ -102,6 +103,4 @@ test('least_connections: the one with the fewest requests and WebSockets open', 
   await Promise.all(slow)
   await bench.until(async () => new Set(await ask(bench, 6)).size === 3)
   assert.equal(c.held.length, 0)
-  await bench[Symbol.asyncDispose]()
-  end(origins)
 })

@@ -64,6 +64,9 @@ function lacks(got: Got | 'broken', wanted: string, kept: boolean): string | und
   return undefined
 }
 
+/** A quick machine opens more connections a second than one peer may. */
+const unhurried = { newConnections: 0, newConnectionsPerPeer: 0 }
+
 /** Whether the gateway has closed a connection. */
 function over(socket: Socket): boolean {
   return socket.readableEnded || socket.destroyed
@@ -129,7 +132,7 @@ class RawOrigin {
 }
 
 test('what apps send, however badly, peers get as a message in good order', async (t) => {
-  await using bench = await Bench.start({ origin: false })
+  await using bench = await Bench.limited(unhurried, { origin: false })
   const origin = new RawOrigin()
   origin.server.listen(bench.origin.socket)
   await once(origin.server, 'listening')
@@ -192,7 +195,7 @@ test('what apps send, however badly, peers get as a message in good order', asyn
 })
 
 test('what clients send is passed on, or refused in words', async (t) => {
-  await using bench = await Bench.start({ origin: false })
+  await using bench = await Bench.limited(unhurried, { origin: false })
   // As the appliance starts Node-RED: the gateway's limit is the one that counts.
   const unit = readFileSync(
     join(import.meta.dirname, '../../../../overlays/usr/lib/systemd/system/node-red.service'),
