@@ -50,8 +50,8 @@ interface Network {
   /** Makes the place for one of both: its namespace. */
   place: (n: number) => Promise<string>
   program?: ProgramOptions
-  /** Whether the line limits: then both are as fast, to within two. */
-  limited?: boolean
+  /** The least part of native's speed. Where the line limits, both are as fast, to within two. */
+  least?: number
   /**
    * Whether native tsnet gets nothing through, since its packets must stay whole and are too large
    * for the line: what the bindings send gets through all the same.
@@ -62,6 +62,12 @@ interface Network {
 /** Whether two that are so hard to get through reach one another without a relay. */
 const direct = (a: Network['nat'], b: 'none' | 'easy' | 'hard'): boolean =>
   a !== 'no UDP' && (b === 'none' || (a === 'easy' && b === 'easy'))
+
+/**
+ * By the relay, of native's speed: it has 0.35 to 0.6. Packet by packet it had 0.05 to 0.15
+ * (patches/0012).
+ */
+const byRelay = 1 / 5
 
 const mbit = ({ bytes, ms }: { bytes: number; ms: number }): number => (bytes * 8) / ms / 1000
 
@@ -119,7 +125,7 @@ const attempts = 4
 async function speeds(
   client: LabClient,
   there: Both,
-  { name, limited, narrow }: Network,
+  { name, least = 0, narrow }: Network,
 ): Promise<{ down: string; up: string }> {
   const cells = { down: '', up: '' }
   for (const kind of ['down', 'up'] as const) {
@@ -137,7 +143,7 @@ async function speeds(
       const [native, wasm] = [await rate('native', ms), await rate('wasm', ms)]
       cells[kind] = `${native.toFixed(1)} / ${wasm.toFixed(1)} Mbit/s`
       // What a peer sends into a narrow line is native tsnet's.
-      if (wasm > (limited ? native / 2 : 0.05) || (narrow && kind === 'up')) break
+      if (wasm > Math.max(native * least, 0.05) || (narrow && kind === 'up')) break
       assert.ok(attempt < attempts, `${name}: ${kind} ${cells[kind]}`)
     }
   }
@@ -158,7 +164,7 @@ test('a router at home (endpoint-independent mapping), 40 Mbit/s', async () => {
     name: 'home router, 40 Mbit/s',
     nat: 'easy',
     place: behindRouter('home', '192.168.10.0/24', { line: { rate: 40, delay: 5 } }),
-    limited: true,
+    least: 1 / 2,
   })
 })
 
@@ -232,6 +238,7 @@ test('no UDP but DNS: by the relay', async () => {
   await both({
     name: 'UDP blocked',
     nat: 'no UDP',
+    least: byRelay,
     place: behindRouter('noudp', '192.168.70.0/24', { rules: 'ct state new udp dport != 53 drop' }),
   })
 })
@@ -241,6 +248,7 @@ test('an HTTP proxy as the only way out: by the relay, through it', async () => 
   await both({
     name: 'HTTP proxy alone',
     nat: 'no UDP',
+    least: byRelay,
     place: behindRouter('proxied', '192.168.80.0/24', {
       rules: 'ct state new udp dport != 53 drop\n ct state new tcp dport != 3128 drop',
     }),
@@ -265,7 +273,7 @@ for (const [i, [name, options]] of lines.entries()) {
       name,
       nat: 'easy',
       place: behindRouter(`far${i}`, `192.168.${90 + 2 * i}.0/24`, options),
-      limited: true,
+      least: 1 / 2,
     })
   })
 }
