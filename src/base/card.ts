@@ -127,10 +127,10 @@ function withoutKeys(text: string, once: ReadonlyMap<string, string>): string | 
   if (before === undefined) return sweep(result)
   if (sameButSecrets(before, parsed(result), once)) return result
 
-  // Never the secret: rather a comment of all that is in one statement with it.
+  // Never the secret: rather a comment of all that is in one expression with it.
   result = text
-  for (const { statement, end } of outer.toReversed()) {
-    const [first, last] = [lineStart(result, statement), lineEnd(result, end)]
+  for (const { expression, end } of outer.toReversed()) {
+    const [first, last] = [lineStart(result, expression), lineEnd(result, end)]
     const commented = result.slice(first, last).replaceAll(/^/gm, '# ')
     result = `${result.slice(0, first)}# The key could not be taken out alone: what was written with it is a comment now.\n${commented}${result.slice(last)}`
   }
@@ -165,7 +165,7 @@ const lineEnd = (text: string, at: number): number => {
 
 function without(
   text: string,
-  { path, start, end, inline, statement }: TomlEntry,
+  { path, start, end, inline, expression }: TomlEntry,
   once: ReadonlyMap<string, string>,
 ): string {
   const key = path.find((part) => once.has(part))!
@@ -178,9 +178,9 @@ function without(
   if (behind !== null) to += behind[0].length
   else if (before !== null) from -= before[0].length
   else to += /^[ \t]*/.exec(text.slice(end))![0].length
-  const line = lineStart(text, statement)
+  const line = lineStart(text, expression)
   const indent = /^[ \t]*/.exec(text.slice(line))![0]
-  const eol = text[lineEnd(text, statement)] === '\r' ? '\r\n' : '\n'
+  const eol = text[lineEnd(text, expression)] === '\r' ? '\r\n' : '\n'
   return `${text.slice(0, line)}${indent}${said}${eol}${text.slice(line, from)}${text.slice(to)}`
 }
 

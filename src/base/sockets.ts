@@ -2,7 +2,7 @@ import { chmodSync, rmSync } from 'node:fs'
 import type { Server } from 'node:http'
 
 /** Where a control socket comes from: systemd (a descriptor), or a path of our own making. */
-export type Where = { fd: number } | { path: string }
+export type ListenSocket = { fd: number } | { path: string }
 
 /**
  * The sockets systemd made (sd_listen_fds(3)): name to descriptor, from LISTEN_FDS, LISTEN_FDNAMES
@@ -25,7 +25,7 @@ export function systemdSockets(
 }
 
 /** Listens; a path gets mode 0600 and takes the place of what a crash left there. */
-export async function listenOn(server: Server, where: Where): Promise<void> {
+export async function listenOn(server: Server, where: ListenSocket): Promise<void> {
   if ('path' in where) rmSync(where.path, { force: true })
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)

@@ -16,10 +16,10 @@ export interface TomlEntry {
   value: number
   /** Behind the value; equal to `value` where that is not understood. */
   end: number
-  /** Whether it is within an inline table or a list, and not a statement of its own. */
+  /** Whether it is within an inline table or a list, and not an expression of its own. */
   inline: boolean
-  /** Where the statement begins that it is part of; equal to `start` unless `inline`. */
-  statement: number
+  /** Where the expression begins that it is part of; equal to `start` unless `inline`. */
+  expression: number
 }
 
 /** `[table]` or `[[list]]`. */
@@ -55,7 +55,7 @@ class Scanner {
   readonly #lines: number[] = [0]
   #at = 0
   #table: string[] = []
-  #statement = 0
+  #expression = 0
   #depth = 0
 
   constructor(text: string) {
@@ -69,7 +69,7 @@ class Scanner {
     for (;;) {
       this.#space(true)
       if (this.#at >= this.#text.length) return this.#places
-      this.#statement = this.#at
+      this.#expression = this.#at
       this.#depth = 0
       try {
         if (this.#text[this.#at] === '[') this.#header()
@@ -77,7 +77,7 @@ class Scanner {
       } catch (err) {
         if (!(err instanceof Mistake)) throw err
         // Not in the middle of a value that spans lines, or what is in it looks like keys.
-        const end = this.#text.indexOf('\n', Math.max(this.#at, this.#statement))
+        const end = this.#text.indexOf('\n', Math.max(this.#at, this.#expression))
         this.#at = end === -1 ? this.#text.length : end + 1
       }
     }
@@ -98,7 +98,7 @@ class Scanner {
       this.#lists.set(key, nth + 1)
       this.#table = [...name, String(nth)]
     } else this.#table = this.#resolve(path)
-    this.#places.headers.push({ path: this.#table, line: this.#lineOf(this.#statement) })
+    this.#places.headers.push({ path: this.#table, line: this.#lineOf(this.#expression) })
   }
 
   /** A path in which each list stands for the last of its entries so far. */
@@ -126,7 +126,7 @@ class Scanner {
       value: this.#at,
       end: this.#at,
       inline,
-      statement: this.#statement,
+      expression: this.#expression,
     }
     // Before what is in it, and even when that is not understood.
     this.#places.entries.push(entry)

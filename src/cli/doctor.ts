@@ -113,7 +113,7 @@ async function disk(paths: Paths): Promise<Check> {
       if (problem === undefined) return { name: 'disk', result: 'ok', found }
       return {
         name: 'disk',
-        result: problem.level === 'error' ? 'fail' : 'warn',
+        result: problem.severity === 'error' ? 'fail' : 'warn',
         found: `${problem.error.message} (${found})`,
         cure: problem.error.cure,
       }

@@ -53,7 +53,7 @@ import type { Problem } from './shared/problems.ts'
 import { createRedirectServer } from './listen/redirect.ts'
 import { Reloader } from './operate/reload.ts'
 import { listenOn } from '../base/sockets.ts'
-import type { Where } from '../base/sockets.ts'
+import type { ListenSocket } from '../base/sockets.ts'
 import { Services } from './tailnet/services.ts'
 import { examineStorage } from './operate/storage.ts'
 import type { GatewayStatus } from './operate/status.ts'
@@ -75,8 +75,8 @@ export interface GatewayOptions {
   channelKey: Buffer | undefined
   /** Where Node-RED has its editor. Default: where the channel key says (channel.ts). */
   editorRoot?: string
-  admin: Where
-  certs: Where
+  admin: ListenSocket
+  certs: ListenSocket
   /** The node's state directory, whose file system is watched. Default: none is. */
   state?: string
   /** The broker's socket. Default: the appliance's. */
@@ -706,7 +706,7 @@ export class Gateway {
     const { found, problem } = storage
     if (problem === undefined)
       this.problems.clear('storage', `the data partition is well: ${found}`)
-    else this.problems.set('storage', problem.error, problem.level)
+    else this.problems.set('storage', problem.error, problem.severity)
   }
 
   async #owner(): Promise<{ owner?: string }> {
@@ -781,7 +781,7 @@ export class Gateway {
     })
     if (finding === undefined)
       this.problems.clear('certificate', 'there is a certificate for every name')
-    else this.problems.set('certificate', finding.error, finding.level)
+    else this.problems.set('certificate', finding.error, finding.severity)
     await this.#wakeAgent()
   }
 

@@ -12,7 +12,7 @@ import { Gateway } from './gateway.ts'
 import { createLog } from './shared/log.ts'
 import { Notifier } from './operate/notify.ts'
 import { systemdSockets } from '../base/sockets.ts'
-import type { Where } from '../base/sockets.ts'
+import type { ListenSocket } from '../base/sockets.ts'
 
 /**
  * `gatehouse serve`: runs until SIGTERM or SIGINT (exit code 0) or until the tailnet server dies
@@ -24,7 +24,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
   const log = createLog()
   const notifier = new Notifier(log)
   const given = systemdSockets()
-  const where = (name: string, path: string): Where => {
+  const where = (name: string, path: string): ListenSocket => {
     const fd = given.get(name)
     return fd === undefined ? { path } : { fd }
   }

@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { GatehouseError } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { needed, ownRight, policyFor } from './access.ts'
-import type { Access, Right } from './access.ts'
+import type { Right } from './access.ts'
 import { controlWords } from '../shared/control-words.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Guard, Verdict } from './guard.ts'
@@ -37,7 +37,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
   const judge = (
     request: FastifyRequest,
     reply: FastifyReply,
-    { whoIs, access, statement }: Verdict,
+    { whoIs, access, assertion }: Verdict,
     done: () => void,
   ): void => {
     request.whoIs = whoIs
@@ -46,7 +46,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     if (rights.every((right) => access.rights.has(right))) {
       // Flows see their requests' headers, and may show them to anyone, and so do other apps: what
       // is for the editor does not go to them.
-      if (request.to.right === undefined) request.statement = statement
+      if (request.route.right === undefined) request.assertion = assertion
       const one = {
         request,
         reply,
@@ -103,8 +103,8 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
 /** The rights that a request needs; all of them. */
 function rightsFor(request: FastifyRequest): Right[] {
   const path = request.url.split('?', 1)[0]!
-  if (request.to.right === 'status') return [ownRight(request.method, path)]
-  if (request.to.right !== undefined) return [request.to.right]
+  if (request.route.right === 'status') return [ownRight(request.method, path)]
+  if (request.route.right !== undefined) return [request.route.right]
   return needed(request.method, path, request.headers.upgrade !== undefined)
 }
 
@@ -180,18 +180,4 @@ async function forbid(
       ]),
     ),
   )
-}
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** Who sent the request; undefined when the tailnet does not know. */
-    whoIs?: WhoIs | undefined
-    /** What they may do. */
-    access?: Access
-    /**
-     * The gateway's word to Node-RED's editor on the two (channel.ts); undefined for what flows
-     * serve.
-     */
-    statement?: string | undefined
-  }
 }

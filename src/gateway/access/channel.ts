@@ -7,7 +7,7 @@ import type { Access } from './access.ts'
  * reached through the port whose requests get it in front and through no other. What flows serve
  * has the root. The other end is overlays/usr/lib/gatehouse/node-red-auth.cjs.
  *
- * @param key as for {@link statement}
+ * @param key as for {@link assertion}
  * @returns with a slash at both ends
  */
 export function editorRoot(key: Buffer): string {
@@ -15,7 +15,7 @@ export function editorRoot(key: Buffer): string {
 }
 
 /**
- * A statement is good for this long: it is checked on the same machine a moment later.
+ * An assertion is good for this long: it is checked on the same machine a moment later.
  * Milliseconds.
  */
 const lifetime = 60_000
@@ -31,7 +31,7 @@ const lifetime = 60_000
  *
  * @param key at least 32 bytes
  */
-export function statement(
+export function assertion(
   key: Buffer,
   peer: WhoIs | 'local network',
   access: Access,

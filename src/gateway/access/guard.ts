@@ -3,7 +3,7 @@ import { reason } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { decide } from './access.ts'
 import type { Access, AccessSettings, Right } from './access.ts'
-import { statement } from './channel.ts'
+import { assertion } from './channel.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Peer } from '../tailnet/peer.ts'
 import type { Tailnet } from '../tailnet/tailnet.ts'
@@ -30,7 +30,7 @@ export interface Verdict {
   whoIs: WhoIs | undefined
   access: Access
   /** The header that tells Node-RED's editor who asks; undefined for a peer that may not see it. */
-  statement: string | undefined
+  assertion: string | undefined
 }
 
 /** Knows who a peer is and what they may do. Emits `change` when the settings did. */
@@ -113,7 +113,7 @@ export class Guard extends EventEmitter {
         from: this.#local.size === 0 ? 'none' : 'local network',
       }
       peer.mayNothing = access.rights.size === 0
-      return { whoIs: undefined, access, statement: this.#statement(undefined, access) }
+      return { whoIs: undefined, access, assertion: this.#assertion(undefined, access) }
     }
     const answer = peer.whoIs(fresh)
     const { until } = peer
@@ -129,7 +129,7 @@ export class Guard extends EventEmitter {
         `a grant of the tailnet's policy gives nothing: ${access.problem}. Change it as docs/access.md says`,
       )
     }
-    const verdict = { whoIs, access, statement: this.#statement(whoIs, access) }
+    const verdict = { whoIs, access, assertion: this.#assertion(whoIs, access) }
     // Who owns the node is not known at first, and that must not last.
     if (self !== undefined) this.#known.set(peer, { verdict, until })
     return verdict
@@ -158,10 +158,10 @@ export class Guard extends EventEmitter {
     }
   }
 
-  #statement(whoIs: WhoIs | undefined, access: Access): string | undefined {
+  #assertion(whoIs: WhoIs | undefined, access: Access): string | undefined {
     const { channelKey } = this.#options
     if (channelKey === undefined || !access.rights.has('view')) return undefined
     const who = whoIs ?? (access.from === 'local network' ? access.from : undefined)
-    return who === undefined ? undefined : statement(channelKey, who, access)
+    return who === undefined ? undefined : assertion(channelKey, who, access)
   }
 }

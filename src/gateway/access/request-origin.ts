@@ -128,26 +128,26 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
     const { method } = request
     const refused = foreign(
       { method, host: request.headers.host ?? '', rawHeaders: request.raw.rawHeaders },
-      request.to.allowOrigins,
+      request.route.allowOrigins,
     )
     if (refused === undefined) {
       done()
       return
     }
     const { from, what } = refused
-    const about = `${from} ${request.to.name}`
+    const about = `${from} ${request.route.name}`
     if (!said.has(about)) {
       // Each once, or a page could fill the log.
       if (said.size > 100) said.clear()
       said.add(about)
       log.warn(
-        { code: 'GH_FOREIGN_PAGE', from, app: request.to.name },
+        { code: 'GH_FOREIGN_PAGE', from, app: request.route.name },
         `refused: ${from} may not ${what}`,
       )
     }
     // The connection of an upload that is refused holds the rest of its body.
     if (method !== 'GET' && method !== 'HEAD') reply.raw.shouldKeepAlive = false
-    const callable = request.to.right !== undefined && request.to.right !== 'status'
+    const callable = request.route.right !== undefined && request.route.right !== 'status'
     void sendError(
       request,
       reply,
@@ -157,7 +157,7 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
         'GH_FOREIGN_PAGE',
         `The browser says that this request comes from ${from}, which may not ${what}`,
         callable
-          ? `Open the address in a tab of its own. If that page is meant to do this, write its origin into gatehouse.toml: allow_origins = [${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ${request.to.nodeRed ? '[node_red]' : 'the [[app]]'}`
+          ? `Open the address in a tab of its own. If that page is meant to do this, write its origin into gatehouse.toml: allow_origins = [${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ${request.route.nodeRed ? '[node_red]' : 'the [[app]]'}`
           : 'Open the address in a tab of its own',
       ),
     )

@@ -16,7 +16,7 @@ import { peerOf } from '../tailnet/peer.ts'
 import type { Peer } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
 import { Upstream } from './upstream.ts'
-import type { Where } from './upstream.ts'
+import type { UpstreamAddress } from './upstream.ts'
 
 /** Something behind the gateway: Node-RED, or an [[app]] of gatehouse.toml. */
 export class App implements Shield {
@@ -362,7 +362,7 @@ function pathOf(target: string | undefined): string {
 function where(
   url: string,
   tls: { ca: string | string[] | undefined; serverName: string | undefined },
-): Where {
+): UpstreamAddress {
   if (url.startsWith('unix:')) return { path: url.slice('unix:'.length) }
   const { protocol, hostname, port } = new URL(url)
   const host = hostname.replace(/^\[|\]$/g, '')
@@ -383,7 +383,7 @@ function where(
  * links work.
  */
 export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) => {
-  app.decorateRequest('to')
+  app.decorateRequest('route')
   app.addHook('onRequest', (request, reply, done) => {
     const target = (request.raw as IncomingMessage).url ?? '/'
     const peer = peerOf(request.raw.socket)
@@ -402,21 +402,14 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
       )
       return
     }
-    request.to = found
+    request.route = found
     if (found !== apps.oldFlows && `${pathOf(target)}/` === found.path) {
       reply
         .code(308)
-        .header('location', `${request.to.path}${target.slice(request.to.path.length - 1)}`)
+        .header('location', `${request.route.path}${target.slice(request.route.path.length - 1)}`)
         .send()
       return
     }
     done()
   })
 })
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** The app the request is for. */
-    to: App
-  }
-}

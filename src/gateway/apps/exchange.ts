@@ -94,8 +94,8 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#raw = reply.raw as ServerResponse
     this.#headers = headers
     this.#options = options
-    this.#app = request.to
-    this.#candidates = request.to.choose()
+    this.#app = request.route
+    this.#candidates = request.route.choose()
   }
 
   start(): void {

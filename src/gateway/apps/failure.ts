@@ -74,8 +74,8 @@ export async function failed(
     await tooLarge(request, reply)
     return
   }
-  const { to } = request
-  const { nodeRed, label: name } = to
+  const { route } = request
+  const { nodeRed, label: name } = route
   const late = lateness.find(({ codes }) => codes.test(codeOf(cause)))
   if (late !== undefined) {
     await sendError(
@@ -110,7 +110,7 @@ export async function failed(
     )
     return
   }
-  const upstream = to.candidates[0]!
+  const upstream = route.candidates[0]!
   if (isUnconnected(error)) {
     await sendError(request, reply, 502, `${name} is not running`, upstream.explain(cause))
     return

@@ -13,20 +13,20 @@ export interface Origin {
   host: string
   whoIs: WhoIs | undefined
   /** The gateway's word to Node-RED (channel.ts); undefined for what is not Node-RED's editor. */
-  statement?: string | undefined
+  assertion?: string | undefined
 }
 
 /** The headers a request goes to its app with, the app's own rules among them. */
 export function headersFor(request: FastifyRequest): Record<string, string | string[]> {
-  const { to } = request
+  const { route } = request
   const headers = requestHeaders(request.headers, {
     address: peerOf(request.raw.socket).address,
     host: request.headers.host ?? '',
     whoIs: request.whoIs,
-    statement: request.statement,
+    assertion: request.assertion,
   })
-  if (to.strip) headers['x-forwarded-prefix'] = to.path.slice(0, -1)
-  return to.rules === undefined ? headers : applyRules(headers, to.rules.request)
+  if (route.strip) headers['x-forwarded-prefix'] = route.path.slice(0, -1)
+  return route.rules === undefined ? headers : applyRules(headers, route.rules.request)
 }
 
 /**
@@ -52,7 +52,7 @@ export function requestHeaders(
   out['x-forwarded-proto'] = 'https'
   // An IPv6 address goes in brackets, and with its colons in quotes (RFC 7239 §6).
   out.forwarded = `for=${origin.address.includes(':') ? `"[${origin.address}]"` : origin.address};host="${origin.host}";proto=https`
-  if (origin.statement !== undefined) out[channelHeader] = origin.statement
+  if (origin.assertion !== undefined) out[channelHeader] = origin.assertion
   return Object.assign(out, identityHeaders(origin.whoIs))
 }
 

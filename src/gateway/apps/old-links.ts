@@ -21,9 +21,9 @@ export const oldLinks = plugin<{
 }>('old-links', async (app, { apps, arrivals }) => {
   app.addHook('onRequest', (request, reply, done) => {
     const peer = peerOf(request.raw.socket)
-    const { headers, to } = request
+    const { headers, route } = request
     if (
-      to !== apps.oldFlows ||
+      route !== apps.oldFlows ||
       peer.door !== ports.editor ||
       apps.flowOrigins.includes(headers.origin ?? '') ||
       !isBrowser(request.raw.rawHeaders)
@@ -36,7 +36,7 @@ export const oldLinks = plugin<{
     reply
       .code(308)
       .headers({
-        location: `${originOf(hostName(headers.host ?? ''), ports.flows)}${to.target(request.raw.url ?? '/')}`,
+        location: `${originOf(hostName(headers.host ?? ''), ports.flows)}${route.target(request.raw.url ?? '/')}`,
         'cache-control': 'no-store',
       })
       .send()

@@ -42,7 +42,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
     if (!parsed.test(method)) app.addHttpMethod(method, { hasBody: false, overrideExisting: true })
 
   const handler = (request: FastifyRequest, reply: FastifyReply): void => {
-    request.app = request.to.name
+    request.upstream = request.route.name
     const headers = headersFor(request)
     delivery.prepare(request, headers)
     new Exchange(request, reply, headers, { delivery, log }).start()
@@ -88,11 +88,4 @@ function passBodies(scope: FastifyInstance): void {
     }
     done(null, payload)
   })
-}
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** Its body, of any method; undefined when it has none. */
-    payload?: Readable
-  }
 }

@@ -13,7 +13,7 @@ import { readLeniently } from './lenient.ts'
  * Where an upstream listens: a unix socket, or TCP; over TLS it is verified, by the system's
  * authorities or by `ca` (PEM) alone.
  */
-export type Where =
+export type UpstreamAddress =
   | { path: string }
   | { host: string; port: number; tls?: { servername: string; ca?: string | string[] } }
 
@@ -45,7 +45,7 @@ const healthTimeout = 10_000
  * up and every 2 s while down, and told by each request that cannot connect. Emits `change`.
  */
 export class Upstream extends EventEmitter {
-  readonly where: Where
+  readonly where: UpstreamAddress
   /** What undici calls it: scheme and host. */
   readonly origin: string
   readonly pool: Pool
@@ -66,7 +66,7 @@ export class Upstream extends EventEmitter {
   #open: () => Pool
 
   constructor(
-    where: Where,
+    where: UpstreamAddress,
     {
       name,
       healthPath,

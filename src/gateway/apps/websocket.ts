@@ -87,7 +87,7 @@ export const websocket = plugin<WebSocketOptions>(
           .send('Only WebSocket upgrades are passed on.\n')
         return
       }
-      request.app = request.to.name
+      request.upstream = request.route.name
       const headers = headersFor(request)
       // A handshake has no body (RFC 6455 §4.1), and what would be read as one must not reach the
       // upstream as a request.
@@ -99,12 +99,12 @@ export const websocket = plugin<WebSocketOptions>(
         reply.raw.statusCode = 101
         reply.raw.detachSocket(upgrade.socket as never)
         upgrades.delete(request.raw)
-        const opened = tunnel(upgrade, answer, request.to, {
+        const opened = tunnel(upgrade, answer, request.route, {
           peer: peerOf(request.raw.socket),
           access: request.access!,
         })
         app.tunnels.add(opened)
-        metrics.websockets.inc({ route: request.to.name })
+        metrics.websockets.inc({ route: request.route.name })
         // It may be open for days, and what the handshake said is of no use any more.
         request.raw.rawHeaders = []
         request.raw.headers = {}

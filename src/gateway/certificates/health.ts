@@ -2,9 +2,8 @@ import { GatehouseError } from '../../base/errors.ts'
 import { builtAt } from '../../base/version.ts'
 import type { Certificate } from '../../certs/pem.ts'
 import { urgency } from '../../certs/record.ts'
-import type { CertsRecord } from '../../certs/record.ts'
+import type { CertsRecord, Severity } from '../../certs/record.ts'
 import type { Config } from '../../config/config.ts'
-import type { Level } from '../shared/problems.ts'
 import { hour } from '../../base/time.ts'
 
 /**
@@ -33,10 +32,10 @@ export interface CertificateFacts {
   mode?: Config['certificates']['mode']
 }
 
-/** A problem and how loud it is. */
+/** A problem and how bad it is. */
 export interface Finding {
   error: GatehouseError
-  level: Level
+  severity: Severity
 }
 
 /**
@@ -69,14 +68,14 @@ export function judgeCertificates({
       ? undefined
       : `${failed.problem.replace(/\.$/, '')} (${failed.code ?? 'GH_CERTS'})`
   const findings: Finding[] = []
-  const find = (level: Level, code: string, message: string, cure: string): void => {
-    findings.push({ level, error: new GatehouseError(code, message, cure) })
+  const find = (severity: Severity, code: string, message: string, cure: string): void => {
+    findings.push({ severity, error: new GatehouseError(code, message, cure) })
   }
 
   const floor = Math.max(builtAt.getTime(), (Date.parse(record?.goodTime ?? '') || 0) - 60_000)
   if (now.getTime() < floor) {
     find(
-      'warn',
+      'warning',
       'GH_CERTS_CLOCK',
       `the clock says ${now.toISOString()}, which is before ${new Date(floor).toISOString()}, when it was certainly right: nobody can tell whether a certificate has expired`,
       'Check the network: the clock is set from it (timedatectl)',
@@ -89,7 +88,7 @@ export function judgeCertificates({
       const records = (record?.records ?? []).filter(({ there }) => !there)
       if (records.length > 0 && failed?.code === 'GH_CERTS_RECORD')
         find(
-          'warn',
+          'warning',
           'GH_CERTIFICATE_RECORD',
           `the certificate for ${name} waits for a record in DNS`,
           `Set at whoever serves your domain: ${records.map(({ name: at, type, value }) => `${at} ${type} ${type === 'TXT' ? JSON.stringify(value) : value}`).join('; ')}. The device looks for it by itself`,
@@ -123,7 +122,7 @@ export function judgeCertificates({
       )
     } else if (overdue && severity !== 'info') {
       find(
-        severity === 'error' ? 'error' : 'warn',
+        severity,
         'GH_CERTIFICATE_RENEWAL',
         mode === 'files'
           ? `the certificate for ${name} from the card expires at ${until}`
@@ -133,7 +132,7 @@ export function judgeCertificates({
     }
     if (refused !== undefined)
       find(
-        'warn',
+        'warning',
         'GH_CERTIFICATE_REFUSED',
         `${refused.replace(/\.$/, '')}. The one before stays in use`,
         `The agent replaces it within the hour; systemctl start gatehouse-certs does at once. ${logs}`,
@@ -147,7 +146,7 @@ export function judgeCertificates({
     cause !== undefined
   ) {
     find(
-      failed.severity === 'error' ? 'error' : 'warn',
+      failed.severity ?? 'warning',
       failed.code ?? 'GH_CERTS',
       `certificates are not looked after: ${cause}`,
       logs,
@@ -156,18 +155,18 @@ export function judgeCertificates({
   const last = Date.parse(record?.checkedAt ?? '')
   if (uptime > 3 * hour && !(Math.abs(now.getTime() - last) < silence)) {
     find(
-      'warn',
+      'warning',
       'GH_CERTIFICATE_AGENT',
       `nobody has looked after the certificates ${Number.isNaN(last) ? 'yet' : `since ${new Date(last).toISOString()}`}`,
       `Run systemctl start gatehouse-certs. ${logs}`,
     )
   }
-  const rank: Record<Level, number> = { error: 0, warn: 1, info: 2 }
-  return findings.toSorted((a, b) => rank[a.level] - rank[b.level])[0]
+  const rank: Record<Severity, number> = { error: 0, warning: 1, info: 2 }
+  return findings.toSorted((a, b) => rank[a.severity] - rank[b.severity])[0]
 }
 
 /**
- * How loud the end of a certificate from the card is, which somebody has to replace: a warning when
+ * How bad the end of a certificate from the card is, which somebody has to replace: a warning when
  * 30 days are left, an error at 14; sooner of one that lives shorter.
  */
 function lastCall(

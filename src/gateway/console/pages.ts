@@ -56,7 +56,7 @@ export interface ConsoleOptions {
 export const consolePages = plugin<ConsoleOptions>('console-pages', async (app, { directory }) => {
   const files = await readConsole(directory)
   app.addHook('onRequest', async (request, reply) => {
-    if (request.to.right !== 'status') return
+    if (request.route.right !== 'status') return
     if (request.method !== 'GET' && request.method !== 'HEAD') return
     const file = files.get(request.url.split('?', 1)[0]!)
     if (file === undefined || peerOf(request.raw.socket).door !== ports.own) return

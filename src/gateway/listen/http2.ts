@@ -259,12 +259,3 @@ export const http2 = plugin<Http2Options>('http2', async (app, { limits, log }) 
     )
   })
 })
-
-declare module 'fastify' {
-  interface FastifyInstance {
-    /** Connections over HTTP/2 that are open. */
-    sessions: Set<ServerHttp2Session>
-    /** Takes a connection whose handshake chose HTTP/2. */
-    acceptHTTP2: (socket: TLSSocket, peer: Peer) => void
-  }
-}

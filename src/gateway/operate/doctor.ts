@@ -5,7 +5,7 @@ import type { WhoIs } from '@gatehouse/tsnet'
 import { policyFor } from '../access/access.ts'
 import type { Certificates } from '../certificates/certificates.ts'
 import { channelHeader } from '../../config/header-names.ts'
-import { statement } from '../access/channel.ts'
+import { assertion } from '../access/channel.ts'
 import type { Guard } from '../access/guard.ts'
 import type { Node } from '../tailnet/node.ts'
 import { controlWords } from '../shared/control-words.ts'
@@ -258,7 +258,7 @@ async function login({ upstream: { socket }, channelKey, editorRoot }: Patient):
       path: `${editorRoot}settings`,
       headers: {
         accept: 'application/json',
-        [channelHeader]: statement(channelKey, doctor, { rights: new Set(['view']), from: 'none' }),
+        [channelHeader]: assertion(channelKey, doctor, { rights: new Set(['view']), from: 'none' }),
       },
       timeout: patience,
     })

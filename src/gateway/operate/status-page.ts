@@ -18,7 +18,7 @@ export const statusPage = plugin<{ status: () => Promise<GatewayStatus> }>(
   'status-page',
   async (app, { status }) => {
     app.addHook('onRequest', async (request, reply) => {
-      if (request.to.right !== 'status') return
+      if (request.route.right !== 'status') return
       const path = request.url.split('?', 1)[0]!
       const { door } = peerOf(request.raw.socket)
       reply.header('cache-control', 'no-store')

@@ -14,7 +14,7 @@ export interface Storage {
   /** For a person: how much is free. */
   found: string
   /** What is wrong with it, and whether to see to it now; absent when all is well. */
-  problem?: { error: GatehouseError; level: 'warn' | 'error' }
+  problem?: { error: GatehouseError; severity: 'warning' | 'error' }
 }
 
 /** Looks at the file system a directory is on. Rejects when there is no such directory. */
@@ -23,11 +23,11 @@ export async function examineStorage(directory: string): Promise<Storage> {
   const free = bsize * bavail
   const found = `${(free / 2 ** 20).toFixed(0)} MiB free of ${((bsize * blocks) / 2 ** 20).toFixed(0)}`
   const problem = (
-    level: 'warn' | 'error',
+    severity: 'warning' | 'error',
     code: string,
     message: string,
     cure: string,
-  ): Storage => ({ found, problem: { error: new GatehouseError(code, message, cure), level } })
+  ): Storage => ({ found, problem: { error: new GatehouseError(code, message, cure), severity } })
   const readOnly = await access(directory, constants.W_OK).then(
     () => false,
     (err: NodeJS.ErrnoException) => err.code === 'EROFS',
@@ -53,7 +53,7 @@ export async function examineStorage(directory: string): Promise<Storage> {
   if (free < lowSpace / 10)
     return problem('error', 'GH_DATA_FULL', 'the data partition is full', cure)
   return free < lowSpace
-    ? problem('warn', 'GH_DATA_FULL', 'the data partition is nearly full', cure)
+    ? problem('warning', 'GH_DATA_FULL', 'the data partition is nearly full', cure)
     : { found }
 }
 

@@ -47,10 +47,3 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
 export function pathOf(url: string): string {
   return url.split(/[?#]/, 1)[0]!.slice(0, 200)
 }
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** True once the request became a WebSocket. */
-    upgrade?: boolean
-  }
-}

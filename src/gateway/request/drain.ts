@@ -44,11 +44,3 @@ export const drain = plugin<object>('drain', async (app) => {
     for (const connection of connections) connection.destroy()
   })
 })
-
-declare module 'fastify' {
-  interface FastifyInstance {
-    /** The WebSockets that are open. */
-    tunnels: Set<Tunnel>
-    drain: (connections: ReadonlySet<Duplex>, grace: number) => Promise<void>
-  }
-}

@@ -227,10 +227,10 @@ export function strictTransport(on: boolean): void {
  */
 export function secure(
   headers: Headers,
-  { url, to }: { url: string; to?: Shield | undefined },
+  { url, route }: { url: string; route?: Shield | undefined },
 ): Headers {
   for (const [header, value] of always) headers[header] ??= value
-  const friends = to?.allowOrigins ?? []
+  const friends = route?.allowOrigins ?? []
   if (friends.length === 0) headers['cross-origin-resource-policy'] ??= 'same-origin'
   const policy = headers['content-security-policy']
   const policies = policy === undefined ? [] : [policy].flat()
@@ -242,10 +242,10 @@ export function secure(
     // Says the same to browsers that do not know the other; it knows no names.
     if (friends.length === 0) headers['x-frame-options'] = 'SAMEORIGIN'
   }
-  if (to?.sandbox === true) policies.push('sandbox')
+  if (route?.sandbox === true) policies.push('sandbox')
   // Each counts for itself (CSP3 §4.1): what an app says is not made weaker.
   if (policies.length > 0) headers['content-security-policy'] = policies.join(', ')
-  const { opener } = to ?? {}
+  const { opener } = route ?? {}
   if (
     opener !== undefined &&
     (opener.path === undefined || opener.path === url.split('?', 1)[0]) &&

@@ -166,7 +166,7 @@ export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { met
   app.addHook('onRequest', (request, reply, done) => {
     const start = performance.now()
     whenClosed(reply.raw, () => {
-      const route = request.app ?? 'gatehouse'
+      const route = request.upstream ?? 'gatehouse'
       metrics.requests.inc({ route, status: `${Math.trunc(reply.raw.statusCode / 100)}xx` })
       if (request.upgrade === true) return
       metrics.duration.observe({ route }, (performance.now() - start) / 1000)
@@ -174,10 +174,3 @@ export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { met
     done()
   })
 })
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** Name of the app a request was passed on to; undefined when the gateway answered itself. */
-    app?: string
-  }
-}

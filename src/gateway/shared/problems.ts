@@ -18,9 +18,6 @@ export interface Problem {
   severity: Severity
 }
 
-/** How loud a problem is in the log. */
-export type Level = 'error' | 'warn' | 'info'
-
 /** The parts of the gateway, causes before what follows from them. */
 const parts = [
   'storage',
@@ -53,11 +50,10 @@ export class Problems extends EventEmitter {
     this.#log = log
   }
 
-  /** The part has this problem now. `level` is `info` for what is expected to pass by itself. */
-  set(part: Part, error: GatehouseError, level: Level = 'warn'): void {
+  /** The part has this problem now. */
+  set(part: Part, error: GatehouseError, severity: Severity = 'warning'): void {
     const { code, message, cure } = error
     const before = this.#current.get(part)
-    const severity = level === 'warn' ? 'warning' : level
     if (
       before !== undefined &&
       before.code === code &&
@@ -73,7 +69,7 @@ export class Problems extends EventEmitter {
       since: before?.code === code ? before.since : new Date().toISOString(),
       severity,
     })
-    this.#log[level]({ code }, `${part}: ${error.line}`)
+    this.#log[severity === 'warning' ? 'warn' : severity]({ code }, `${part}: ${error.line}`)
     this.emit('change')
   }
 

@@ -6,7 +6,7 @@ const crypto = require('node:crypto')
 
 /**
  * Node-RED's adminAuth setting. There is no login page and no session: each request, and the
- * handshake of the editor's WebSocket, carries a statement of the gateway's
+ * handshake of the editor's WebSocket, carries an assertion of the gateway's
  * (src/gateway/access/channel.ts) in a header, which is checked here. Without one nobody is logged in, and
  * nothing may be read or done.
  *

@@ -14,7 +14,7 @@ import {
 } from '../../../../src/gateway/access/access.ts'
 import type { Access, Right } from '../../../../src/gateway/access/access.ts'
 import { channelHeader } from '../../../../src/config/header-names.ts'
-import { statement } from '../../../../src/gateway/access/channel.ts'
+import { assertion } from '../../../../src/gateway/access/channel.ts'
 import { makeChannelKey } from '../../../../src/provision/channel.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { Bench } from '../../support/bench.ts'
@@ -269,17 +269,17 @@ test("Node-RED's side believes what the gateway says, for a minute, and nothing 
   const { tokenHeader, tokens } = adminAuth(key)
   assert.equal(tokenHeader, channelHeader)
   const access = (...list: Right[]): Access => ({ rights: new Set(list), from: 'grant' })
-  const word = statement(key, alice, access('view', 'edit'))
+  const word = assertion(key, alice, access('view', 'edit'))
   assert.deepEqual(await tokens(word), { username: 'alice@example.com', permissions: '*' })
-  assert.deepEqual(await tokens(statement(key, alice, access('view'))), {
+  assert.deepEqual(await tokens(assertion(key, alice, access('view'))), {
     username: 'alice@example.com',
     permissions: 'read',
   })
-  assert.deepEqual(await tokens(statement(key, alice, access('use'))), {
+  assert.deepEqual(await tokens(assertion(key, alice, access('use'))), {
     username: 'alice@example.com',
     permissions: '',
   })
-  assert.deepEqual(await tokens(statement(key, tagged, access('view'))), {
+  assert.deepEqual(await tokens(assertion(key, tagged, access('view'))), {
     username: 'ci.tail.ts.net',
     permissions: 'read',
   })
@@ -295,8 +295,8 @@ test("Node-RED's side believes what the gateway says, for a minute, and nothing 
     `${payload}.${signature}.x`,
     `${other}.${signature}`,
     `${payload}.${signature.slice(2)}`,
-    statement(randomBytes(32), alice, access('edit')),
-    statement(key, alice, access('edit'), Date.now() - 61_000),
+    assertion(randomBytes(32), alice, access('edit')),
+    assertion(key, alice, access('edit'), Date.now() - 61_000),
     `${other}.${createHmac('sha256', '').update(other).digest('base64url')}`,
   ]) {
     assert.equal(await tokens(bad), null, bad)
@@ -309,7 +309,7 @@ test('a login name cannot write HTML into the editor, which puts it into its men
   const peer = person(1, '<img/src=x onerror=alert(1)>"@example.com')
   assert.equal(
     (await adminAuth(key).tokens(
-      statement(key, peer, { rights: new Set(['view']), from: 'grant' }),
+      assertion(key, peer, { rights: new Set(['view']), from: 'grant' }),
     ))!.username,
     '_img/src=x onerror=alert(1)__@example.com',
   )

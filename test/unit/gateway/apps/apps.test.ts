@@ -135,7 +135,7 @@ test("an app needs its own right, and never sees the gateway's word to Node-RED'
   const headers = (await ask(bench, '/viewed/')).headers
   const atNodeRed = (await ask(bench, '/flows')).headers
   const own = Object.keys(atNodeRed).filter((header) => header.includes('gatehouse'))
-  assert.equal(own.length, 1, 'Node-RED gets the statement')
+  assert.equal(own.length, 1, 'Node-RED gets the assertion')
   assert.equal(headers[own[0]!], undefined)
   bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may: ['view'] }] } }
   assert.deepEqual(

@@ -150,7 +150,7 @@ test('loud weeks before the end: nothing while the next attempts will do, a warn
       now,
       uptime: day,
     })
-    return found === undefined ? undefined : [found.error.code, found.level]
+    return found === undefined ? undefined : [found.error.code, found.severity]
   }
   const failed = {
     result: 'failed',
@@ -163,13 +163,13 @@ test('loud weeks before the end: nothing while the next attempts will do, a warn
   }
   // With or without the agent's word.
   for (const record of [{}, { ...failed, severity: 'warning' as const }]) {
-    assert.deepEqual(at(69, record), ['GH_CERTIFICATE_RENEWAL', 'warn'])
+    assert.deepEqual(at(69, record), ['GH_CERTIFICATE_RENEWAL', 'warning'])
     assert.deepEqual(at(76, record), ['GH_CERTIFICATE_RENEWAL', 'error'])
     assert.deepEqual(at(90.1, record), ['GH_CERTIFICATE_EXPIRED', 'error'])
   }
   assert.deepEqual(
     at(1, { ...failed, severity: 'warning', code: 'GH_CERTS' }),
-    ['GH_CERTS', 'warn'],
+    ['GH_CERTS', 'warning'],
     'settings that cannot be read are said although the certificate is young',
   )
   assert.equal(

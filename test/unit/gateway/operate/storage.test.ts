@@ -38,14 +38,14 @@ test(
     writeFileSync(join(large.directory, 'much'), Buffer.alloc(150 << 20))
     assert.deepEqual(
       [(await examineStorage(large.directory)).problem].map((problem) => [
-        problem?.level,
+        problem?.severity,
         problem?.error.code,
       ]),
-      [['warn', 'GH_DATA_FULL']],
+      [['warning', 'GH_DATA_FULL']],
     )
     writeFileSync(join(large.directory, 'more'), Buffer.alloc(45 << 20))
     const { problem } = await examineStorage(large.directory)
-    assert.equal(problem?.level, 'error')
+    assert.equal(problem?.severity, 'error')
     assert.match(problem!.error.cure, /switch the device off and on.*exec node with rm -r/)
   },
 )
@@ -57,7 +57,7 @@ test('when files are left for the others alone, flows have made too many', { ski
   assert.equal((await examineStorage(small.directory)).problem, undefined)
   writeFileSync(join(small.directory, 'one more'), '')
   const { problem } = await examineStorage(small.directory)
-  assert.deepEqual([problem?.level, problem?.error.code], ['error', 'GH_DATA_FULL'])
+  assert.deepEqual([problem?.severity, problem?.error.code], ['error', 'GH_DATA_FULL'])
   assert.match(problem!.error.message, /as many files as/)
 })
 
