@@ -1,27 +1,20 @@
 import type { FastifyInstance } from 'fastify'
 import type { Server } from 'node:http'
-import type { Socket } from 'node:net'
-import { mkdir, readFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { Counter } from 'prom-client'
-import { authorityFile, readRecord } from '../certs/record.ts'
-import type { CertsRecord } from '../certs/record.ts'
 import { randomBytes } from 'node:crypto'
 import { defaults } from '../config/config.ts'
-import { originOf, ports } from '../config/ports.ts'
 import type { Config } from '../config/config.ts'
-import { GatehouseError, reason } from '../base/errors.ts'
-import { writeFileAtomic } from '../base/files.ts'
-import { capability } from './access/access.ts'
+import { ports } from '../config/ports.ts'
+import { reason } from '../base/errors.ts'
 import type { Right } from './access/access.ts'
 import { editorRoot } from './access/channel.ts'
 import { createApp } from './app.ts'
 import { Apps } from './apps/apps.ts'
 import { Arrivals } from './apps/old-links.ts'
-import { judgeCertificates, wantedAt } from './certificates/health.ts'
 import { certificateMetrics } from './certificates/metrics.ts'
 import { Cache } from './cache/cache.ts'
 import { Certificates } from './certificates/certificates.ts'
+import { CertificateWatch } from './certificates/watch.ts'
 import {
   canonicalName,
   certificateNames,
@@ -37,7 +30,7 @@ import { Doors } from './listen/doors.ts'
 import { examine } from './operate/doctor.ts'
 import type { Check } from './operate/doctor.ts'
 import { Forwards } from './listen/forward.ts'
-import { acceptTLS } from './listen/tls.ts'
+import { Front } from './listen/front.ts'
 import { Guard } from './access/guard.ts'
 import { Limits, applyTo } from './request/limits.ts'
 import { LocalNetwork } from './listen/local-network.ts'
@@ -47,18 +40,16 @@ import { Metrics } from './request/metrics.ts'
 import { strictTransport } from './request/hygiene.ts'
 import { Node } from './tailnet/node.ts'
 import type { NodeOptions } from './tailnet/node.ts'
-import { Peer, setPeer } from './tailnet/peer.ts'
+import { Peer } from './tailnet/peer.ts'
 import { Problems } from './shared/problems.ts'
 import type { Problem } from './shared/problems.ts'
-import { createRedirectServer } from './listen/redirect.ts'
 import { Reloader } from './operate/reload.ts'
 import { listenOn } from '../base/sockets.ts'
 import type { ListenSocket } from '../base/sockets.ts'
 import { Services } from './tailnet/services.ts'
 import { examineStorage } from './operate/storage.ts'
+import { collectStatus, judgeConfiguration, pathTo } from './operate/collect-status.ts'
 import type { GatewayStatus } from './operate/status.ts'
-import type { TailnetConn, TailnetListener } from './tailnet/tailnet.ts'
-import type { NodeStatus } from '@gatehouse/tsnet'
 import { Upstream } from './apps/upstream.ts'
 
 /** Options of {@link Gateway}. */
@@ -135,21 +126,11 @@ export class Gateway {
   #controlAuthority: string | undefined
   /** [certificates]: where names and certificates come from. */
   #settings: Config['certificates'] = defaults().certificates
-  #redirect: Server
   #admin: Server
   #certs: Server
-  #https: TailnetListener | undefined
-  #http: TailnetListener | undefined
-  /** Takes a connection to port 443, once that is served. */
-  #accept: ((conn: TailnetConn, peer?: Peer) => void) | undefined
+  #front: Front
+  #watch: CertificateWatch
   #localRights: readonly Right[] = []
-  #opening = false
-  #open: ReadonlySet<Socket> = new Set<Socket>()
-  #plain = new Set<TailnetConn>()
-  #record: CertsRecord | undefined
-  #names = ''
-  #writing = Promise.resolve()
-  #woken: string | undefined
   #line = ''
   #closing = false
   #timer: NodeJS.Timeout | undefined
@@ -159,6 +140,15 @@ export class Gateway {
     const { log } = options
     this.problems = new Problems(log)
     this.certificates = new Certificates(options.tls, log)
+    this.#watch = new CertificateWatch({
+      log,
+      problems: this.problems,
+      certificates: this.certificates,
+      tls: options.tls,
+      runtime: options.runtime,
+      sources: () => this.#sources(),
+      startedAt: this.#startedAt,
+    })
     this.upstream = new Upstream(
       { path: options.nodeRed },
       options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout },
@@ -202,7 +192,7 @@ export class Gateway {
         this.metrics.connections.inc()
         const peer = new Peer(conn, this.#node!.tailnet!, log, undefined, port)
         if (port === ports.flows) this.#arrivals.arrived(peer)
-        this.#accept!(conn, peer)
+        this.#front.accept(conn, peer)
       },
       listen: async (port, accept) => await this.#node?.listen(port, accept),
     })
@@ -212,15 +202,15 @@ export class Gateway {
       ...(options.localPorts === undefined ? {} : { ports: options.localPorts }),
       accept: {
         http: (conn, peer) => {
-          this.#redirectConn(conn, peer)
+          this.#front.redirect(conn, peer)
         },
         // Before there is a certificate, as on the tailnet: no handshake. Names of forwards are not
         // for those whom nobody knows.
         https: (conn, peer) => {
-          this.#acceptLocal(conn, peer)
+          this.#front.accept(conn, peer)
         },
         flows: (conn, peer) => {
-          this.#acceptLocal(conn, peer)
+          this.#front.accept(conn, peer)
         },
       },
     })
@@ -236,10 +226,10 @@ export class Gateway {
           : this.#settings.name.some((one) => covers(one, name)),
       accept: (service, port, conn) => {
         const peer = new Peer(conn, this.#node!.tailnet!, log, service)
-        if (port === 80) this.#redirectConn(conn, peer)
+        if (port === 80) this.#front.redirect(conn, peer)
         else {
           this.metrics.connections.inc()
-          this.#accept!(conn, peer)
+          this.#front.accept(conn, peer)
         }
       },
     })
@@ -257,7 +247,7 @@ export class Gateway {
       },
     }
     this.metrics = new Metrics(options.version, {
-      connections: () => this.#open.size,
+      connections: () => this.connections,
       websockets: () => this.#app?.tunnels.size ?? 0,
       upstreams: () =>
         this.apps.all.flatMap((app) =>
@@ -276,7 +266,7 @@ export class Gateway {
     })
     certificateMetrics(this.metrics.registry, {
       certificates: this.certificates,
-      record: () => this.#record,
+      record: () => this.#watch.record,
     })
     const limited = new Counter({
       name: 'gatehouse_limited_total',
@@ -301,7 +291,7 @@ export class Gateway {
     )
     this.#certs = createCertsServer(
       {
-        names: () => certificateNames(this.#sources()),
+        names: () => this.#watch.names,
         problem: () => this.problems.get('https') ?? this.problems.get('tailnet'),
         setDNS: async (name, value) => {
           await this.#node!.tailnet!.setDNS(name, value)
@@ -309,27 +299,17 @@ export class Gateway {
       },
       log,
     )
-    this.#redirect = createRedirectServer({
-      authority: async () =>
-        this.#settings.mode === 'self'
-          ? await readFile(join(options.tls, authorityFile), 'utf8').catch(() => undefined)
-          : undefined,
+    this.#front = new Front({
+      log,
+      problems: this.problems,
+      certificates: this.certificates,
+      limits: this.limits,
+      metrics: this.metrics,
+      doors: this.doors,
+      forwards: this.forwards,
       name: (service) => this.#nameOf(service),
-      waiting: (service) => {
-        const ready =
-          service === undefined
-            ? this.#https !== undefined && this.#covered(this.#nameOf() ?? '')
-            : this.#covered(this.#nameOf(service) ?? '')
-        const problem = ready
-          ? undefined
-          : (this.problems.get('https') ?? this.problems.get('certificate'))
-        return (
-          problem ??
-          (!ready
-            ? { message: 'There is no certificate for HTTPS yet', cure: 'Try again in a minute' }
-            : undefined)
-        )
-      },
+      ownAuthority: () => this.#settings.mode === 'self',
+      tls: options.tls,
     })
     this.problems.on('change', () => {
       this.#say()
@@ -409,9 +389,9 @@ export class Gateway {
       problems: this.problems,
       channelKey: this.#options.channelKey,
       editorRoot: this.#editorRoot,
-      serving: this.#https !== undefined,
+      serving: this.#front.serving,
       services: this.services,
-      names: certificateNames(this.#sources()),
+      names: this.#watch.names,
       ...(this.#options.resolve !== undefined && { resolve: this.#options.resolve }),
     })
   }
@@ -442,7 +422,7 @@ export class Gateway {
     strictTransport(this.#settings.mode !== 'self')
     if (this.#node !== undefined) this.#node.wantsNames = this.#settings.mode === 'tailscale'
     // The agent is to look at what changed, names or not.
-    this.#names = ''
+    this.#watch.forget()
     this.#localRights = config.local_network.listen ? config.local_network.rights : []
     this.guard.local = this.#localRights
     void this.localNetwork.configure(config.local_network)
@@ -485,20 +465,7 @@ export class Gateway {
       this.#say()
     })
     await node.start()
-    const front = acceptTLS({
-      server: this.#app!.server as Server,
-      acceptHTTP2: this.#app!.acceptHTTP2,
-      certificates: this.certificates,
-      tailnet: node.tailnet!,
-      limits: this.limits,
-      log: this.#options.log,
-      name: (service) => this.#nameOf(service),
-    })
-    this.#open = front.open
-    this.#accept = front.accept
-    this.#http = await node.listen(80, (conn) => {
-      this.#redirectConn(conn, new Peer(conn, node.tailnet!, this.#options.log))
-    })
+    await this.#front.join(node, this.#app!)
     this.services.start()
     this.forwards.start()
     await this.#judgeCertificates()
@@ -522,147 +489,41 @@ export class Gateway {
     return service === undefined ? canonicalName(this.#sources()) : this.services.name(service)
   }
 
-  /** A connection of the local network, to the editor's port or to that of what flows serve. */
-  #acceptLocal(conn: TailnetConn, peer: Peer): void {
-    if (this.#accept === undefined) conn.destroy()
-    else this.#accept(conn, peer)
-  }
-
-  /** A connection to port 80. */
-  #redirectConn(conn: TailnetConn, peer: Peer): void {
-    conn.on('error', () => conn.destroy())
-    if (!this.limits.admit(peer, conn)) {
-      conn.destroy()
-      return
-    }
-    setPeer(conn, peer)
-    this.#plain.add(conn)
-    // All there is to do is to ask and be sent elsewhere: whoever takes longer than headers may is
-    // after something else.
-    const late = setTimeout(() => conn.destroy(), this.limits.settings.headerTimeout)
-    conn.once('close', () => {
-      clearTimeout(late)
-      this.#plain.delete(conn)
-    })
-    this.#redirect.emit('connection', conn)
-  }
-
   /** The names may be others: of the node, of Services it hosts. */
   #takeNames(): void {
     this.certificates.want(certificateNames(this.#sources()))
-    void this.#writeNames()
+    void this.#watch.tell()
     void this.#judgeCertificates()
   }
 
-  /** Connections of peers to port 443 that are open. */
+  /** TLS connections of peers that are open. */
   get connections(): number {
-    return this.#open.size
+    return this.#front.connections.size
   }
 
   /** How things are now. */
   async status(): Promise<GatewayStatus> {
-    const configuration = await this.#options.configurationProblem?.()
-    // What the problem says is said.
-    const notes = ((await this.#options.configurationNotes?.()) ?? []).filter(
-      (note) => !(configuration ?? '').includes(note),
-    )
-    if (configuration !== undefined)
-      this.problems.set(
-        'configuration',
-        new GatehouseError(
-          'GH_CONFIGURATION',
-          configuration.replace(/\.$/, ''),
-          'Then restart the device',
-        ),
-      )
-    else if (this.problems.get('configuration')?.code === 'GH_CONFIGURATION')
-      this.problems.clear('configuration', 'the configuration is well again')
+    const configurationProblem = await this.#options.configurationProblem?.()
+    const configurationNotes = (await this.#options.configurationNotes?.()) ?? []
+    judgeConfiguration(this.problems, configurationProblem)
     await Promise.all([this.#node?.look(), this.upstream.check(), this.#judgeCertificates()])
-    const node = this.#node
-    const name = this.#nameOf()
-    const status = node?.status
-    const record = this.#record
-    const problems = this.problems.list()
-    return {
+    return await collectStatus({
       version: this.#options.version,
-      ok: problems.length === 0 && node?.running === true && this.#https !== undefined,
-      startedAt: this.#startedAt.toISOString(),
-      ...(name === undefined
-        ? {}
-        : {
-            url: `${originOf(name, ports.editor)}/`,
-            urls: {
-              editor: `${originOf(name, ports.editor)}/`,
-              flows: `${originOf(name, ports.flows)}/`,
-              gateway: `${originOf(name, ports.own)}/`,
-            },
-          }),
-      tailnet: {
-        state: status?.backendState ?? 'NoState',
-        ...(node?.name === undefined ? {} : { name: node.name }),
-        addresses: status?.tailscaleIPs ?? [],
-        ...(node?.loginURL === undefined ? {} : { loginURL: node.loginURL }),
-        tags: status?.self?.tags ?? [],
-        ...(status?.self?.keyExpiry === undefined ? {} : { keyExpiry: status.self.keyExpiry }),
-        health: status?.health ?? [],
-        peers: (status?.peers ?? []).map((peer) => ({
-          name: peer.dnsName.replace(/\.$/, '') || peer.hostName,
-          online: peer.online,
-          ...pathTo(peer),
-        })),
-      },
-      certificate: {
-        mode: this.#settings.mode,
-        ...(record?.authority === undefined || this.#settings.mode !== 'self'
-          ? {}
-          : { authority: record.authority }),
-        records: record?.records ?? [],
-        names: certificateNames(this.#sources()).map((name) => {
-          const certificate = this.certificates.get(name)
-          const problem = this.certificates.refused(name)
-          const renewAt = record?.certificates?.find((one) => one.name === name)?.renewAt
-          return {
-            name,
-            ...(certificate === undefined
-              ? {}
-              : { notAfter: certificate.notAfter.toISOString(), issuer: certificate.issuer }),
-            ...(renewAt === undefined ? {} : { renewAt }),
-            ...(problem === undefined ? {} : { problem }),
-          }
-        }),
-        ...(record === undefined
-          ? {}
-          : {
-              lastRun: {
-                checkedAt: record.checkedAt,
-                result: record.result,
-                problem: record.problem,
-                code: record.code,
-                severity: record.severity,
-                daysLeft: record.daysLeft,
-                next: record.next,
-              },
-            }),
-        notes: record?.notes ?? [],
-      },
-      upstream: {
-        socket: this.upstream.socket,
-        state: this.upstream.state,
-        since: this.upstream.since.toISOString(),
-      },
-      access: {
-        ...(await this.#owner()),
-        settings: this.guard.settings,
-        capability,
-        ...(this.localNetwork.listening ? { localNetwork: [...this.#localRights] } : {}),
-      },
-      services: this.services.list(),
-      configuration: {
-        ...(configuration === undefined ? {} : { problem: configuration }),
-        ...(notes.length === 0 ? {} : { notes }),
-      },
-      problems,
-    }
+      startedAt: this.#startedAt,
+      configurationProblem,
+      configurationNotes,
+      problems: this.problems,
+      node: this.#node,
+      name: this.#nameOf(),
+      serving: this.#front.serving,
+      mode: this.#settings.mode,
+      certificates: this.certificates,
+      watch: this.#watch,
+      upstream: this.upstream,
+      guard: this.guard,
+      services: this.services,
+      localRights: this.localNetwork.listening ? this.#localRights : undefined,
+    })
   }
 
   /**
@@ -675,14 +536,13 @@ export class Gateway {
     clearInterval(this.#timer)
     // Not waited for: a listener may count as closed only when its connections are.
     const listeners = Promise.allSettled([
-      this.#https?.close(),
-      this.#http?.close(),
+      this.#front.close(),
       this.doors.close(),
       this.services.close(),
     ])
-    await this.#app?.drain(this.#open, grace)
+    await this.#app?.drain(this.#front.connections, grace)
     await this.#app?.close()
-    for (const conn of this.#plain) conn.destroy()
+    this.#front.destroyPlain()
     await this.forwards.close()
     await this.localNetwork.close()
     await listeners
@@ -709,13 +569,6 @@ export class Gateway {
     else this.problems.set('storage', problem.error, problem.severity)
   }
 
-  async #owner(): Promise<{ owner?: string }> {
-    const self = await this.guard.self()
-    return self?.user === undefined || self.node.tags.length > 0
-      ? {}
-      : { owner: self.user.loginName }
-  }
-
   #notReady(): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {
     if (this.#closing)
       return {
@@ -726,7 +579,7 @@ export class Gateway {
     // Nobody new is let in.
     const memory = this.problems.get('memory')
     if (memory !== undefined) return memory
-    if (this.#node?.running === true && this.#https !== undefined && this.upstream.state === 'up')
+    if (this.#node?.running === true && this.#front.serving && this.upstream.state === 'up')
       return undefined
     return (
       this.problems.list()[0] ?? {
@@ -737,106 +590,22 @@ export class Gateway {
     )
   }
 
-  /**
-   * Opens 443 as soon as there is a certificate for it: until then a connection is refused, not
-   * broken off in the handshake.
-   */
-  async #openHTTPS(): Promise<void> {
-    const node = this.#node
-    if (
-      this.#https !== undefined ||
-      this.#opening ||
-      this.#closing ||
-      node === undefined ||
-      this.#accept === undefined ||
-      !node.running ||
-      !this.#covered(this.#nameOf() ?? '')
-    )
-      return
-    this.#opening = true
-    this.#https = await node.listen(443, (conn) => {
-      this.metrics.connections.inc()
-      if (this.forwards.byName) this.forwards.passThrough(conn, this.#accept!)
-      else this.#accept!(conn)
-    })
-    this.#opening = false
-    if (this.#https !== undefined) this.doors.start()
-    if (this.#https !== undefined) this.#options.log.info(`serving https://${this.#nameOf()}/`)
-    this.#say()
-  }
-
+  /** Looks at the certificates, and opens port 443 once there is one for it. */
   async #judgeCertificates(): Promise<void> {
-    this.#record = await readRecord(this.#options.tls)
+    await this.#watch.read()
     if (this.#closing) return
-    await this.#openHTTPS()
-    const names = certificateNames(this.#sources())
-    if (names.length === 0) return
-    const finding = judgeCertificates({
-      names,
-      certificates: this.certificates,
-      record: this.#record,
-      now: new Date(),
-      uptime: Date.now() - this.#startedAt.getTime(),
-      mode: this.#settings.mode,
-    })
-    if (finding === undefined)
-      this.problems.clear('certificate', 'there is a certificate for every name')
-    else this.problems.set('certificate', finding.error, finding.severity)
-    await this.#wakeAgent()
-  }
-
-  /**
-   * Has the agent run when its record says it is wanted, once for each record: gatehouse-certs.path
-   * starts it when the list of names is written.
-   */
-  async #wakeAgent(): Promise<void> {
-    const at = wantedAt(this.#record)
-    if (at === undefined || Date.now() < at.getTime() || this.#woken === this.#record?.checkedAt)
-      return
-    this.#woken = this.#record?.checkedAt
-    this.#names = ''
-    await this.#writeNames()
-  }
-
-  async #writeNames(): Promise<void> {
-    // One after the other: they have one temporary file.
-    this.#writing = this.#writing.then(async () => {
-      await this.#writeNamesNow()
-    })
-    await this.#writing
-  }
-
-  async #writeNamesNow(): Promise<void> {
-    const names = certificateNames(this.#sources())
-    const text = names.map((name) => `${name}\n`).join('')
-    if (names.length === 0 || text === this.#names) return
-    this.#names = text
-    try {
-      await mkdir(this.#options.runtime, { recursive: true })
-      await writeFileAtomic(join(this.#options.runtime, 'names'), text, 0o644)
-    } catch (err) {
-      this.#names = ''
-      this.#options.log.error(
-        { code: 'GH_NAMES_WRITE' },
-        `the list of names cannot be written, so no certificate is asked for: ${reason(err)}. Check RuntimeDirectory=gatehouse in the unit`,
-      )
-    }
+    if (await this.#front.openHTTPS()) this.#say()
+    await this.#watch.judge()
   }
 
   #say(): void {
     if (this.#closing) return
     const problem = this.problems.list()[0]
-    const name = this.#https === undefined ? undefined : this.#nameOf()
+    const name = this.#front.serving ? this.#nameOf() : undefined
     const well = name === undefined ? 'joining the tailnet' : `serving https://${name}/`
     const line = problem === undefined ? well : `${problem.message}. ${problem.cure}`
     if (line === this.#line) return
     this.#line = line
     this.#options.onState?.(line)
   }
-}
-
-/** The way packets take to a peer. */
-function pathTo(peer: NodeStatus): { path: 'direct' | 'relay'; via: string } | { path: 'idle' } {
-  if (peer.curAddr !== '') return { path: 'direct', via: peer.curAddr }
-  return peer.relay !== '' ? { path: 'relay', via: peer.relay } : { path: 'idle' }
 }

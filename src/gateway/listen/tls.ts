@@ -11,7 +11,7 @@ import type { Tailnet, TailnetConn } from '../tailnet/tailnet.ts'
 const handshakeTimeout = 15_000
 
 /** Options of {@link acceptTLS}. */
-export interface FrontOptions {
+export interface AcceptOptions {
   /** For HTTP/1.1. */
   server: Server
   /** For HTTP/2. */
@@ -42,7 +42,7 @@ export function acceptTLS({
   limits,
   log,
   name,
-}: FrontOptions): { accept: (conn: TailnetConn, peer?: Peer) => void; open: Set<TLSSocket> } {
+}: AcceptOptions): { accept: (conn: TailnetConn, peer?: Peer) => void; open: Set<TLSSocket> } {
   const open = new Set<TLSSocket>()
   const linger = lingering(server)
   const accept = (conn: TailnetConn, peer = new Peer(conn, tailnet, log)): void => {
