@@ -24,7 +24,8 @@ import { promisify } from 'node:util'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { rounds } from '../scenarios/stage.ts'
 import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts'
-import { type Machine, makeStick } from '../vm/machine.ts'
+import { makeStick } from '../vm/disk.ts'
+import type { Machine } from '../vm/machine.ts'
 
 const next = path.resolve(import.meta.dirname, '../../out/next-amd64')
 const mirror = '10.77.0.70'

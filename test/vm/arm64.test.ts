@@ -12,7 +12,8 @@ import { after, before, test } from 'node:test'
 import { signature, signingKey } from '../../tools/signing.ts'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { bootAppliance, editor, eventually, imageOf, joined } from './appliance.ts'
-import { type Machine, makeStick } from './machine.ts'
+import { makeStick } from './disk.ts'
+import type { Machine } from './machine.ts'
 
 const image = imageOf('arm64')
 let lab: Lab

@@ -29,15 +29,17 @@
  * @module
  */
 
-import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { existsSync, rmSync } from 'node:fs'
-import { copyFile, mkdir, mkdtemp, open, readFile, rm, truncate, writeFile } from 'node:fs/promises'
-import { type Socket, connect } from 'node:net'
+import { copyFile, mkdir, mkdtemp, readFile, rm, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { dirname, join, resolve } from 'node:path'
+import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { block, readTables } from '../../tools/gpt.ts'
+import { mcopy } from './disk.ts'
+import { firmware, monitor, prepareBoard, qemuArguments } from './qemu.ts'
+import { RootShell, type RunOptions, type RunResult } from './root-shell.ts'
+import { tool, toolsTree, treeEnvironment } from './tools-tree.ts'
 
 /** The processor an image is made for, in Debian's words. */
 export type Arch = 'amd64' | 'arm64'
@@ -101,205 +103,6 @@ export interface MachineOptions {
   accelerator?: 'tcg' | 'kvm'
 }
 
-/** What a command in the machine came to. */
-export interface RunResult {
-  /**
-   * Exit status; 124 when `timeout` ended it (as timeout(1) has it), 128 + signal when a signal
-   * did.
-   */
-  code: number
-  stdout: string
-  stderr: string
-}
-
-/** How to run a command in the machine. */
-export interface RunOptions {
-  /** Seconds until the command is ended. Default: 60. */
-  timeout?: number
-  /** The user to run it as, with that user's groups. Default: root. */
-  user?: string
-}
-
-/** What a Pi 3B's firmware would start (image/rpi/config.txt). */
-const ubootFiles = ['u-boot.bin', 'bcm2837-rpi-3-b.dtb'] as const
-
-/**
- * What QEMU's Pi cannot do is taken out of this machine's copies of U-Boot and the device tree,
- * text by text of one length:
- *
- * - The watchdog: the register that starts it is that of a reset, and QEMU resets at once
- *   (hw/misc/bcm2835_powermgt.c). To start it is systemd's first act.
- * - U-Boot's look for USB keyboards: the kernel's driver (dwc2) finds the emulated controller as
- *   U-Boot leaves it, and then no device ("Not connected").
- */
-const notEmulated: readonly [file: (typeof ubootFiles)[number], there: string, instead: string][] =
-  [
-    [
-      'bcm2837-rpi-3-b.dtb',
-      'brcm,bcm2835-pm\0brcm,bcm2835-pm-wdt\0',
-      'none,bcm2835-pm\0none,bcm2835-pm-wdt\0',
-    ],
-    ['u-boot.bin', 'preboot=pci enum; usb start;', 'preboot=pci enum; true     ;'],
-  ]
-
-const toolsTree = resolve(import.meta.dirname, '../../out/mkosi/tools')
-
-/**
- * The shell in the machine. One line in: id, user, seconds, command (base64). One line out: DONE,
- * id, status, stdout, stderr (base64).
- */
-const agent = `
-port=/dev/virtio-ports/gatehouse.test
-until [ -e "$port" ]; do sleep 0.2; done
-mkdir -p -m 0711 /run/gatehouse-test
-cd /run/gatehouse-test
-exec 3<>"$port"
-echo "HELLO $(cat /proc/sys/kernel/random/boot_id)" >&3
-while :; do
-  while read -r id user limit command <&3; do
-    (
-      printf %s "$command" | base64 -d >"$id.sh"
-      as=()
-      [ "$user" = root ] || as=(setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups)
-      timeout -k 5 "$limit" "\${as[@]}" /bin/bash "/run/gatehouse-test/$id.sh" >"$id.out" 2>"$id.err" </dev/null 3>&-
-      code=$?
-      out=$(base64 -w0 <"$id.out") err=$(base64 -w0 <"$id.err")
-      rm -f "$id".*
-      { flock 9; echo "DONE $id $code \${out:--} \${err:--}" >&3; } 9>lock
-    ) &
-  done
-  sleep 0.2
-done
-`
-
-const agentUnit = `[Unit]
-Description=Root shell for tests, handed in by the hypervisor
-ConditionPathExists=!/etc/initrd-release
-DefaultDependencies=no
-Conflicts=shutdown.target
-Before=shutdown.target
-[Service]
-ExecStart=/bin/bash -c 'eval "$$(echo ${Buffer.from(agent).toString('base64')} | base64 -d)"'
-Environment=HOME=/root
-`
-
-/**
- * Runs a program on this machine to its end and returns its output; an Error with what it said on
- * stderr if it fails.
- */
-function tool(
-  file: string,
-  args: string[],
-  input?: string | Buffer,
-  env?: Record<string, string>,
-): Promise<string> {
-  return new Promise((done, fail) => {
-    const child = execFile(
-      file,
-      args,
-      { maxBuffer: 1 << 24, env: { ...process.env, ...env } },
-      (error, stdout, stderr) => {
-        if (error)
-          fail(new Error(`machine: ${file} ${args.join(' ')}: ${stderr.trim() || error.message}`))
-        else done(stdout)
-      },
-    )
-    child.stdin?.end(input)
-  })
-}
-
-/**
- * A program of the tools tree, as the arguments that run it with that tree's loader and libraries.
- */
-function fromTree(program: string): string[] {
-  const triplet = process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu'
-  const loader = process.arch === 'arm64' ? 'ld-linux-aarch64.so.1' : 'ld-linux-x86-64.so.2'
-  return [
-    join(toolsTree, 'usr/lib', triplet, loader),
-    '--library-path',
-    join(toolsTree, 'usr/lib', triplet),
-    join(toolsTree, 'usr/bin', program),
-  ]
-}
-
-const treeEnvironment = {
-  GCONV_PATH: join(
-    toolsTree,
-    'usr/lib',
-    process.arch === 'arm64' ? 'aarch64-linux-gnu' : 'x86_64-linux-gnu',
-    'gconv',
-  ),
-  QEMU_MODULE_DIR: '/nonexistent', // the host's modules, of another version, are not for this QEMU
-}
-
-/** Where the EFI system partition begins, in bytes. */
-async function espOffset(image: string): Promise<number> {
-  const file = await open(image, 'r')
-  try {
-    const [table] = await readTables(file, (await file.stat()).size)
-    const esp = table?.partitions.find((partition) => partition.esp)
-    if (esp === undefined)
-      throw new Error(`machine: ${image} has no EFI system partition: not an image of image/build?`)
-    return esp.first * block
-  } finally {
-    await file.close()
-  }
-}
-
-/**
- * Makes the image of a stick: one FAT32 partition behind an MBR, as sticks are sold, with `files`
- * (of this machine, by where they go on the stick).
- */
-export async function makeStick(
-  image: string,
-  files: Record<string, string>,
-  { megabytes = 400 } = {},
-): Promise<void> {
-  await rm(image, { force: true })
-  const start = 2048
-  const sectors = megabytes * 2048
-  const mbr = Buffer.alloc(512)
-  // One entry: type 0x0c (FAT32, LBA), first sector, number of sectors; then the signature.
-  mbr[446 + 4] = 0x0c
-  mbr.writeUInt32LE(start, 446 + 8)
-  mbr.writeUInt32LE(sectors, 446 + 12)
-  mbr.writeUInt16LE(0xaa55, 510)
-  const file = await open(image, 'w')
-  await file.write(mbr)
-  await file.truncate((start + sectors) * 512)
-  await file.close()
-  const [mkfs = '', ...mkfsArgs] = fromTree('../sbin/mkfs.vfat')
-  await tool(mkfs, [
-    ...mkfsArgs,
-    '-F',
-    '32',
-    '-n',
-    'STICK',
-    '--offset',
-    String(start),
-    image,
-    String(sectors / 2),
-  ])
-  const [mtools = '', ...mtoolsArgs] = fromTree('mtools')
-  const at = `${image}@@${start * 512}`
-  for (const folder of new Set(Object.keys(files).map((name) => dirname(name)))) {
-    if (folder !== '.')
-      await tool(
-        mtools,
-        [...mtoolsArgs, '-c', 'mmd', '-i', at, `::${folder}`],
-        undefined,
-        treeEnvironment,
-      )
-  }
-  for (const [name, source] of Object.entries(files))
-    await tool(
-      mtools,
-      [...mtoolsArgs, '-c', 'mcopy', '-o', '-i', at, source, `::${name}`],
-      undefined,
-      treeEnvironment,
-    )
-}
-
 /**
  * A virtual machine that runs, or has run, a copy of the image. Make one with {@link Machine.boot}.
  */
@@ -321,15 +124,15 @@ export class Machine {
   #ownDirectory: boolean
   #sockets = ''
   #tap: string
-  #clock = 'utc'
   #qemu: ChildProcess | undefined
   #exited: Promise<void> = Promise.resolve()
   #stderr = ''
-  #shell: Socket | undefined
   #startedAt = 0
-  #bootId: string | undefined
-  #serial = 0
-  #pending = new Map<number, { done: (result: RunResult) => void; fail: (error: Error) => void }>()
+  #sticks = 0
+  #shell = new RootShell(() => {
+    this.bootSeconds = (performance.now() - this.#startedAt) / 1000
+    for (const greeted of this.#greeted) greeted()
+  })
   #greeted = new Set<() => void>()
   #onExit = (): void => {
     this.#qemu?.kill('SIGKILL')
@@ -376,23 +179,10 @@ export class Machine {
       await machine.writeFiles(options.files ?? {})
       if (options.board === undefined)
         await copyFile(
-          join(toolsTree, machine.#firmware().vars),
+          join(toolsTree, firmware(options.arch).vars),
           join(machine.#directory, 'efivars.fd'),
         )
-      else {
-        await machine.#mcopy([...ubootFiles.map((name) => `::${name}`), machine.#directory])
-        for (const [name, there, instead] of notEmulated) {
-          const path = join(machine.#directory, name)
-          const content = await readFile(path)
-          const at = content.indexOf(there)
-          if (at < 0)
-            throw new Error(
-              `machine: ${name} of the image has no ${JSON.stringify(there)} any more: see notEmulated`,
-            )
-          content.write(instead, at)
-          await writeFile(path, content)
-        }
-      }
+      else await prepareBoard(machine.disk, machine.#directory)
       await machine.start()
     } catch (error) {
       await machine.destroy()
@@ -409,159 +199,13 @@ export class Machine {
       )
     if (Object.keys(files).length === 0) return
     for (const [name, content] of Object.entries(files))
-      await this.#mcopy(['-', `::${name}`], content)
-  }
-
-  /** mcopy(1) to or from the FAT partition of the disk. */
-  async #mcopy(names: string[], input?: string | Buffer): Promise<void> {
-    const [loader = '', ...args] = fromTree('mtools')
-    await tool(
-      loader,
-      [...args, '-c', 'mcopy', '-o', '-i', `${this.disk}@@${await espOffset(this.disk)}`, ...names],
-      input,
-      treeEnvironment,
-    )
-  }
-
-  /** The firmware's two files in the tools tree. */
-  #firmware(): { code: string; vars: string } {
-    return this.options.arch === 'amd64'
-      ? { code: 'usr/share/OVMF/OVMF_CODE_4M.fd', vars: 'usr/share/OVMF/OVMF_VARS_4M.fd' }
-      : { code: 'usr/share/AAVMF/AAVMF_CODE.no-secboot.fd', vars: 'usr/share/AAVMF/AAVMF_VARS.fd' }
-  }
-
-  #arguments(): string[] {
-    return this.options.board === undefined
-      ? this.#virtual()
-      : [
-          ...fromTree('qemu-system-aarch64'),
-          '-L',
-          join(toolsTree, 'usr/share/qemu'),
-          '-nodefaults',
-          '-no-user-config',
-          '-display',
-          'none',
-          '-monitor',
-          'none',
-          '-parallel',
-          'none',
-          // Time goes by with the instructions: by the clock, the emulated USB controller asks its
-          // device so often that the processors get nothing done.
-          '-machine',
-          this.options.board,
-          '-accel',
-          'tcg,thread=single,tb-size=512',
-          '-icount',
-          'shift=2',
-          '-kernel',
-          join(this.#directory, ubootFiles[0]),
-          '-dtb',
-          join(this.#directory, ubootFiles[1]),
-          '-drive',
-          `if=sd,format=raw,cache=unsafe,file=${this.disk}`,
-          '-netdev',
-          `tap,id=lan,ifname=${this.#tap},script=no,downscript=no`,
-          '-device',
-          `usb-net,netdev=lan,mac=${this.mac}`,
-          // The first is the one that Bluetooth is on.
-          '-serial',
-          'null',
-          '-chardev',
-          `file,id=console,path=${this.consoleLog},append=on`,
-          '-serial',
-          'chardev:console',
-        ]
-  }
-
-  #virtual(): string[] {
-    const { arch, memory = 1024, cpus = 2 } = this.options
-    const clock = this.#clock
-    const accelerator = this.options.accelerator ?? process.env['GATEHOUSE_VM_ACCEL'] ?? 'tcg'
-    const credential = (name: string, content: string): string[] => [
-      '-smbios',
-      `type=11,value=io.systemd.credential.binary:${name}=${Buffer.from(content).toString('base64')}`,
-    ]
-    // TCG: la57 (five-level page tables) only makes every page walk longer. arm64: the Pi 4's
-    // processor.
-    const emulated = arch === 'amd64' ? 'max,la57=off' : 'cortex-a72'
-    const cpu = accelerator === 'kvm' ? 'host' : emulated
-    return [
-      ...fromTree(arch === 'amd64' ? 'qemu-system-x86_64' : 'qemu-system-aarch64'),
-      '-L',
-      join(toolsTree, 'usr/share/qemu'),
-      '-nodefaults',
-      '-no-user-config',
-      '-display',
-      'none',
-      '-monitor',
-      'none',
-      '-parallel',
-      'none',
-      '-machine',
-      arch === 'amd64' ? 'q35' : 'virt,gic-version=3',
-      '-accel',
-      accelerator === 'kvm' ? 'kvm' : 'tcg,thread=multi,tb-size=512',
-      '-cpu',
-      cpu,
-      '-smp',
-      String(cpus),
-      '-m',
-      `${memory}M`,
-      '-rtc',
-      `base=${clock}`,
-      '-drive',
-      `if=pflash,unit=0,format=raw,readonly=on,file=${join(toolsTree, this.#firmware().code)}`,
-      '-drive',
-      `if=pflash,unit=1,format=raw,file=${join(this.#directory, 'efivars.fd')}`,
-      // unsafe: what the guest has written survives the death of QEMU, which is all that these
-      // tests kill.
-      '-drive',
-      `if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=${this.disk}`,
-      '-device',
-      'virtio-blk-pci,drive=disk,bootindex=0',
-      '-netdev',
-      `tap,id=lan,ifname=${this.#tap},script=no,downscript=no`,
-      '-device',
-      `virtio-net-pci,netdev=lan,mac=${this.mac},romfile=`,
-      '-device',
-      'virtio-rng-pci',
-      // The PC's firmware has a network stack, which answers before the system is there; a Pi's has
-      // none.
-      '-fw_cfg',
-      'name=opt/org.tianocore/IPv4Support,string=no',
-      '-fw_cfg',
-      'name=opt/org.tianocore/IPv6Support,string=no',
-      '-chardev',
-      `file,id=console,path=${this.consoleLog},append=on`,
-      '-serial',
-      'chardev:console',
-      '-chardev',
-      `socket,id=qmp,path=${join(this.#sockets, 'qmp')},server=on,wait=off`,
-      '-mon',
-      'chardev=qmp,mode=control',
-      ...(this.options.sticks === true
-        ? ['-device', arch === 'amd64' ? 'virtio-scsi-pci,id=sticks' : 'qemu-xhci,id=sticks']
-        : []),
-      ...(this.options.serial === undefined ? [] : ['-serial', `file:${this.options.serial}`]),
-      '-chardev',
-      `socket,id=shell,path=${join(this.#sockets, 'shell')},server=on,wait=off`,
-      '-device',
-      'virtio-serial-pci',
-      '-device',
-      'virtserialport,chardev=shell,name=gatehouse.test',
-      ...credential('systemd.extra-unit.gatehouse-test.service', agentUnit),
-      ...credential('systemd.unit-dropin.sysinit.target', '[Unit]\nWants=gatehouse-test.service\n'),
-      ...Object.entries(this.options.credentials ?? {}).flatMap(([name, content]) =>
-        credential(name, content),
-      ),
-    ]
+      await mcopy(this.disk, ['-', `::${name}`], content)
   }
 
   /** Starts QEMU on the disk as it is: after powerOff() or kill(), the same machine once more. */
   async start({
     clock = this.options.clock ?? 'utc',
   }: Pick<MachineOptions, 'clock'> = {}): Promise<void> {
-    this.#clock = clock
     if (this.#qemu) throw new Error('machine: start: it is running already')
     const { namespace, bridge } = this.options
     // A path in sun_path has 107 bytes at most: not under `directory`.
@@ -569,14 +213,30 @@ export class Machine {
     await tool('ip', ['-n', namespace, 'tuntap', 'add', 'dev', this.#tap, 'mode', 'tap'])
     await tool('ip', ['-n', namespace, 'link', 'set', 'dev', this.#tap, 'master', bridge, 'up'])
 
-    this.#bootId = undefined
     this.#stderr = ''
     this.#startedAt = performance.now()
+    const place = {
+      directory: this.#directory,
+      disk: this.disk,
+      consoleLog: this.consoleLog,
+      sockets: this.#sockets,
+      tap: this.#tap,
+      mac: this.mac,
+      clock,
+    }
     // Should this process die without a chance to clean up, the kernel ends QEMU (prctl(2),
     // PR_SET_PDEATHSIG).
     const qemu = spawn(
       'setpriv',
-      ['--pdeathsig', 'KILL', 'ip', 'netns', 'exec', namespace, ...this.#arguments()],
+      [
+        '--pdeathsig',
+        'KILL',
+        'ip',
+        'netns',
+        'exec',
+        namespace,
+        ...qemuArguments(this.options, place),
+      ],
       {
         stdio: ['ignore', 'ignore', 'pipe'],
         env: { ...process.env, ...treeEnvironment },
@@ -593,8 +253,7 @@ export class Machine {
         if (this.#qemu !== qemu) return done()
         this.#qemu = undefined
         process.off('exit', this.#onExit)
-        this.#shell?.destroy()
-        this.#failPending(new Error(`machine: QEMU has ended. ${this.#stderr.trim()}`))
+        this.#shell.end(new Error(`machine: QEMU has ended. ${this.#stderr.trim()}`))
         void Promise.all([
           tool('ip', ['-n', namespace, 'link', 'del', 'dev', this.#tap]).catch(() => {}), // the namespace may be gone, and the tap with it
           rm(this.#sockets, { recursive: true, force: true }),
@@ -606,58 +265,12 @@ export class Machine {
         ended()
       })
     })
-    if (this.options.board === undefined) await this.#connectShell()
-  }
-
-  async #connectShell(): Promise<void> {
-    const path = join(this.#sockets, 'shell')
-    for (let attempt = 0; ; attempt++) {
-      if (!this.#qemu) throw new Error(`machine: QEMU did not start: ${this.#stderr.trim()}`)
-      try {
-        this.#shell = await new Promise<Socket>((done, fail) => {
-          const socket = connect(path, () => done(socket))
-          socket.once('error', fail)
-        })
-        break
-      } catch (error) {
-        if (attempt > 200)
-          throw new Error(
-            `machine: QEMU does not open ${path}: ${String(error)} ${this.#stderr.trim()}`,
-          )
-        await sleep(50)
-      }
-    }
-    this.#shell.on('error', () => {}) // QEMU's end is told by its exit
-    let rest = ''
-    this.#shell.setEncoding('latin1')
-    this.#shell.on('data', (data) => {
-      const lines = (rest + String(data)).split('\n')
-      rest = lines.pop() ?? ''
-      for (const line of lines) this.#heard(line)
-    })
-  }
-
-  #heard(line: string): void {
-    const [word, ...rest] = line.split(' ')
-    if (word === 'HELLO') {
-      this.#bootId = rest[0]
-      this.bootSeconds = (performance.now() - this.#startedAt) / 1000
-      // A new boot: nobody is left to answer the old one's questions.
-      this.#failPending(new Error('machine: it has rebooted meanwhile'))
-      for (const greeted of this.#greeted) greeted()
-    } else if (word === 'DONE') {
-      const [id, code, stdout, stderr] = rest
-      const text = (data = '-'): string =>
-        data === '-' ? '' : Buffer.from(data, 'base64').toString()
-      const pending = this.#pending.get(Number(id))
-      this.#pending.delete(Number(id))
-      pending?.done({ code: Number(code), stdout: text(stdout), stderr: text(stderr) })
-    }
-  }
-
-  #failPending(error: Error): void {
-    for (const { fail } of this.#pending.values()) fail(error)
-    this.#pending.clear()
+    if (this.options.board === undefined)
+      await this.#shell.connect(
+        join(this.#sockets, 'shell'),
+        () => this.running,
+        () => this.#stderr.trim(),
+      )
   }
 
   /** True while QEMU runs. */
@@ -679,7 +292,7 @@ export class Machine {
    */
   async ready({ timeout = 300 }: { timeout?: number } = {}): Promise<void> {
     const deadline = performance.now() + timeout * 1000
-    while (this.#bootId === undefined) {
+    while (this.#shell.bootId === undefined) {
       if (!this.#qemu)
         throw new Error(
           `machine: QEMU has ended before the system was up. ${this.#stderr.trim()}\n${await this.#consoleEnd()}`,
@@ -698,23 +311,9 @@ export class Machine {
    * @throws Error when the machine ends, reboots or does not answer; a command that fails is a
    *   result, not an error.
    */
-  async run(command: string, { timeout = 60, user = 'root' }: RunOptions = {}): Promise<RunResult> {
+  async run(command: string, options: RunOptions = {}): Promise<RunResult> {
     await this.ready()
-    const id = ++this.#serial
-    return new Promise<RunResult>((done, fail) => {
-      const timer = setTimeout(
-        () => {
-          this.#pending.delete(id)
-          fail(new Error(`machine: no answer in ${timeout + 30} s to: ${command}`))
-        },
-        (timeout + 30) * 1000,
-      )
-      this.#pending.set(id, {
-        done: (result) => (clearTimeout(timer), done(result)),
-        fail: (error) => (clearTimeout(timer), fail(error)),
-      })
-      this.#shell?.write(`${id} ${user} ${timeout} ${Buffer.from(command).toString('base64')}\n`)
-    })
+    return await this.#shell.run(command, options)
   }
 
   /**
@@ -781,8 +380,8 @@ export class Machine {
    */
   async plug(image: string): Promise<() => Promise<void>> {
     if (this.options.sticks !== true) throw new Error('machine: plug: boot it with sticks: true')
-    const id = `stick${++this.#serial}`
-    await this.#monitor({
+    const id = `stick${++this.#sticks}`
+    await monitor(this.#sockets, {
       execute: 'blockdev-add',
       arguments: {
         'node-name': id,
@@ -795,15 +394,15 @@ export class Machine {
       this.options.arch === 'amd64'
         ? { driver: 'scsi-hd', bus: 'sticks.0', removable: true }
         : { driver: 'usb-storage', bus: 'sticks.0', removable: true }
-    await this.#monitor({
+    await monitor(this.#sockets, {
       execute: 'device_add',
       arguments: { ...bus, id: `${id}-device`, drive: id },
     })
     return async () => {
-      await this.#monitor({ execute: 'device_del', arguments: { id: `${id}-device` } })
+      await monitor(this.#sockets, { execute: 'device_del', arguments: { id: `${id}-device` } })
       // The guest lets go of it first.
       for (let tries = 0; ; tries++) {
-        const gone = await this.#monitor({
+        const gone = await monitor(this.#sockets, {
           execute: 'blockdev-del',
           arguments: { 'node-name': id },
         }).then(
@@ -814,41 +413,6 @@ export class Machine {
         await sleep(200)
       }
     }
-  }
-
-  /** One command to QEMU (QMP, docs/interop/qmp-spec.rst). */
-  async #monitor(command: object): Promise<unknown> {
-    return await new Promise((done, fail) => {
-      const socket = connect(join(this.#sockets, 'qmp'))
-      let rest = ''
-      let answers = 0
-      socket.setEncoding('utf8')
-      socket.setTimeout(60_000, () =>
-        socket.destroy(new Error("machine: QEMU's monitor does not answer")),
-      )
-      socket.once('error', fail)
-      socket.on('data', (data) => {
-        const lines = (rest + String(data)).split('\n')
-        rest = lines.pop() ?? ''
-        for (const line of lines) {
-          const message = JSON.parse(line) as {
-            QMP?: unknown
-            return?: unknown
-            error?: { desc: string }
-          }
-          if (message.QMP !== undefined) socket.write('{"execute":"qmp_capabilities"}\n')
-          else if (message.error !== undefined) {
-            socket.end()
-            fail(new Error(`machine: QEMU: ${message.error.desc}`))
-          } else if (message.return !== undefined && ++answers === 1)
-            socket.write(`${JSON.stringify(command)}\n`)
-          else if (message.return !== undefined) {
-            socket.end()
-            done(message.return)
-          }
-        }
-      })
-    })
   }
 
   /**

@@ -6,7 +6,7 @@ import path from 'node:path'
 import { examine, write } from '../../../tools/flash.ts'
 import { block, readTables } from '../../../tools/gpt.ts'
 import { imageOf } from '../../vm/appliance.ts'
-import { makeStick } from '../../vm/machine.ts'
+import { makeStick } from '../../vm/disk.ts'
 import { type Scenario, answers } from '../stage.ts'
 
 export const scenario: Scenario = {
