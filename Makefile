@@ -65,11 +65,12 @@ test-update: lab image-amd64 update-amd64 ## an update on the booted image: refu
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
 
-check: setup ## format, types, lint, layers, unit tests: about a minute
+check: setup ## format, types, lint, layers, documents, unit tests: about a minute
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --check --log-level warn .
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit
 	@$(NODE) node_modules/typescript/bin/tsc --noEmit -p src/console
 	@$(NODE) node_modules/oxlint/bin/oxlint --quiet src tools test bench
+	@$(NODE) node_modules/markdownlint-cli2/markdownlint-cli2-bin.mjs >/dev/null
 	@mkdir -p out
 	@$(NODE) test/run.ts $(CHECK_FLAGS) unit
 
