@@ -1,6 +1,7 @@
 import { request } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import { text as readText } from 'node:stream/consumers'
+import { asRoot } from './cures.ts'
 import { reason } from './errors.ts'
 
 /** What came back from a control socket. */
@@ -13,13 +14,13 @@ export interface Answer {
 export function unreachable(err: unknown, socket: string): { message: string; cure: string } {
   const code = (err as NodeJS.ErrnoException).code
   if (code === 'EACCES' || code === 'EPERM')
-    return { message: `only root may open ${socket}`, cure: 'Run it with sudo' }
+    return { message: `only root may open ${socket}`, cure: asRoot }
   if (code === 'ENOENT' || code === 'ECONNREFUSED')
     return {
       message: `nothing listens on ${socket}`,
-      cure: 'Run systemctl start gatehouse, and look at journalctl -u gatehouse',
+      cure: 'The gateway starts again by itself within a minute; if it does not, restart the device',
     }
-  return { message: reason(err), cure: 'Look at journalctl -u gatehouse' }
+  return { message: reason(err), cure: 'Try again; if it goes on, restart the device' }
 }
 
 /** What to ask for, for {@link exchange}. */

@@ -62,7 +62,7 @@ export async function openForeign(path: string, most: number): Promise<FileHandl
   })
   try {
     const stat = await file.stat()
-    if (!stat.isFile()) throw new Error('it is no file')
+    if (!stat.isFile()) throw new Error('it is not a file')
     if (stat.nlink !== 1) throw new Error(`it has ${stat.nlink} names`)
     if (stat.size > most) throw new Error(`it has ${stat.size} bytes, and ${most} are the most`)
     return file

@@ -143,7 +143,7 @@ export async function restore(root: string, file: string, passphrase: string): P
         throw new GatehouseError(
           'GH_RESTORE_PASSPHRASE',
           `${file} cannot be decrypted: ${reason(err)}`,
-          'Nothing was changed. Check the passphrase, and that it is a file written by gatehouse backup',
+          'Nothing was changed. Check the passphrase, and that it is a file that the page Backup of the console gave, or gatehouse backup wrote',
         )
       })
     await tool(
@@ -172,7 +172,7 @@ export async function restore(root: string, file: string, passphrase: string): P
       throw new GatehouseError(
         'GH_RESTORE_DAMAGED',
         `${file} holds nothing of a Gatehouse`,
-        'Nothing was changed. Take a file written by gatehouse backup',
+        'Nothing was changed. Take a file that the page Backup of the console gave, or gatehouse backup wrote',
       )
     for (const name of names) {
       const old = join(root, `${name}.before-restore`)

@@ -124,7 +124,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
 
   const asked = { schema: { body: body(['by'], { by }) } }
   app.post<{ Body: { by: string } }>('/v1/node-red/restart', asked, async ({ body: { by } }) => {
-    say(`node-red is started anew, as ${by} asks`)
+    say(`node-red is restarted, as ${by} asks`)
     await system.systemctl('restart', 'node-red.service')
     return { done: true }
   })

@@ -5,6 +5,7 @@ import { Agent, request } from 'node:https'
 import type { RequestOptions } from 'node:https'
 import type { ClientRequest, IncomingMessage } from 'node:http'
 import { join } from 'node:path'
+import { checkClock } from '../base/cures.ts'
 import { reason } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import type { RenewalInfo } from './ari.ts'
@@ -142,7 +143,7 @@ export async function createIssuer({
         throw new IssueError(
           'GH_CERTS_CLOCK',
           `the clock says ${now().toISOString()}, and the authority ${URL.parse(directory)?.host} that it is ${told.toISOString()}`,
-          'Check the network: the clock is set from it (timedatectl)',
+          checkClock,
         )
       }
       await heard(told)
@@ -367,7 +368,7 @@ function explain(
     return new IssueError(
       'GH_CERTS_CLOCK',
       `the certificate of the ACME directory ${host} is not valid yet by this clock`,
-      'Check the network: the clock is set from it (timedatectl)',
+      checkClock,
       { cause: err },
     )
   }

@@ -1,6 +1,7 @@
 import { chmod, lstat, open, readFile, readdir, rm } from 'node:fs/promises'
 import { X509Certificate } from 'node:crypto'
 import { join } from 'node:path'
+import { checkClock } from '../base/cures.ts'
 import { oneLine, reason } from '../base/errors.ts'
 import type { GatehouseError } from '../base/errors.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
@@ -103,7 +104,7 @@ export async function renew({
       if (certificate.notBefore.getTime() > now().getTime() + day) {
         // Nobody knows then whether it has expired. The authority's clock was right when it issued
         // it.
-        const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). Check the network: the clock is set from it (timedatectl)`
+        const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). ${checkClock}`
         later('failed', 'GH_CERTS_CLOCK', text, undefined, certificate)
         say(text, 'warning')
         continue
@@ -370,7 +371,7 @@ function prove(pem: string, name: string, now: Date): Certificate {
     throw new IssueError(
       'GH_CERTS_UNFIT',
       `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`,
-      'Check the clock (timedatectl)',
+      checkClock,
     )
   }
   return certificate
@@ -393,10 +394,10 @@ async function look(
     const stat = await lstat(path)
     if (!stat.isFile())
       return {
-        why: 'what is in its place is no file',
+        why: 'what is in its place is not a file',
         found: {
           code: 'GH_CERTS_TAMPERED',
-          message: `${path} is no file and makes way for one. Find out what put it there`,
+          message: `${path} is not a file, and makes room for one. Find out what put it there`,
         },
       }
     const certificate = parseCertificate(await readFile(path, 'utf8'), name)

@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { checkClock } from '../base/cures.ts'
 import { GatehouseError } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import { builtAt } from '../base/version.ts'
@@ -41,7 +42,7 @@ export class GoodTime {
    *   right may differ by a minute
    */
   check(now: Date): void {
-    const cure = 'Check the network: the clock is set from it (timedatectl)'
+    const cure = checkClock
     if (now < builtAt) {
       throw new GatehouseError(
         'GH_CERTS_CLOCK',

@@ -308,7 +308,7 @@ async function ask({ host, port }: NameServer, message: Buffer, timeout: number)
       if (received.length < 2 || received.length < 2 + received.readUInt16BE(0)) return
       const answer = received.subarray(2, 2 + received.readUInt16BE(0))
       if (answer.length >= 12 && answer.readUInt16BE(0) === message.readUInt16BE(0)) resolve(answer)
-      else reject(new Error('what it answers is no answer to this question'))
+      else reject(new Error('its answer does not belong to this question'))
       socket.destroy()
     })
     socket.once('error', reject)

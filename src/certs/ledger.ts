@@ -4,6 +4,7 @@ import { writeFileAtomic } from '../base/files.ts'
 import { failures, isFailureCode } from './failure.ts'
 import type { FailureCode } from './failure.ts'
 import { hour } from '../base/time.ts'
+import { seeLogs } from '../base/cures.ts'
 
 /** A certificate that was asked for. */
 interface Issue {
@@ -112,7 +113,7 @@ export class Ledger {
       if (at + wait > now)
         waits.push({
           next: at + wait,
-          problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many: journalctl -u gatehouse-certs`,
+          problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many. ${seeLogs('gatehouse-certs')}`,
           code: 'GH_CERTS_RATE_LIMITED',
         })
     }

@@ -53,6 +53,6 @@ export async function ownsState(state: string): Promise<void> {
   throw new GatehouseError(
     'GH_CERTS_USER',
     `certificates are looked after by user number ${uid}, not by this one`,
-    'Run systemctl start gatehouse-certs',
+    'Leave it to gatehouse-certs.service, which runs every hour and when the names change',
   )
 }

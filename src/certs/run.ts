@@ -2,6 +2,7 @@ import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../base/control-client.ts'
+import { restartDevice, seeLogs } from '../base/cures.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { hour } from '../base/time.ts'
 import type { Config } from '../config/config.ts'
@@ -65,12 +66,9 @@ export async function runCerts(
     const error =
       err instanceof GatehouseError
         ? err
-        : new GatehouseError(
-            'GH_CERTS',
-            `${state} cannot be used: ${reason(err)}`,
-            'Run systemctl start gatehouse-certs',
-            { cause: err },
-          )
+        : new GatehouseError('GH_CERTS', `${state} cannot be used: ${reason(err)}`, restartDevice, {
+            cause: err,
+          })
     process.stderr.write(`gatehouse certs: ${error.line}\n`)
     return 1
   }
@@ -295,7 +293,7 @@ async function readAuthorities(path: string): Promise<string> {
     throw new GatehouseError(
       'GH_CONFIG_CA_FILE',
       `${path} cannot be read: ${reason(err)}`,
-      'Run systemctl restart gatehouse-provision',
+      restartDevice,
       { cause: err },
     )
   }
@@ -344,7 +342,7 @@ async function publish(socket: string, name: string, value: string): Promise<voi
     throw new IssueError(
       'GH_CERTS_CHALLENGE',
       `the gateway does not publish the challenge: ${reason(err)}`,
-      'Look at journalctl -u gatehouse',
+      seeLogs('gatehouse'),
       { cause: err },
     )
   }
@@ -353,6 +351,6 @@ async function publish(socket: string, name: string, value: string): Promise<voi
   throw new IssueError(
     'GH_CERTS_CHALLENGE',
     error?.message ?? `the gateway answers ${answer.status} to the challenge`,
-    error?.cure ?? 'Look at journalctl -u gatehouse',
+    error?.cure ?? seeLogs('gatehouse'),
   )
 }

@@ -58,7 +58,7 @@ export async function runBackup(
     } else {
       const names = await quiet(async () => await restore(root, file, passphrase))
       process.stdout.write(
-        `restored: ${names.join(', ')}. This device is now the one of the backup: do not run both. Restart it: systemctl reboot\n`,
+        `restored: ${names.join(', ')}. This device is now the one of the backup: do not run both. Restart it now.\n`,
       )
     }
     return 0

@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
+import { asRoot, restartDevice } from '../base/cures.ts'
 import { printable, reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { builtAt } from '../base/version.ts'
@@ -148,14 +149,14 @@ async function firewall(): Promise<Check> {
       name: 'firewall',
       result: 'fail',
       found: `no chain drops by default for ${open.join(', ')}`,
-      cure: 'Run systemctl restart nftables, and look at journalctl -u nftables',
+      cure: `${restartDevice}. If it stays so, write the image to the card again`,
     }
   } catch (err) {
     return {
       name: 'firewall',
       result: 'skip',
       found: `it cannot be looked at: ${firstLine(err)}`,
-      cure: 'Run it with sudo',
+      cure: asRoot,
     }
   }
 }

@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
+import { asRoot, seeLogs } from '../base/cures.ts'
 import { reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { call, unreachable } from '../base/control-client.ts'
@@ -23,7 +24,7 @@ export async function runReload(
       await promisify(execFile)('systemctl', ['restart', 'gatehouse-provision.service'])
   } catch (err) {
     process.stderr.write(
-      `gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  → Run it with sudo, and look at journalctl -u gatehouse-provision.\n`,
+      `gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  → ${asRoot}. ${seeLogs('gatehouse-provision')}.\n`,
     )
     return 1
   }

@@ -288,7 +288,7 @@ function decode(data: string | Uint8Array, file: string): string {
     throw encoding('the file is saved as UTF-16')
   if (data.includes(0))
     throw encoding(
-      'the file holds zero bytes: it is no text, or it was damaged when the card was pulled out',
+      'the file holds zero bytes: it is not text, or it was damaged when the card was pulled out',
     )
   try {
     // TextDecoder drops a byte order mark by itself.
@@ -310,8 +310,7 @@ function syntaxIssue(err: unknown, text: string): ConfigIssue {
   let cure = 'Write each setting on a line of its own as key = "value"'
   if (/=\s*\[?\s*[“”„‘’«»]/.test(source)) cure = 'Use straight quotes: key = "value", not “value”'
   else if (/[\u00a0\u2000-\u200b\u202f\u2060\u3000\ufeff]/.test(source))
-    cure =
-      'Type the line anew: a space in it is not a plain one, as text from a web page may have it'
+    cure = 'Type the line anew: it has a special space, as text copied from a web page may have'
   // A backslash in double quotes, or a quotation mark too many between them.
   else if (/=\s*\[?\s*"(?:[^"]*\\|[^"]*"[^\s,\]}#"])/.test(source)) cure = singleQuotes(name)
   else if (/=\s*\[?\s*'[^']*'[^\s,\]}#']/.test(source))

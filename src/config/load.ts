@@ -24,7 +24,7 @@ export async function loadConfig(
     throw new GatehouseError(
       'GH_CONFIG_READ',
       `${path} cannot be read: ${reason(err)}`,
-      'Start the device again: the settings on the card are then taken over anew',
+      'Start the device again: the settings on the card are then read again',
       { cause: err },
     )
   }

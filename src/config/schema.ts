@@ -151,7 +151,7 @@ export const schema = {
         value.length >= 16
           ? undefined
           : {
-              message: 'tsig_key is no key in base64',
+              message: 'tsig_key is not a key in base64',
               cure: 'Write the secret whole, as the name server has it: tsig_key = "…"',
             },
       ),
@@ -226,7 +226,8 @@ export const schema = {
         /^[\x21-\x7e]{1,512}$/.test(value)
           ? undefined
           : {
-              message: 'eab_key_id is empty, or holds spaces or characters no key identifier has',
+              message:
+                'eab_key_id is empty, or holds spaces or characters that a key identifier cannot have',
               cure: 'Write it as the authority gave it: eab_key_id = "…"',
             },
       ),
@@ -238,7 +239,7 @@ export const schema = {
         /^[A-Za-z0-9_+/-]{16,1024}={0,2}$/.test(value)
           ? undefined
           : {
-              message: 'eab_hmac_key is no key in base64url',
+              message: 'eab_hmac_key is not a key in base64url',
               cure: 'Write it whole, as the authority gave it: eab_hmac_key = "…"',
             },
       ),
@@ -756,7 +757,7 @@ export const entryChecks: {
     return tags.length > 0
       ? undefined
       : {
-          message: 'client_secret says nothing of the tags that the device is to have',
+          message: 'client_secret is set without the tags that the device is to have',
           cure: 'Write tags = ["tag:gatehouse"], with a tag that the OAuth client was made for',
         }
   },
@@ -765,7 +766,7 @@ export const entryChecks: {
     listen && rights.length === 0
       ? {
           message:
-            '[local_network] listen = true says nothing of what everybody on the local network may do',
+            '[local_network] listen = true does not say what everybody on the local network may do',
           cure: 'Write rights = ["use"] for what flows serve, or ["view", "use"] to show the flows too; or remove listen',
         }
       : undefined,
@@ -803,7 +804,7 @@ export const entryChecks: {
       }
     if (others.some((other) => appIdentity(other).name === name))
       return {
-        message: `two [[app]] are at ${quote(label)}, or as good as that`,
+        message: `two [[app]] are at ${quote(label)}, or at paths that cannot be told apart`,
         cure: 'Write another path, or remove one',
       }
     return undefined
@@ -832,7 +833,7 @@ export const entryChecks: {
     )
       return {
         message:
-          'a [[forward]] of UDP has sni, terminate_tls or proxy_protocol, which TCP alone has',
+          'a [[forward]] of UDP has sni, terminate_tls or proxy_protocol, which are for TCP alone',
         cure: 'Remove them',
       }
     if (entry.protocol === 'udp' && entry.target.startsWith('unix:'))
@@ -955,7 +956,7 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
     given(key)
       ? undefined
       : {
-          message: `[certificates] mode = "${mode}"${proof === undefined ? '' : ` with proof = "${proof}"`} says nothing of ${tomlName(key)}`,
+          message: `[certificates] mode = "${mode}"${proof === undefined ? '' : ` with proof = "${proof}"`} needs ${tomlName(key)}`,
           cure: `Write ${tomlName(key)} = ${example}`,
         }
   if (mode === 'files')
@@ -971,7 +972,7 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
   const exact = certificates.name.filter((name) => !name.startsWith('*.'))
   if (certificates.name.length > 0 && exact.length === 0)
     return {
-      message: 'name has wildcards alone, so there is none to open in a browser',
+      message: 'name has only wildcards, so there is no name to open in a browser',
       cure: `Write name = ["gatehouse.${certificates.name[0]!.slice(2)}", "${certificates.name[0]}"]`,
     }
   if (mode !== 'acme') return undefined
@@ -994,7 +995,7 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
     ((acmeDnsUser === undefined) === (acmeDnsSubdomain === undefined)
       ? undefined
       : {
-          message: `acme_dns_${acmeDnsUser === undefined ? 'subdomain' : 'user'} stands alone`,
+          message: `acme_dns_${acmeDnsUser === undefined ? 'subdomain' : 'user'} is set without the others`,
           cure: 'Write acme_dns_user, acme_dns_password and acme_dns_subdomain; or none of them, and the device makes an account',
         })
   )
@@ -1071,7 +1072,7 @@ function checkOrigin(value: string, key: { name: string }): Wrong | undefined {
       : undefined
   if (origin === value) return undefined
   return {
-    message: `${key.name}, ${quote(value)}, is not an origin: https:// or http://, a host in lower case, a port unless it is the usual one, and nothing behind`,
+    message: `${key.name}, ${quote(value)}, is not an origin: https:// or http://, a host in lower case, a port unless it is the usual one, and nothing after it`,
     cure: `Write allow_origins = [${JSON.stringify(origin ?? 'https://panel.example')}]`,
   }
 }
@@ -1233,7 +1234,7 @@ function checkToken(value: string, key: { name: string }): Wrong | undefined {
   return /^[A-Za-z0-9._~+/=-]{1,256}$/.test(value)
     ? undefined
     : {
-        message: `${key.name} is empty, or holds characters acme-dns has none of`,
+        message: `${key.name} is empty, or holds characters that acme-dns does not use`,
         cure: `Write it whole, as acme-dns gave it: ${key.name} = "…"`,
       }
 }
@@ -1259,7 +1260,7 @@ function checkAuthKey(value: string): Wrong | undefined {
   if (value.includes('…') || value.endsWith('...'))
     return { message: 'auth_key is the example, not a key', cure: make }
   if (!/^[\x21-\x7e]+$/.test(value))
-    return { message: 'auth_key holds spaces or characters no key has', cure: make }
+    return { message: 'auth_key holds spaces or characters that a key cannot have', cure: make }
   if (value.startsWith('tskey-api-'))
     return { message: 'auth_key is an API access token, which cannot add a machine', cure: make }
   return undefined
@@ -1270,7 +1271,7 @@ function checkWindow(value: string): Wrong | undefined {
   const day = '(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)'
   const match = new RegExp(`^(?:${day}(?:,${day})* )?(${time})-(${time})$`).exec(value)
   const cure = 'Write window = "02:00-05:00", or with days, window = "Sat,Sun 02:00-05:00"'
-  if (match === null) return { message: `window ${quote(value)} is no span of time`, cure }
+  if (match === null) return { message: `window ${quote(value)} is not a span of time`, cure }
   const [from, to] = match.slice(1).map((at) => Number(at.slice(0, 2)) * 60 + Number(at.slice(3)))
   return (to! - from! + 1440) % 1440 >= 15
     ? undefined
@@ -1285,7 +1286,7 @@ function checkClientSecret(value: string): Wrong | undefined {
   return /^tskey-client-[\x21-\x7e]+$/.test(value)
     ? undefined
     : {
-        message: 'client_secret is no OAuth client secret: it begins with tskey-client-',
+        message: 'client_secret is not an OAuth client secret: it begins with tskey-client-',
         cure: make,
       }
 }

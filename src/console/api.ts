@@ -111,7 +111,7 @@ export async function ask(
       0,
       'GH_NO_ANSWER',
       'The device does not answer',
-      'Check that this computer is on the tailnet. A device that starts anew takes about a minute',
+      'Check that this computer is on the tailnet. A restart takes about a minute',
     )
   }
   const date = Date.parse(answer.headers.get('date') ?? '')

@@ -59,7 +59,7 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
         (settings) => {
           setReached(true)
           if (settings.trial?.id !== trial.id)
-            end('The change is over: the settings are loaded anew.')
+            end('The change is over: the settings are loaded again.')
         },
         (err: unknown) => {
           // An answer, whatever it says, is one.

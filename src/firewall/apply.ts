@@ -3,6 +3,7 @@ import { open, readFile, rm } from 'node:fs/promises'
 import { networkInterfaces, uptime } from 'node:os'
 import { join } from 'node:path'
 import { writeFileAtomic } from '../base/files.ts'
+import { restartDevice } from '../base/cures.ts'
 import { GatehouseError, oneLine } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
@@ -261,7 +262,7 @@ async function nft(input: string): Promise<void> {
           new GatehouseError(
             'GH_FIREWALL_LOAD',
             `nft refused the lists of gatehouse.toml, those before them stay in force: ${oneLine(said).slice(0, 400)}`,
-            'Run systemctl restart nftables, then systemctl start gatehouse-firewall',
+            `${restartDevice}; if it stays so, take the entry that the message names out of gatehouse.toml`,
           ),
         )
     })

@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
+import { restartDevice } from '../base/cures.ts'
 import { GatehouseError, printable, reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { readApplied } from './apply.ts'
@@ -143,7 +144,7 @@ export async function runShow(paths: Paths): Promise<number> {
     throw new GatehouseError(
       'GH_FIREWALL_ABSENT',
       `the firewall's rules are not loaded: ${reason(err)}`,
-      'Look at journalctl -u nftables; without them the network stays down',
+      `Without them the network stays down. ${restartDevice}`,
       { cause: err },
     )
   }

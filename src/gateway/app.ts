@@ -51,7 +51,7 @@ export interface AppOptions {
 
 /**
  * The application behind port 443. It listens on nothing: its server is handed TLS connections of
- * tailnet peers (front.ts), each tied to its peer beforehand.
+ * tailnet peers (listen/front.ts), each tied to its peer beforehand.
  */
 export async function createApp({
   log,
@@ -111,7 +111,7 @@ export async function createApp({
           ? new GatehouseError(
               'GH_INTERNAL',
               'The gateway made a mistake with this request',
-              'Try again; `journalctl -u gatehouse` on the device says more',
+              'Try again. If it goes on, the reason is on the page Logs of the web console (port 10000)',
             )
           : new GatehouseError(
               'GH_BAD_REQUEST',

@@ -79,7 +79,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
       }
       log.fatal(
         { code: 'GH_TAILNET_DIED' },
-        `the tailnet node died: ${reason(err)}. The gateway starts anew`,
+        `the tailnet node died: ${reason(err)}. The gateway restarts`,
       )
       end(1)
     },

@@ -116,8 +116,8 @@ const others: Record<string, string> = {
   'wpa_supplicant.conf': 'a WiFi network for Raspberry Pi OS',
   'userconf.txt': 'a user for Raspberry Pi OS',
   userconf: 'a user for Raspberry Pi OS',
-  ssh: 'a wish for SSH, of which there is none here',
-  'ssh.txt': 'a wish for SSH, of which there is none here',
+  ssh: 'a request for SSH, which this device does not have',
+  'ssh.txt': 'a request for SSH, which this device does not have',
 }
 
 class Reader {
@@ -348,7 +348,7 @@ class Reader {
     for (const { key, value } of cardsOf(cards)) {
       if (isFalse(get(value, 'dhcp4')) && !asks('addresses', get(value, 'addresses')))
         notes.push(
-          `${short(key.text)} (network-config line ${key.line}) has neither dhcp4 nor addresses; it gets its address by DHCP all the same`,
+          `${short(key.text)} (network-config line ${key.line}) has neither dhcp4 nor addresses; it gets its address by DHCP anyway`,
         )
       const more = (value.map ?? [])
         .map((pair) => pair.key.text)
@@ -402,7 +402,7 @@ class Reader {
         gateways.push(via)
       else
         this.#found.ignored.push(
-          `the route to ${short(to ?? '')} (network-config line ${route.line}): the way out alone is known here`,
+          `the route to ${short(to ?? '')} (network-config line ${route.line}): only the default route is supported here`,
         )
     }
     const servers = get(value, 'nameservers')
@@ -490,7 +490,7 @@ class Reader {
       return cannot('it is a program or a list of files, and not #cloud-config')
     try {
       const item = await parseYaml(text)
-      if (item.map === undefined) return cannot('it is no list of settings')
+      if (item.map === undefined) return cannot('it is not a list of settings')
       this.#found.present ||= name !== 'meta-data'
       return item
     } catch (err) {
@@ -509,7 +509,7 @@ class Reader {
       const text = new TextDecoder(encoding, { fatal: true }).decode(data)
       if (text.includes('\0')) return undefined
       if (encoding !== 'utf-8')
-        this.#found.notes.push(`${name} is saved as UTF-16; it is read all the same`)
+        this.#found.notes.push(`${name} is saved as UTF-16; it is read anyway`)
       return text
     } catch {
       return undefined

@@ -98,7 +98,7 @@ async function copy(
     new GatehouseError(
       'GH_UPDATE_SIZE',
       `${name} of ${source.name} does not fit: it has ${megabytes(size)} or more, and there is room for ${megabytes(largest(name))}`,
-      'Nothing was changed. This is no update for this device',
+      'Nothing was changed. This is not an update for this device',
     )
   try {
     if (length !== undefined) {

@@ -58,7 +58,7 @@ export async function install(
     throw new GatehouseError(
       'GH_UPDATE_NOT_SERVING',
       'the gateway does not serve now, so it could not be told whether the new version is worse',
-      'Look at gatehouse status; or use --force',
+      'See to what the page Overview of the web console names first; or use --force',
     )
 
   // In a folder of root's, so that what has been checked is what gets written.
@@ -79,7 +79,7 @@ export async function install(
         throw new GatehouseError(
           'GH_UPDATE_DAMAGED',
           `${join(folder, name)} is not what SHA256SUMS says: truncated or damaged`,
-          'Nothing was changed. Copy the update anew',
+          'Nothing was changed. Copy the update again',
         )
     }
     await withCard(boot, async () => {
@@ -106,7 +106,7 @@ export async function install(
         throw new GatehouseError(
           'GH_UPDATE_WRITE',
           `systemd-sysupdate did not install ${bundle.version}`,
-          'Nothing was changed. Copy the update anew, or wait for the next version',
+          'Nothing was changed. Copy the update again, or wait for the next version',
         )
     })
     await writeUpdateRecord(paths, {

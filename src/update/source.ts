@@ -134,7 +134,7 @@ export function folderSource(folder: string, name: string): Source {
     const stat = await handle.stat()
     if (stat.isFile()) return { handle, size: stat.size, wrong }
     await handle.close()
-    throw wrong('is no file')
+    throw wrong('is not a file')
   }
   return {
     name,

@@ -310,7 +310,7 @@ test('key and certificate that do not match, and a directory that was tampered w
   )
   assert.match(
     status,
-    /is no file and makes way for one\. Find out what put it there \(GH_CERTS_TAMPERED\)/,
+    /is not a file, and makes room for one\. Find out what put it there \(GH_CERTS_TAMPERED\)/,
   )
   assert.deepEqual(failures, { GH_CERTS_MISMATCH: 1, GH_CERTS_TAMPERED: 1 })
 })

@@ -170,7 +170,7 @@ test(
     await button('Restart Node-RED').click()
     await accessible('node-red')
     await button('Yes, restart node-red').click()
-    await page.getByText('Node-RED was started anew.').waitFor()
+    await page.getByText('Node-RED was restarted.').waitFor()
     assert.ok(systemd.includes('restart node-red.service'), systemd.join())
   },
 )

@@ -257,7 +257,7 @@ test(
         'touch x && ln x SHA256SUMS && rm -f y && ln x y',
         /it has 3 names/,
       ],
-      ['a pipe, for root to wait at', 'mkfifo SHA256SUMS', /it is no file/],
+      ['a pipe, for root to wait at', 'mkfifo SHA256SUMS', /it is not a file/],
       ['a list of a gigabyte', 'truncate -s 1G SHA256SUMS', /are the most/],
     ] as const) {
       const got = await outcome(put)

@@ -16,7 +16,7 @@ test('a ruleset that does not load: the network stays down, nothing is asked of 
   })
   try {
     await machine.waitFor(
-      /gatehouse: the firewall did not load, so the network stays off\. The cause: journalctl -u nftables/,
+      /gatehouse: the firewall did not load, so the network stays off\. Write the image to the card again/,
       { timeout: 240 },
     )
     await eventually('the units have been tried', 300, async () => {

@@ -97,7 +97,7 @@ test('root is sent to systemctl, and leaves no file of its own', async () => {
   assert.equal(code, 1)
   assert.match(
     stderr,
-    /looked after by user number 602.*systemctl start gatehouse-certs.*GH_CERTS_USER/,
+    /looked after by user number 602.*Leave it to gatehouse-certs.*GH_CERTS_USER/,
   )
   assert.equal(
     await run('find /var/lib/gatehouse-certs /var/lib/gatehouse-tls ! -user gatehouse-certs'),

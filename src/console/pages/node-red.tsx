@@ -34,11 +34,11 @@ export function NodeRedPage(): JSX.Element {
             work.run(async () => {
               await post('node-red/restart')
               await status.again()
-              return 'Node-RED was started anew.'
+              return 'Node-RED was restarted.'
             })
           }}
         />
-        <Outcome work={work} busy="Node-RED is started anew…" />
+        <Outcome work={work} busy="Node-RED is restarting…" />
       </Card>
       <Card title="What is plugged in">
         <Devices />

@@ -139,7 +139,7 @@ function readGrant(value: unknown): Right[] | string {
   const unknown = may.find((right) => !(allRights as readonly unknown[]).includes(right))
   return unknown === undefined
     ? (may as Right[])
-    : `${show(unknown)} is none of ${allRights.join(', ')}`
+    : `${show(unknown)} is not one of ${allRights.join(', ')}`
 }
 
 function show(value: unknown): string {

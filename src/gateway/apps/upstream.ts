@@ -5,6 +5,7 @@ import { request as httpsRequest } from 'node:https'
 import { connect } from 'node:net'
 import { connect as tlsConnect } from 'node:tls'
 import { Pool, buildConnector } from 'undici'
+import { restartDevice, seeNodeRedLog } from '../../base/cures.ts'
 import { GatehouseError, reason } from '../../base/errors.ts'
 import { maxHead } from './answer-reader.ts'
 import { readLeniently } from './lenient.ts'
@@ -317,12 +318,11 @@ export class Upstream extends EventEmitter {
 /** What a failed connection to Node-RED means. */
 function nodeRedError(err: Error): GatehouseError {
   const code = (err as NodeJS.ErrnoException).code
-  const logs = 'Look at `systemctl status node-red` and `journalctl -u node-red` on the device'
   if (code === 'ENOENT' || code === 'ECONNREFUSED') {
     return new GatehouseError(
       'GH_UPSTREAM_DOWN',
       'Node-RED is not running',
-      `It is starting or has stopped: wait a minute, then ${logs.charAt(0).toLowerCase()}${logs.slice(1)}`,
+      `It is starting or has stopped: wait a minute. ${seeNodeRedLog}`,
       { cause: err },
     )
   }
@@ -330,14 +330,14 @@ function nodeRedError(err: Error): GatehouseError {
     return new GatehouseError(
       'GH_UPSTREAM_DENIED',
       "the gateway may not open Node-RED's socket",
-      'Put the user gatehouse into the group node-red and give /run/node-red mode 0750',
+      restartDevice,
       { cause: err },
     )
   }
   return new GatehouseError(
     'GH_UPSTREAM_FAILED',
     `Node-RED broke off the connection (${code ?? reason(err)})`,
-    logs,
+    seeNodeRedLog,
     { cause: err },
   )
 }

@@ -256,7 +256,7 @@ export class Certificates extends EventEmitter {
     this.#log.warn(
       { code: 'GH_CERTIFICATE_REFUSED' },
       oneLine(
-        `${message}. ${this.#loaded.has(name) ? 'The one before stays in use' : 'Run systemctl start gatehouse-certs to get a new one'}`,
+        `${message}. ${this.#loaded.has(name) ? 'The one before stays in use' : 'The device gets a new one within the hour'}`,
       ),
     )
     return true

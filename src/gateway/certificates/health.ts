@@ -1,3 +1,4 @@
+import { checkClock, restartDevice, seeLogs } from '../../base/cures.ts'
 import { GatehouseError } from '../../base/errors.ts'
 import { builtAt } from '../../base/version.ts'
 import type { Certificate } from '../../certs/pem.ts'
@@ -54,7 +55,7 @@ export function judgeCertificates({
   const logs =
     mode === 'files'
       ? 'Put a new certificate and its key on the card, as cert_file and key_file in gatehouse.toml name them, and restart the device'
-      : 'Look at `journalctl -u gatehouse-certs`'
+      : seeLogs('gatehouse-certs')
   // That there were no names is over now that there are some: the agent is on its way again.
   const failed =
     record !== undefined &&
@@ -78,7 +79,7 @@ export function judgeCertificates({
       'warning',
       'GH_CERTS_CLOCK',
       `the clock says ${now.toISOString()}, which is before ${new Date(floor).toISOString()}, when it was certainly right: nobody can tell whether a certificate has expired`,
-      'Check the network: the clock is set from it (timedatectl)',
+      checkClock,
     )
   }
   for (const name of names) {
@@ -98,14 +99,16 @@ export function judgeCertificates({
           'info',
           'GH_CERTIFICATE_WAITING',
           `waiting for a certificate for ${name}`,
-          `It is usually there within two minutes. ${logs} if it is not`,
+          'It is usually there within two minutes; if it is not, restart the device',
         )
       else
         find(
           'error',
           'GH_CERTIFICATE_MISSING',
           `there is no certificate for ${name}: ${cause ?? refused!.replace(/\.$/, '')}`,
-          logs,
+          mode === 'files'
+            ? logs
+            : 'The device tries again by itself; docs/certificates.md has each cause and its cure',
         )
       continue
     }
@@ -118,7 +121,7 @@ export function judgeCertificates({
         'error',
         'GH_CERTIFICATE_EXPIRED',
         `the certificate for ${name} expired at ${until}${why}`,
-        mode === 'files' ? logs : `Check the clock (timedatectl). ${logs}`,
+        mode === 'files' ? logs : `${checkClock}. ${logs}`,
       )
     } else if (overdue && severity !== 'info') {
       find(
@@ -135,7 +138,7 @@ export function judgeCertificates({
         'warning',
         'GH_CERTIFICATE_REFUSED',
         `${refused.replace(/\.$/, '')}. The one before stays in use`,
-        `The agent replaces it within the hour; systemctl start gatehouse-certs does at once. ${logs}`,
+        `It is replaced within the hour, or at once when the device is restarted. ${logs}`,
       )
   }
   // It never got as far as looking: no space, settings that cannot be read, a clock that is behind.
@@ -158,7 +161,7 @@ export function judgeCertificates({
       'warning',
       'GH_CERTIFICATE_AGENT',
       `nobody has looked after the certificates ${Number.isNaN(last) ? 'yet' : `since ${new Date(last).toISOString()}`}`,
-      `Run systemctl start gatehouse-certs. ${logs}`,
+      `${restartDevice}. ${logs}`,
     )
   }
   const rank: Record<Severity, number> = { error: 0, warning: 1, info: 2 }

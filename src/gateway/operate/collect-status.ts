@@ -89,7 +89,7 @@ export function judgeConfiguration(problems: Problems, found: string | undefined
       new GatehouseError('GH_CONFIGURATION', found.replace(/\.$/, ''), 'Then restart the device'),
     )
   else if (problems.get('configuration')?.code === 'GH_CONFIGURATION')
-    problems.clear('configuration', 'the configuration is well again')
+    problems.clear('configuration', 'the configuration is valid again')
 }
 
 function tailnetStatus(node: Node | undefined): GatewayStatus['tailnet'] {

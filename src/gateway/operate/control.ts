@@ -1,5 +1,6 @@
 import { createServer } from 'node:http'
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
+import { seeLogs } from '../../base/cures.ts'
 import { GatehouseError, reason } from '../../base/errors.ts'
 import type { Reloaded } from './reload.ts'
 import type { Registry } from 'prom-client'
@@ -253,7 +254,7 @@ function serve(log: Logger, routes: Record<string, Record<string, Handler>>): Se
             error: {
               code: 'GH_INTERNAL',
               message: reason(err),
-              cure: 'Look at `journalctl -u gatehouse`',
+              cure: seeLogs('gatehouse'),
             },
           },
         })

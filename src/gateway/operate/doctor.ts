@@ -1,5 +1,6 @@
 import { exchange } from '../../base/control-client.ts'
 import { Resolver } from 'node:dns/promises'
+import { restartDevice, seeLogs, seeNodeRedLog } from '../../base/cures.ts'
 import { reason } from '../../base/errors.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { policyFor } from '../access/access.ts'
@@ -93,7 +94,7 @@ function tailnet({ node, problems }: Patient): Check {
       name: 'tailnet',
       result: 'fail',
       found: `the node is ${node?.status?.backendState ?? 'not started'}`,
-      cure: 'Wait a minute; then look at `journalctl -u gatehouse`',
+      cure: 'Wait a minute; if it stays so, restart the device',
     }
   return { name: 'tailnet', result: 'ok', found: `joined as ${node.name}` }
 }
@@ -162,8 +163,8 @@ function certificate({ names, certificates, problems, serving }: Patient, now: D
       return {
         name: 'certificate',
         result: 'fail',
-        found: problem?.message ?? `there is none for ${name}`,
-        cure: problem?.cure ?? 'Look at `journalctl -u gatehouse-certs`',
+        found: problem?.message ?? `there is no certificate for ${name}`,
+        cure: problem?.cure ?? seeLogs('gatehouse-certs'),
       }
     const days = Math.floor((held.notAfter.getTime() - now.getTime()) / day)
     if (problem !== undefined)
@@ -172,7 +173,7 @@ function certificate({ names, certificates, problems, serving }: Patient, now: D
       name: 'certificate',
       result: serving ? 'ok' : 'warn',
       found: `${name}, valid for ${days} more days, by ${held.issuer}${serving ? '' : '; port 443 is not open yet'}`,
-      ...(serving ? {} : { cure: 'Look at `journalctl -u gatehouse`' }),
+      ...(serving ? {} : { cure: 'Wait a minute; if it stays so, restart the device' }),
     }
   })
 }
@@ -220,28 +221,27 @@ async function upstream({ upstream: { socket }, editorRoot }: Patient): Promise<
         name: 'Node-RED',
         result: 'fail',
         found: `answers ${status} for its editor`,
-        cure: 'Look at `journalctl -u node-red`',
+        cure: seeNodeRedLog,
       }
     return {
       name: 'Node-RED',
       result: ms > 5_000 ? 'warn' : 'ok',
       found: `answers in ${ms} ms`,
-      ...(ms > 5_000 ? { cure: 'A flow may be busy: look at `systemctl status node-red`' } : {}),
+      ...(ms > 5_000 ? { cure: `A flow may be busy. ${seeNodeRedLog}` } : {}),
     }
   } catch (err) {
     return {
       name: 'Node-RED',
       result: 'fail',
       found: `does not answer: ${reason(err)}`,
-      cure: 'Look at `systemctl status node-red` and `journalctl -u node-red`',
+      cure: seeNodeRedLog,
     }
   }
 }
 
 /** Whether Node-RED believes the gateway: the two keys are handed over at two starts. */
 async function login({ upstream: { socket }, channelKey, editorRoot }: Patient): Promise<Check> {
-  const cure =
-    'Run systemctl restart gatehouse-provision gatehouse node-red: the key is made at boot and handed to both'
+  const cure = `${restartDevice}: the key is made at boot and handed to both`
   if (channelKey === undefined)
     return {
       name: 'login',

@@ -83,7 +83,7 @@ export class Notifier {
       else
         this.#log.error(
           { code: 'GH_WATCHDOG' },
-          'the tailnet node does not answer. Unless it does soon, systemd starts the gateway anew',
+          'the tailnet node does not answer. Unless it does soon, systemd restarts the gateway',
         )
     }
     this.#watchdog = setInterval(() => {

@@ -1,3 +1,4 @@
+import { restartDevice } from '../../base/cures.ts'
 import { GatehouseError, reason } from '../../base/errors.ts'
 import { tomlName } from '../../config/schema.ts'
 import type { Config } from '../../config/schema.ts'
@@ -62,7 +63,7 @@ export class Reloader {
           : new GatehouseError(
               'GH_CONFIG_READ',
               `the configuration cannot be read: ${reason(err)}`,
-              'Run systemctl restart gatehouse-provision',
+              restartDevice,
               { cause: err },
             )
       problems.set('configuration', error, 'error')
@@ -71,7 +72,7 @@ export class Reloader {
     const keys = this.#current === undefined ? [] : differences(this.#current, next)
     apply(next)
     this.#current = next
-    problems.clear('configuration', 'the configuration is well again')
+    problems.clear('configuration', 'the configuration is valid again')
     const changed = keys.filter((key) => live.has(key.split('.', 1)[0]!) || live.has(key))
     const restart = keys.filter((key) => !changed.includes(key))
     if (keys.length > 0)

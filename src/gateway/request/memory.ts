@@ -117,7 +117,7 @@ export class Memory {
         new GatehouseError(
           'GH_MEMORY',
           `the gateway is short of memory: ${mib(rss)} MiB of ${mib(most)} in use; nobody new is let in`,
-          'Wait: it passes, or the gateway starts anew within ten minutes; if it comes back, lower connections in [limits] of gatehouse.toml, or use a board with more memory',
+          'Wait: it passes, or the gateway restarts within ten minutes; if it comes back, lower connections in [limits] of gatehouse.toml, or use a board with more memory',
         ),
       )
     }
@@ -128,7 +128,7 @@ export class Memory {
       new GatehouseError(
         'GH_MEMORY_STUCK',
         `memory has been short for ${Math.round((now - short.since) / 1_000)} s, with ${underWay} requests under way: ${mib(rss)} MiB of ${mib(most)} in use`,
-        'The gateway starts anew',
+        'The gateway restarts',
       ),
     )
   }

@@ -89,7 +89,8 @@ export function streamAmbiguity(request: Pick<IncomingMessage, 'rawHeaders'>): R
       pseudo.set(name, value)
       continue
     }
-    if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name)) return refuse('the name of a header is none')
+    if (!/^[!#$%&'*+.^_`|~0-9a-z-]+$/.test(name))
+      return refuse('a header has a name that is not valid')
     if (connectionSpecific.test(name) || (name === 'te' && value.toLowerCase() !== 'trailers'))
       return refuse(`${name} does not exist in HTTP/2`)
     if (name === 'content-length' && ++lengths > 1)

@@ -215,7 +215,7 @@ export class Node extends EventEmitter {
             new GatehouseError(
               'GH_TAILNET_UP',
               `the node cannot join: ${withoutKeys(reason(err))}`,
-              'The gateway goes on trying; look at `journalctl -u gatehouse`',
+              'The gateway goes on trying; if it stays so, restart the device',
               { cause: err },
             ),
           )
@@ -274,7 +274,7 @@ export class Node extends EventEmitter {
       this.#refused = false
       this.#loginURL = undefined
       if (this.#options.problems.get('tailnet')?.code !== 'GH_CONTROL_LOST')
-        this.#options.problems.clear('tailnet', 'the tailnet is well again')
+        this.#options.problems.clear('tailnet', 'the tailnet works again')
       if (was?.backendState !== 'Running' && this.name !== undefined) {
         this.#options.log.info(
           { name: this.name, addresses: status.tailscaleIPs },

@@ -47,7 +47,7 @@ export async function probeControl(
     return new GatehouseError(
       'GH_TAILNET_SLOW',
       `the control server ${host} answers, but the node has not joined yet`,
-      `Wait a minute; then look at \`journalctl -u gatehouse\`. ${retry}`,
+      `Wait a minute; if it stays so, restart the device. ${retry}`,
     )
   } catch (err) {
     // A host with several addresses fails with an AggregateError: its first error is the cause.

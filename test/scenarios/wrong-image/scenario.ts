@@ -32,7 +32,7 @@ export const scenario: Scenario = {
     const begun = performance.now()
     await machine.start()
     await machine.waitFor(
-      /the system on the card cannot be read or was changed.*write the image to the card anew/,
+      /the system on the card cannot be read or was changed.*write the image to the card again/,
       { timeout: 400 },
     )
     const seconds = ((performance.now() - begun) / 1000).toFixed(0)

@@ -60,7 +60,7 @@ test('something wrong: exit code 1, problem and cure first', async () => {
   assert.equal(code, 1)
   assert.match(
     stdout,
-    /^! upstream: Node-RED is not running\.\n {2}→ .*systemctl status node-red.*GH_UPSTREAM_DOWN/,
+    /^! upstream: Node-RED is not running\.\n {2}→ .*page Node-RED of the web console.*GH_UPSTREAM_DOWN/,
   )
 })
 
@@ -69,7 +69,7 @@ test('no gateway: exit code 2 and what to do', async () => {
   assert.deepEqual([code, stdout], [2, ''])
   assert.match(
     stderr,
-    /nothing listens on \/nonexistent\/admin\.sock\.\n {2}→ Run systemctl start gatehouse/,
+    /nothing listens on \/nonexistent\/admin\.sock\.\n {2}→ The gateway starts again by itself/,
   )
   const json = await status('/nonexistent/admin.sock', '--json')
   assert.deepEqual([json.code, (JSON.parse(json.stdout) as { ok: boolean }).ok], [2, false])

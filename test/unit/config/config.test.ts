@@ -203,7 +203,7 @@ const cases: Array<{
     text: '[tailnet]\nclient_secret = "tskey-client-x"',
     code: 'GH_CONFIG_VALUE',
     line: 1,
-    says: /nothing of the tags/,
+    says: /without the tags/,
     cure: /tags = \["tag:gatehouse"\]/,
   },
   {
@@ -387,16 +387,16 @@ test('[certificates]: each mode with what it needs; a secret that is off the car
 for (const [text, message, cure] of [
   ['name = "a.example"', /name has no meaning with mode = "tailscale"/, /mode = "acme"/],
   ['mode = "self"\ntsig_name = "k"', /tsig_name has no meaning with mode = "self"/, /rfc2136/],
-  ['mode = "acme"\nproof = "rfc2136"', /says nothing of name/, /gatehouse\.example\.org/],
-  ['mode = "acme"\nname = "a.example"', /says nothing of proof/, /dns-persist/],
-  [updates.replace(/dns_server.*\n/, ''), /says nothing of dns_server/, /ns1\.example\.org/],
+  ['mode = "acme"\nproof = "rfc2136"', /needs name/, /gatehouse\.example\.org/],
+  ['mode = "acme"\nname = "a.example"', /needs proof/, /dns-persist/],
+  [updates.replace(/dns_server.*\n/, ''), /needs dns_server/, /ns1\.example\.org/],
   [updates.replace('a.example', 'a.tail1.ts.net'), /is the tailnet's/, /Remove mode and name/],
   [
     updates.replace('"a.example"', '["*.a.example"]'),
-    /wildcards alone/,
+    /only wildcards/,
     /name = \["gatehouse\.a\.example", "\*\.a\.example"\]/,
   ],
-  ['mode = "files"', /says nothing of cert_file/, /beside gatehouse\.toml/],
+  ['mode = "files"', /needs cert_file/, /beside gatehouse\.toml/],
   ['mode = "files"\ncert_file = "a.pem"\nkey_file = "a.pem"', /one file/, /file of its own/],
   ['mode = "files"\ncert_file = "../a.pem"', /plain file name/, /beside gatehouse\.toml/],
   ['mode = "lets"', /mode is "lets"/, /"tailscale" or "acme"/],
@@ -406,10 +406,10 @@ for (const [text, message, cure] of [
     /gatehouse\.example\.org/,
   ],
   [updates.replace('ns.example', 'ns.example:99999'), /dns_server/, /ns1\.example\.org/],
-  [`${updates}tsig_key = "geheim"`, /no key in base64/, /whole/],
+  [`${updates}tsig_key = "geheim"`, /not a key in base64/, /whole/],
   [
     'mode = "acme"\nproof = "acme-dns"\nname = "a.b"\nacme_dns = "https://x.y"\nacme_dns_user = "u"',
-    /acme_dns_user stands alone/,
+    /acme_dns_user is set without the others/,
     /or none of them/,
   ],
 ] as const) {

@@ -114,7 +114,10 @@ test('the key that binds an account at the authority: apart, for root alone, and
   for (const [bad, says] of [
     [binding, /eab_hmac_key without eab_key_id/],
     ['eab_key_id = "kid-1"\n', /eab_key_id without eab_hmac_key/],
-    [`eab_key_id = "k"\neab_hmac_key = "SECRET of mine"\n`, /eab_hmac_key is no key in base64url/],
+    [
+      `eab_key_id = "k"\neab_hmac_key = "SECRET of mine"\n`,
+      /eab_hmac_key is not a key in base64url/,
+    ],
   ] as const) {
     writeFileSync(file, `[certificates]\n${bad}`)
     const { outcome, problem } = await provision(paths, plain)

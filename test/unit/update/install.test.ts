@@ -85,8 +85,8 @@ test('a link, a second name, a pipe, a folder, what is too large: refused, which
         },
         /it has 2 names/,
       ],
-      ['a pipe', () => execFileSync('mkfifo', [path]), /it is no file/],
-      ['a folder', () => mkdirSync(path), /it is no file/],
+      ['a pipe', () => execFileSync('mkfifo', [path]), /it is not a file/],
+      ['a folder', () => mkdirSync(path), /it is not a file/],
       [
         'too large',
         () => {

@@ -154,7 +154,7 @@ test('a hostile stick: links and pipes are not followed, what is too large is no
   assert.match((await take()).text, /\.efi on the USB stick is a link/)
   rmSync(join(stick, names[0]!))
   execFileSync('mkfifo', [join(stick, names[0]!)])
-  assert.match((await take()).text, /\.efi on the USB stick is no file/)
+  assert.match((await take()).text, /\.efi on the USB stick is not a file/)
   rmSync(join(stick, names[0]!))
   writeFileSync(join(stick, names[0]!), '')
   // Sparse: 101 MiB that take no space.

@@ -99,8 +99,8 @@ test('a grant that is not understood gives nothing, says why, and takes nothing 
     [['edit'], /is not an object/],
     [{}, /is not a list/],
     [{ may: 'edit' }, /is not a list/],
-    [{ may: ['edit', 'admin'] }, /"admin" is none of view, edit, use, status/],
-    [{ may: [['edit']] }, /is none of/],
+    [{ may: ['edit', 'admin'] }, /"admin" is not one of view, edit, use, status/],
+    [{ may: [['edit']] }, /is not one of/],
     [{ may: ['edit'], only: 'x' }, /"only" is not known/],
   ] as const) {
     const access = decide(person(2, 'b@x', { [capability]: [value, { may: ['view'] }] }), own, none)

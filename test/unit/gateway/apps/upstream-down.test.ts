@@ -12,7 +12,7 @@ test('Node-RED down: a 502 page for a person, JSON for a program, one line in th
     assert.equal(page.headers['content-type'], 'text/html; charset=utf-8')
     assert.equal(page.headers['retry-after'], '10')
     assert.match(page.text, /<h1>Node-RED is not running<\/h1>/)
-    assert.match(page.text, /systemctl status node-red/)
+    assert.match(page.text, /page Node-RED of the web console/)
   }
   const json = await bench.fetch({
     method: 'POST',

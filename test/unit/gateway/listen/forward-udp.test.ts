@@ -102,8 +102,8 @@ test('flows are limited, for one peer and in all, wait for their answer and end 
 test('what a [[forward]] of UDP cannot have, and what the firewall opens for it', () => {
   const udp = '[[forward]]\nprotocol = "udp"\nport = 514\n'
   for (const [more, message] of [
-    ['target = "a:1"\nterminate_tls = true', /which TCP alone has/],
-    ['target = "a:1"\nproxy_protocol = "v2"', /which TCP alone has/],
+    ['target = "a:1"\nterminate_tls = true', /which are for TCP alone/],
+    ['target = "a:1"\nproxy_protocol = "v2"', /which are for TCP alone/],
     ['target = "unix:/run/x"', /a socket as target/],
     [
       'target = "a:1"\n[[forward]]\nprotocol = "udp"\nport = 514\ntarget = "b:1"',

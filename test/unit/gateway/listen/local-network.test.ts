@@ -53,7 +53,7 @@ test('off by default: no port is open; on, it says what everybody may do, or it 
   assert.throws(
     () => parseConfig('[local_network]\nlisten = true\n', 'gatehouse.toml'),
     (err: GatehouseError) =>
-      /line 1: \[local_network\] listen = true says nothing of what everybody/.test(err.message) &&
+      /line 1: \[local_network\] listen = true does not say what everybody/.test(err.message) &&
       err.cure.includes('rights = ["use"]'),
   )
   assert.throws(

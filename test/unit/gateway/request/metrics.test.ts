@@ -165,6 +165,6 @@ test('gatehouse metrics prints them; without a gateway it says what to do', asyn
   assert.deepEqual([none.code, none.stdout], [2, ''])
   assert.match(
     none.stderr,
-    /nothing listens on \/nonexistent\/admin\.sock\.\n {2}→ Run systemctl start gatehouse/,
+    /nothing listens on \/nonexistent\/admin\.sock\.\n {2}→ The gateway starts again by itself/,
   )
 })
