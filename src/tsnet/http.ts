@@ -17,12 +17,20 @@ interface Target {
   signal?: AbortSignal
 }
 
-/** TLS inside a connection of the tailnet; settles when the certificate has been verified. */
+/**
+ * TLS inside a connection of the tailnet; settles when the certificate has been verified. Rejects
+ * with the signal's reason when that is aborted before, and the connection is gone then.
+ */
 async function secure(
   conn: Conn,
   options: tls.ConnectionOptions,
   servername: string,
+  signal?: AbortSignal,
 ): Promise<tls.TLSSocket> {
+  if (signal?.aborted) {
+    conn.destroy()
+    throw signal.reason
+  }
   const socket = tls.connect({
     ...options,
     socket: conn,
@@ -30,12 +38,22 @@ async function secure(
   })
   // A connection that fails under it is to fail it too; tls waits for its own.
   conn.once('error', (err) => socket.destroy(err))
-  await new Promise<void>((resolve, reject) => {
-    socket
-      .once('secureConnect', resolve)
-      .once('error', reject)
-      .once('close', () => reject(new Error('the connection ended before TLS was set up')))
-  })
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  const abort = (): void => {
+    reject(signal?.reason)
+    socket.destroy()
+    conn.destroy()
+  }
+  signal?.addEventListener('abort', abort, { once: true })
+  socket
+    .once('secureConnect', resolve)
+    .once('error', reject)
+    .once('close', () => reject(new Error('the connection ended before TLS was set up')))
+  try {
+    await promise
+  } finally {
+    signal?.removeEventListener('abort', abort)
+  }
   return socket
 }
 
@@ -44,12 +62,34 @@ const serverName = (host: string): boolean => !/^[0-9.]+$|:/.test(host)
 
 const hostOf = (t: Target): string => (t.host || t.hostname || 'localhost').replace(/^\[|\]$/g, '')
 
+/**
+ * What an agent's addRequest is given, with a signal for its connection: node:http tells an agent
+ * nothing of a request that is destroyed before it has a socket, and the request nothing either
+ * until there is one.
+ */
+function withSignal<O extends object>(request: http.ClientRequest, options: O): O {
+  const abort = new AbortController()
+  const destroy = request.destroy.bind(request)
+  request.destroy = (err) => {
+    abort.abort(err)
+    return destroy(err)
+  }
+  return { ...options, signal: abort.signal }
+}
+
+/** What node:http calls of an agent's, and @types/node does not have. */
+type AddRequest = (request: http.ClientRequest, options: object) => void
+const { addRequest } = http.Agent.prototype as unknown as { addRequest: AddRequest }
+
 /** An http.Agent whose connections go over the tailnet. */
 export class TailnetAgent extends http.Agent {
   private readonly dial: Dial
   constructor(dial: Dial, options?: http.AgentOptions) {
     super({ keepAlive: true, ...options })
     this.dial = dial
+  }
+  addRequest(request: http.ClientRequest, options: object): void {
+    addRequest.call(this, request, withSignal(request, options))
   }
   override createConnection(options: Target, done?: Done): undefined {
     const { signal } = options
@@ -70,11 +110,14 @@ export class TailnetHttpsAgent extends https.Agent {
     super({ keepAlive: true, ...options })
     this.dial = dial
   }
+  addRequest(request: http.ClientRequest, options: object): void {
+    addRequest.call(this, request, withSignal(request, options))
+  }
   override createConnection(options: Target & tls.ConnectionOptions, done?: Done): undefined {
     const host = hostOf(options)
     const { signal, path: _, ...rest } = options
     this.dial(host, Number(options.port || 443), { ...(signal && { signal }) })
-      .then(async (conn) => await secure(conn, rest, options.servername || host))
+      .then(async (conn) => await secure(conn, rest, options.servername || host, signal))
       .then(
         (socket) => done?.(null, socket),
         (err) => done?.(err, undefined as never),
@@ -82,8 +125,23 @@ export class TailnetHttpsAgent extends https.Agent {
   }
 }
 
-/** undici's `connect` option: `new undici.Agent({ connect: connector(dial) })`. */
-export function connector(dial: Dial, tlsOptions: tls.ConnectionOptions = {}) {
+/** What {@link connector} takes beside the options of TLS. */
+export interface ConnectorOptions extends tls.ConnectionOptions {
+  /**
+   * How long a connection may take to be made, TLS included, in ms; 0: as long as it takes. Default:
+   * 10,000, as undici's own.
+   */
+  connectTimeout?: number
+}
+
+/**
+ * undici's `connect` option: `new undici.Agent({ connect: connector(dial) })`. undici gives up by
+ * itself only what connects by its own connector: here it is this one that does.
+ */
+export function connector(
+  dial: Dial,
+  { connectTimeout = 10_000, ...tlsOptions }: ConnectorOptions = {},
+) {
   return (
     options: { hostname: string; port?: string; protocol: string; servername?: string | null },
     // As undici has it: (null, socket) or (error, null).
@@ -92,16 +150,25 @@ export function connector(dial: Dial, tlsOptions: tls.ConnectionOptions = {}) {
     const answer = done as (err: Error | null, socket: Duplex | null) => void
     const host = options.hostname.replace(/^\[|\]$/g, '')
     const isTLS = options.protocol === 'https:'
-    dial(host, Number(options.port || (isTLS ? 443 : 80)), {})
-      .then(async (conn) =>
-        isTLS
-          ? await secure(
-              conn,
-              { ALPNProtocols: ['http/1.1'], ...tlsOptions },
-              options.servername || host,
-            )
-          : conn,
-      )
+    const port = Number(options.port || (isTLS ? 443 : 80))
+    const connect = async (signal?: AbortSignal): Promise<Duplex> => {
+      const conn = await dial(host, port, { ...(signal && { signal }) })
+      if (!isTLS) return conn
+      const own = { ALPNProtocols: ['http/1.1'], ...tlsOptions }
+      return await secure(conn, own, options.servername || host, signal)
+    }
+    const late = connectTimeout > 0 ? new AbortController() : undefined
+    const timer = late && setTimeout(() => late.abort(), connectTimeout)
+    connect(late?.signal)
+      .catch((err) => {
+        if (!late?.signal.aborted) throw err
+        throw new TsnetError(
+          'TSNET_DIAL',
+          `no connection to ${host}, port ${port}, within ${connectTimeout} ms (connectTimeout)`,
+          { cause: err },
+        )
+      })
+      .finally(() => clearTimeout(timer))
       .then(
         (socket) => answer(null, socket),
         (err) => answer(err, null),

@@ -7,6 +7,7 @@ import './check.ts'
 
 export { Conn } from './conn.ts'
 export { TsnetError, type TsnetErrorCode } from './errors.ts'
+export type { ConnectorOptions } from './http.ts'
 export { Listener } from './listener.ts'
 export { PacketSocket, type RemoteInfo } from './packet.ts'
 export { Server, type WaitOptions } from './server.ts'

@@ -3,12 +3,19 @@ import type http from 'node:http'
 import type https from 'node:https'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import tls, { type ConnectionOptions } from 'node:tls'
+import tls from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { Conn } from './conn.ts'
 import { TsnetError, type TsnetErrorCode } from './errors.ts'
-import { connector, type Dispatcher, loadUndici, TailnetAgent, TailnetHttpsAgent } from './http.ts'
+import {
+  connector,
+  type ConnectorOptions,
+  type Dispatcher,
+  loadUndici,
+  TailnetAgent,
+  TailnetHttpsAgent,
+} from './http.ts'
 import { Listener } from './listener.ts'
 import {
   checkOptions,
@@ -265,9 +272,25 @@ export class Server extends EventEmitter<Events> {
   }
 
   private flush = (): void => {
-    this.worker?.postMessage(this.outbox, this.transfers)
+    const [messages, transfers] = [this.outbox, this.transfers]
     this.outbox = []
     this.transfers = []
+    try {
+      this.worker?.postMessage(messages, transfers)
+    } catch {
+      // One of them cannot cross: it alone fails.
+      for (const m of messages) this.sendAlone(m)
+    }
+  }
+
+  private sendAlone(m: ToWorker): void {
+    try {
+      this.worker?.postMessage([m], m.t === 'data' && m.b.length > SMALL ? [m.b.buffer] : [])
+    } catch (err) {
+      // Bytes would be missing: both ends of the connection are to see an error.
+      if (!('s' in m)) return
+      this.conns.get(m.s)?.destroy(err as Error)
+    }
   }
 
   private receive(m: ToUser): void {
@@ -524,17 +547,17 @@ export class Server extends EventEmitter<Events> {
 
   /**
    * For undici: `new Agent({ connect: server.connector() })`. `options` are those of TLS, such as
-   * `ca`.
+   * `ca`, and `connectTimeout`.
    */
-  connector(options?: ConnectionOptions): ReturnType<typeof connector> {
+  connector(options?: ConnectorOptions): ReturnType<typeof connector> {
     return connector((...args) => this.dial(...args), options)
   }
 
   /**
    * A dispatcher for fetch and undici whose connections go over the tailnet. Needs the package
-   * undici. `options` are those of TLS. Close it after use.
+   * undici. `options` are those of {@link connector}. Close it after use.
    */
-  async dispatcher(options?: ConnectionOptions): Promise<Dispatcher> {
+  async dispatcher(options?: ConnectorOptions): Promise<Dispatcher> {
     const { Agent } = await loadUndici()
     return new Agent({ connect: this.connector(options) })
   }

@@ -93,6 +93,8 @@ async function run(state: StateFile): Promise<void> {
   stopWatching()
   host.flush()
   host.closeAll()
+  // What the node was told to keep is kept, before another may have the directory.
+  await state.idle()
   exit(code, reason)
 }
 

@@ -56,10 +56,11 @@ func hostStreamReset(fd int32) int32
 //go:wasmimport tsnet_host query
 func hostQuery(what int32, buf unsafe.Pointer, n int32) int32
 
-// hostStateWrite makes the whole of the state durable before it returns.
+// hostStateWrite takes a copy of the whole of the state. When it is durable, or cannot be made so, the host says so by a
+// request "saved" with this number: a disk may take seconds, and the packets go on meanwhile.
 //
 //go:wasmimport tsnet_host state_write
-func hostStateWrite(buf unsafe.Pointer, n int32) int32
+func hostStateWrite(number int32, buf unsafe.Pointer, n int32)
 
 // hostEmit hands the host one JSON message (event).
 //

@@ -14,7 +14,8 @@ import (
 )
 
 // store is an ipn.StateStore kept whole in memory and written whole by the host, in the format of Tailscale's
-// ipn/store.FileStore: one JSON object, base64 values. The host makes it durable: Go on wasip1 could not fsync a directory.
+// ipn/store.FileStore: one JSON object, base64 values. The host makes it durable: Go on wasip1 could not fsync a directory,
+// and all its goroutines would wait for one that does.
 type store struct {
 	name string // outside, for messages
 	save func([]byte) error
@@ -28,14 +29,18 @@ func (n *node) openStore(p startParams) (*store, error) {
 	s := &store{name: p.StateFile, m: map[ipn.StateKey][]byte{}}
 	b := []byte(p.State)
 	if p.OwnStore {
-		s.save = n.saveOutside
+		s.save = func(b []byte) error {
+			return n.await(func(number uint64) { emit(event{Event: "save", Value: saveRequest{number, string(b)}}) })
+		}
 	} else {
 		var err error
 		if b, err = query(queryState); err != nil {
 			return nil, fmt.Errorf("%s cannot be read (%w): it must be a file that this process may read and write", s.name, err)
 		}
 		s.save = func(b []byte) error {
-			return errnoOf(hostStateWrite(unsafe.Pointer(unsafe.SliceData(b)), int32(len(b))))
+			return n.await(func(number uint64) {
+				hostStateWrite(int32(number), unsafe.Pointer(unsafe.SliceData(b)), int32(len(b)))
+			})
 		}
 	}
 	// An empty file holds no identity that could be lost: as Tailscale's own store, begin anew.
@@ -54,7 +59,8 @@ type saveRequest struct {
 	State  string `json:"state"`
 }
 
-func (n *node) saveOutside(b []byte) error {
+// await has the state written under a number, and waits for the answer "saved" to it.
+func (n *node) await(write func(number uint64)) error {
 	n.mu.Lock()
 	number := uint64(1)
 	for n.saves[number] != nil {
@@ -63,11 +69,11 @@ func (n *node) saveOutside(b []byte) error {
 	done := make(chan error, 1)
 	n.saves[number] = done
 	n.mu.Unlock()
-	emit(event{Event: "save", Value: saveRequest{number, string(b)}})
+	write(number)
 	return <-done
 }
 
-// saved is the host's answer to a saveRequest.
+// saved is the host's answer to a saveRequest and to hostStateWrite.
 func (n *node) saved(req request) {
 	var p struct {
 		Error string `json:"error"`

@@ -11,8 +11,16 @@ const WHEN = [3000, 30_000]
 
 type Collect = (options: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void
 
-/** Runs `source` with a flag of V8's that is off otherwise. */
-function withFlag<T>(flag: string, source: string): T {
+/**
+ * Runs `source` with a flag of V8's. The flags are the whole process's, which may have been started
+ * with this one: it is switched off again only where the source cannot be run without it.
+ */
+export function withFlag<T>(flag: string, source: string): T {
+  try {
+    return vm.runInNewContext(source) as T
+  } catch {
+    // It is off (or there is no such thing, which the second time tells).
+  }
   v8.setFlagsFromString(`--${flag}`)
   try {
     return vm.runInNewContext(source) as T

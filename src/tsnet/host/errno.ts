@@ -21,6 +21,7 @@ export const errno = {
   EMSGSIZE: 35,
   ENETDOWN: 38,
   ENETUNREACH: 40,
+  ENOBUFS: 42,
   ENOENT: 44,
   ENOMEM: 48,
   ENOSPC: 51,

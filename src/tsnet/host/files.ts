@@ -111,20 +111,30 @@ export interface UDPSocket extends HostFile {
 /** Datagrams kept for Go while it is busy; more are dropped, as a full socket buffer would. */
 const UDP_QUEUE = 4096
 
+/**
+ * Bytes that libuv may hold for a socket whose buffer the kernel says is full. Without a bound it
+ * takes all that is sent, and its callers go on as fast as they can.
+ */
+const UDP_SEND_QUEUE = 1 << 20
+
 /** UDP by node:dgram, for all platforms. */
 export class DgramSocket implements UDPSocket {
   readonly udp = true
-  readonly writable = true
   private readonly memory: Memory
   private readonly socket: dgram.Socket
   private readonly queue: { data: Uint8Array; from: dgram.RemoteInfo }[] = []
   private readonly family: number
+  private readonly wake: () => void
   private failed: Error | undefined
+  /** Go has been told that there is no room. */
+  private full = false
+  private closed = false
 
   /** Binds at once. Throws what bind gives. */
   constructor(memory: Memory, address: string, family: 4 | 6, port: number, wake: () => void) {
     this.memory = memory
     this.family = family
+    this.wake = wake
     this.socket = dgram.createSocket({
       type: family === 4 ? 'udp4' : 'udp6',
       ipv6Only: family === 6,
@@ -157,6 +167,9 @@ export class DgramSocket implements UDPSocket {
   get readable(): boolean {
     return this.queue.length > 0
   }
+  get writable(): boolean {
+    return this.closed || this.socket.getSendQueueSize() < UDP_SEND_QUEUE
+  }
 
   name(out: Uint8Array): number {
     const { address, port } = this.socket.address()
@@ -171,14 +184,24 @@ export class DgramSocket implements UDPSocket {
     // Port 0 comes by disco from a peer's endpoints; Node would throw at it, and a throw here ends
     // the module.
     if (port === 0) return -errno.EINVAL
+    if (!this.writable) {
+      this.full = true
+      return -errno.EAGAIN
+    }
     const data = bytes.slice(ptr, ptr + length)
     const step = segment || length
     let at = 0
     // Errors of sending are for the network to show (as a lost packet): the callback keeps them
     // from being thrown.
-    do this.socket.send(data, at, Math.min(step, length - at), port, address, ignore)
+    do this.socket.send(data, at, Math.min(step, length - at), port, address, this.sent)
     while ((at += step) < length)
     return length
+  }
+
+  private readonly sent = (): void => {
+    if (!this.full || !this.writable) return
+    this.full = false
+    this.wake()
   }
 
   receive(ptr: number, length: number, from: number): number {
@@ -202,11 +225,10 @@ export class DgramSocket implements UDPSocket {
     return -errno.EINVAL
   }
   close(): void {
+    this.closed = true
     this.socket.close()
   }
 }
-
-const ignore = (): void => {}
 
 /** Bytes taken from the network before Go has read them: the socket is paused beyond. */
 const TCP_WINDOW = 512 << 10

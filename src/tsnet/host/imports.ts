@@ -115,9 +115,10 @@ export class Host {
   flush = (): void => {
     this.early = true
     if (this.outbox.length === 0) return
-    this.send(this.outbox, this.transfers)
+    const [messages, transfers] = [this.outbox, this.transfers]
     this.outbox = []
     this.transfers = []
+    this.send(messages, transfers)
   }
 
   private post = (message: ToUser, transfer?: ArrayBuffer): void => {
@@ -136,6 +137,11 @@ export class Host {
   request(body: string): void {
     this.controlFile.push(body)
     this.sleeper.wake()
+  }
+
+  /** The answer to state_write; `error` is empty when the state is on the disk. */
+  private saved(id: number, error: string): void {
+    this.request(JSON.stringify({ id, method: 'saved', params: { error } }))
   }
 
   /** Something from the user's side of a stream. */
@@ -320,13 +326,13 @@ export class Host {
         if (answer.length <= n) this.bytes(buf, n).set(answer)
         return answer.length
       },
-      state_write: (buf: number, n: number) => {
-        try {
-          this.state.write(this.bytes(buf, n))
-          return 0
-        } catch (err) {
-          return -errnoOf(err)
-        }
+      state_write: (number: number, buf: number, n: number) => {
+        touch()
+        // A copy: the module's memory changes before all of it is on the disk.
+        this.state.write(this.bytes(buf, n).slice()).then(
+          () => this.saved(number, ''),
+          (err) => this.saved(number, String((err as Error).message || err)),
+        )
       },
       emit: (buf: number, n: number) =>
         this.post({ t: 'emit', body: Buffer.from(this.bytes(buf, n)).toString() }),

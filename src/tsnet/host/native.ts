@@ -48,7 +48,7 @@ const wasiErrno: Record<number, number> = {
   99: errno.EADDRNOTAVAIL,
   100: errno.ENETDOWN,
   101: errno.ENETUNREACH,
-  105: errno.EAGAIN,
+  105: errno.ENOBUFS,
   111: errno.ECONNREFUSED,
   113: errno.EHOSTUNREACH,
 }

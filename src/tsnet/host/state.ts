@@ -2,12 +2,15 @@ import fs from 'node:fs'
 import path from 'node:path'
 
 /**
- * The node's identity, in one file. A write is on the disk when it returns: file and directory are
- * synced, and the old file is whole until the new one is (Tailscale users have lost nodes to files
- * emptied by a power cut).
+ * The node's identity, in one file. When a write has resolved it is on the disk: file and directory
+ * are synced, and the old file is whole until the new one is (Tailscale users have lost nodes to
+ * files emptied by a power cut). Writes go by the threads that Node.js has for files: an SD card may
+ * take seconds to sync, and the packets of the tailnet pass through this thread.
  */
 export class StateFile {
   private readonly file: string
+  /** The last write that was asked for; it never rejects. */
+  private last: Promise<unknown> = Promise.resolve()
 
   /**
    * Makes `dir` with mode 0700 where it is missing. Throws where it cannot be made, read or
@@ -29,21 +32,38 @@ export class StateFile {
     }
   }
 
-  write(bytes: Uint8Array): void {
+  /**
+   * Writes all of it, after what was given before. Resolves when it would survive a power cut.
+   * Rejects as node:fs does; the old file is whole then.
+   */
+  write(bytes: Uint8Array): Promise<void> {
+    const done = this.last.then(() => this.replace(bytes))
+    this.last = done.catch(() => {})
+    return done
+  }
+
+  /** Resolves when no write is under way. */
+  async idle(): Promise<void> {
+    await this.last
+  }
+
+  private async replace(bytes: Uint8Array): Promise<void> {
     const temporary = `${this.file}.new`
-    const fd = fs.openSync(temporary, 'w', 0o600)
+    const to = await fs.promises.open(temporary, 'w', 0o600)
     try {
-      fs.writeFileSync(fd, bytes)
-      fs.fsyncSync(fd)
+      await to.writeFile(bytes)
+      await to.sync()
     } finally {
-      fs.closeSync(fd)
+      await to.close()
     }
-    fs.renameSync(temporary, this.file)
-    const dir = fs.openSync(path.dirname(this.file), 'r')
+    await fs.promises.rename(temporary, this.file)
+    // Windows opens no directory, and has none to sync: NTFS keeps a journal of its names.
+    if (process.platform === 'win32') return
+    const dir = await fs.promises.open(path.dirname(this.file), 'r')
     try {
-      fs.fsyncSync(dir)
+      await dir.sync()
     } finally {
-      fs.closeSync(dir)
+      await dir.close()
     }
   }
 }

@@ -54,7 +54,7 @@ export class NativeSocket implements UDPSocket {
       if (this.segments) {
         const n = this.native.send(this.fd, this.family, ptr, length, address, port, segment)
         if (n >= 0) return n
-        if (n === -errno.EAGAIN) return this.full(n)
+        if (n === -errno.EAGAIN || n === -errno.ENOBUFS) return this.full(n, length)
         if (n === -errno.EIO)
           this.segments = false // the device cannot do it, as udp(7) says
         else if (n !== -errno.EINVAL && n !== -errno.EMSGSIZE) return n
@@ -71,14 +71,20 @@ export class NativeSocket implements UDPSocket {
         )
         // What has gone is not sent again: the rest is lost, as on a full queue of a network
         // device.
-        if (n < 0) return at > 0 ? length : this.full(n)
+        if (n < 0) return at > 0 ? length : this.full(n, length)
       }
       return length
     }
-    return this.full(this.native.send(this.fd, this.family, ptr, length, address, port, 0))
+    return this.full(this.native.send(this.fd, this.family, ptr, length, address, port, 0), length)
   }
 
-  private full(n: number): number {
+  /**
+   * What Go is to hear of a send. EAGAIN: the socket's buffer is full, and poll(2) tells when it no
+   * longer is. ENOBUFS is of what is behind it (a device's queue, memory), of which poll tells
+   * nothing: Go would ask again at once, without end. The packet is lost, as on the way.
+   */
+  private full(n: number, length: number): number {
+    if (n === -errno.ENOBUFS) return length
     if (n === -errno.EAGAIN) this.writable = false
     return n
   }

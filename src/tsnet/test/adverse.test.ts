@@ -32,7 +32,7 @@ const serveEcho = (n: WasmNode): Promise<void> =>
   })
 
 before(async () => {
-  lab = await Lab.start({ name: 'tadv' })
+  lab = await Lab.start({ name: process.env.TSNET_NETWORK === 'node' ? 'tadvn' : 'tadv' })
   peer = await lab.client('peer')
   peerIP = (await peer.status()).ips[0]!
   node = await WasmNode.up(lab)

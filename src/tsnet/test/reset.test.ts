@@ -14,7 +14,7 @@ let b: WasmNode
 let peerSocket: (socket: Socket) => void
 
 before(async () => {
-  lab = await Lab.start({ name: 'trst' })
+  lab = await Lab.start({ name: process.env.TSNET_NETWORK === 'node' ? 'trstn' : 'trst' })
   peer = await lab.client('peer')
   peerIP = (await peer.status()).ips[0]!
   ;[a, b] = [await WasmNode.up(lab, { hostname: 'a' }), await WasmNode.up(lab, { hostname: 'b' })]

@@ -18,7 +18,7 @@ let peerSocket: (socket: Socket) => void
 const sha256 = (b: Uint8Array): string => createHash('sha256').update(b).digest('hex')
 
 before(async () => {
-  lab = await Lab.start({ name: 'tstr' })
+  lab = await Lab.start({ name: process.env.TSNET_NETWORK === 'node' ? 'tstrn' : 'tstr' })
   peer = await lab.client('peer')
   peerIP = (await peer.status()).ips[0]!
   node = await WasmNode.up(lab)

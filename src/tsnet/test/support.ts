@@ -99,6 +99,8 @@ export class WasmNode {
         env: {
           PATH: process.env.PATH,
           NODE_EXTRA_CA_CERTS: lab.ready.authority,
+          // A file of tests may be run with each (streams-node.test.ts).
+          ...(process.env.TSNET_NETWORK && { TSNET_NETWORK: process.env.TSNET_NETWORK }),
           ...processEnv,
         },
       },
