@@ -4,6 +4,7 @@ import { GatehouseError, reason } from './base/errors.ts'
 import { version } from './base/version.ts'
 
 const usage = `Usage: gatehouse COMMAND
+       gatehouse --host NAME COMMAND   of another device, through the tailnet: gatehouse --host NAME help
 
   serve            run the gateway (gatehouse.service)
   certs            get or renew certificates (gatehouse-certs.service)
@@ -49,6 +50,9 @@ const taken: Record<string, RegExp> = {
 
 /** Commands load only what they need: start-up time counts on an SD card. */
 async function main(args: string[]): Promise<number> {
+  // `--host NAME` is of a device elsewhere: each of its commands goes through that device's API.
+  if (args.some((arg) => arg === '--host' || arg.startsWith('--host=')))
+    return await (await import('./cli/remote/run.ts')).runRemote(args)
   const [command, ...rest] = args
   const extra = rest.filter((arg) => !(taken[command ?? '']?.test(arg) ?? false))
   if (extra.length > 0) {

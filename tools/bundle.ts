@@ -3,7 +3,7 @@
  * chunk for what each command alone needs. A few files, because an SD card reads one of a megabyte
  * much faster than a thousand small ones; not one file, because `provision` is on the way of every
  * boot and would parse the whole gateway (0.20 s instead of 0.06 s, and that on a fast machine).
- * The web console is in out/app/console (console.ts).
+ * The web console is in out/app/console (console.ts), and the laptop's command line (cli.ts).
  *
  * Usage: node tools/bundle.ts [OUT]; default out/app, emptied first. SOURCE_DATE_EPOCH
  * (seconds) sets the build date, default now.
@@ -11,6 +11,7 @@
 import { build } from 'esbuild'
 import { readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { packCli } from './cli.ts'
 import { bundleConsole } from './console.ts'
 import { common } from './options.ts'
 
@@ -34,4 +35,5 @@ await build({
   define: { GATEHOUSE_VERSION: JSON.stringify(version), GATEHOUSE_BUILT_AT: String(builtAt) },
 })
 await bundleConsole(join(out, 'console'))
+await packCli(join(out, 'console'), builtAt)
 console.log(`program: ${out}`)

@@ -12,6 +12,7 @@ import type { Paths } from '../base/paths.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
 import { archive, checkPassphrase, quiet, restore } from './archive.ts'
+import { examineSystem } from './checks.ts'
 import { devices } from './devices.ts'
 import { journal, journalUnits } from './journal.ts'
 import type { JournalQuery } from './journal.ts'
@@ -20,7 +21,7 @@ import type { System } from './system.ts'
 
 /** Options of {@link createBroker}. */
 export interface BrokerOptions {
-  paths: Pick<Paths, 'boot'>
+  paths: Pick<Paths, 'boot' | 'problem'>
   settings: Settings
   system: System
   /** One line for the journal: every verb that changes something says who asked for it. */
@@ -67,6 +68,7 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/restore | takes one, likewise; the device restarts when it is in place |
  * | GET /v1/journal | lines of Gatehouse's own units, NDJSON |
  * | GET /v1/devices | what is plugged in |
+ * | GET /v1/doctor | whether clock, resolver and services are well |
  */
 export async function createBroker(options: BrokerOptions): Promise<FastifyInstance> {
   const { settings, system, say } = options
@@ -244,6 +246,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       ),
   )
   app.get('/v1/devices', async () => ({ devices: await devices() }))
+  app.get('/v1/doctor', async () => ({ checks: await examineSystem(options.paths) }))
   return app
 }
 

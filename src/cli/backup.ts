@@ -1,34 +1,8 @@
 import { mkdir } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { text as readText } from 'node:stream/consumers'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { backup, quiet, restore } from '../broker/archive.ts'
-
-/**
- * The passphrase: standard input's first line, without showing it on a terminal. Never an argument,
- * which every process may read.
- */
-async function ask(): Promise<string> {
-  if (!process.stdin.isTTY) return (await readText(process.stdin)).split('\n')[0]!
-  process.stderr.write('Passphrase: ')
-  process.stdin.setRawMode(true)
-  let typed = ''
-  for await (const piece of process.stdin.setEncoding('utf8') as AsyncIterable<string>) {
-    for (const character of piece) {
-      if (character === '\r' || character === '\n') {
-        process.stdin.setRawMode(false)
-        process.stderr.write('\n')
-        return typed
-      }
-      if (character === '\u0003') {
-        process.stdin.setRawMode(false)
-        throw new Error('nothing was done')
-      }
-      typed = character === '\u007f' ? typed.slice(0, -1) : typed + character
-    }
-  }
-  return typed
-}
+import { askSecret } from './ask.ts'
 
 /**
  * `gatehouse backup FILE` and `gatehouse restore FILE`, as root. The gateway and Node-RED are away
@@ -46,7 +20,7 @@ export async function runBackup(
   }
   const root = process.env.GATEHOUSE_STATE_ROOT ?? '/var/lib'
   try {
-    const passphrase = await ask()
+    const passphrase = await askSecret('Passphrase: ')
     if (command === 'backup') {
       await mkdir(dirname(file), { recursive: true })
       await quiet(async () => {

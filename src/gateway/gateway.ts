@@ -346,6 +346,7 @@ export class Gateway {
           type: this.metrics.registry.contentType,
           text: await this.metrics.registry.metrics(),
         }),
+        doctor: async () => await this.examine(),
         access: () => this.guard.settings,
         self: async () => await this.guard.self(),
       },

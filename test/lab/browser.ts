@@ -8,6 +8,7 @@ import { access, chmod, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { createServer as createTLSServer } from 'node:https'
+import { createServer as createNetServer } from 'node:net'
 import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { chromium } from 'playwright-core'
@@ -100,8 +101,8 @@ export async function browseNames(
   ])
 }
 
-/** Leads a port in the client's namespace to a unix socket of the test's. */
-async function forward(lab: Lab, client: LabClient, socket: string): Promise<string> {
+/** Leads a port in the client's namespace, default a free one, to a unix socket of the test's. */
+async function forward(lab: Lab, client: LabClient, socket: string, at = 0): Promise<string> {
   const forwarder = lab.exec(client.ns, [
     process.execPath,
     '-e',
@@ -113,11 +114,39 @@ async function forward(lab: Lab, client: LabClient, socket: string): Promise<str
       incoming.on('error', end).on('close', end)
       outgoing.on('error', end).on('close', end)
       incoming.pipe(outgoing).pipe(incoming)
-    }).listen(0, '127.0.0.1', () => console.log(server.address().port))`,
+    }).listen(${at}, '127.0.0.1', () => console.log(server.address().port))`,
     socket,
   ])
   const [port] = (await once(forwarder.stdout!.setEncoding('utf8'), 'data')) as [string]
   return port.trim()
+}
+
+/**
+ * Lets programs in the client's namespace reach a port of a name in the tailnet as they do beside
+ * tailscaled: by that name and port, TLS untouched.
+ */
+export async function reachable(
+  lab: Lab,
+  client: LabClient,
+  name: string,
+  port: number,
+): Promise<void> {
+  const listening = path.join(client.dir, `port-${port}.sock`)
+  const server = createNetServer((socket) => {
+    socket.on('error', () => socket.destroy())
+    client
+      .dial(name, port)
+      .then((peer) => {
+        peer.on('error', () => socket.destroy()).once('close', () => socket.destroy())
+        socket.once('close', () => peer.destroy())
+        peer.pipe(socket).pipe(peer)
+      })
+      .catch(() => socket.destroy())
+  })
+  server.listen(listening).unref()
+  await once(server, 'listening')
+  await forward(lab, client, listening, port)
+  await writeFile(`/etc/netns/${client.ns}/hosts`, `127.0.0.1 localhost ${name}\n`)
 }
 
 async function launch(client: LabClient, more: readonly string[] = []): Promise<Browser> {

@@ -1,24 +1,21 @@
 /**
  * The web console in a real browser, through the tailnet, the gateway and its API, to the real
- * broker: what a person does with each page. What the broker does to systemd is written down
- * instead of done; provisioning, which it asks for, copies the card's file to where the gateway
- * reads it, as the appliance's does.
+ * broker (managed.ts): what a person does with each page.
  */
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
-import { copyFile, mkdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import axe from 'axe-core'
 import type { FastifyInstance } from 'fastify'
 import type { Browser, Page } from 'playwright-core'
 import { capability } from '../../src/gateway/access/access.ts'
-import { createBroker } from '../../src/broker/server.ts'
-import { Settings } from '../../src/broker/settings.ts'
 import { bundleConsole } from '../../tools/console.ts'
-import { Appliance, eventually } from './appliance.ts'
+import { eventually } from './appliance.ts'
+import type { Appliance } from './appliance.ts'
 import { browse } from './browser.ts'
 import { Lab } from './lab.ts'
+import { startManaged } from './managed.ts'
 
 /** How long a change is on trial here. Milliseconds. */
 const trialTime = 15_000
@@ -32,65 +29,18 @@ let browser: Browser
 let page: Page
 let url: string
 let card: string
-const systemd: string[] = []
-const codes: string[] = []
+let systemd: string[]
+let codes: string[]
 const wrong: string[] = []
 
 before(async () => {
   lab = await Lab.start({ name: 'console' })
   const bundle = path.join(lab.dir, 'console')
   await bundleConsole(bundle)
-  const socket = path.join(lab.dir, 'broker.sock')
-  appliance = await Appliance.start(lab, {
+  ;({ appliance, broker, card, systemd, codes } = await startManaged(lab, {
+    ...{ pages: bundle, trialTime },
     settings: '[access]\nview = ["bob@example.com"]\n',
-    env: { GATEHOUSE_CONSOLE_DIR: bundle, GATEHOUSE_BROKER_SOCKET: socket },
-  })
-  const boot = path.join(lab.dir, 'card')
-  await mkdir(boot)
-  card = path.join(boot, 'gatehouse.toml')
-  const provisioned = path.join(appliance.dir, 'config', 'gatehouse.toml')
-  await copyFile(provisioned, card)
-  const paths = {
-    boot,
-    config: path.dirname(provisioned),
-    problem: path.join(appliance.dir, 'problem'),
-    admin: appliance.env['GATEHOUSE_ADMIN_SOCKET']!,
-  }
-  const system = {
-    systemctl: async (...args: string[]): Promise<string> => {
-      systemd.push(args.join(' '))
-      if (args.includes('gatehouse-provision.service')) await copyFile(card, provisioned)
-      return ''
-    },
-    stream: (_program: string, args: string[]) =>
-      spawn(process.execPath, [
-        '-e',
-        `const unit = ${JSON.stringify(args.find((arg) => arg.startsWith('--unit='))!.slice(7))}
-        let n = 0
-        const say = () => console.log(JSON.stringify({
-          __REALTIME_TIMESTAMP: String(Date.now() * 1000), PRIORITY: n % 5 === 4 ? '4' : '6',
-          _SYSTEMD_UNIT: unit, MESSAGE: 'line ' + ++n + ' of the meter in the cellar',
-        }))
-        for (let i = 0; i < 20; i++) say()
-        setInterval(say, 500)`,
-      ]),
-  }
-  const say = (): void => {}
-  const settings = new Settings({
-    ...{ paths, system, say, trialTime },
-    showCode: async (code) => {
-      codes.push(code)
-    },
-  })
-  const root = path.join(lab.dir, 'lib')
-  await mkdir(path.join(root, 'node-red'), { recursive: true })
-  await writeFile(path.join(root, 'node-red', 'flows.json'), '[]')
-  broker = await createBroker({
-    ...{ paths, system, say, settings, root },
-    uploads: path.join(lab.dir, 'uploads'),
-    quiet: async (work) => await work(),
-  })
-  await broker.listen({ path: socket })
+  }))
 
   const name = (await appliance.names())[0]!
   const laptop = await lab.client('laptop')

@@ -5,6 +5,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
 import { GatehouseError, oneLine, reason } from '../../base/errors.ts'
 import { call } from '../../base/control-client.ts'
+import type { Check } from '../../broker/checks.ts'
 import type { Checked } from '../../broker/settings.ts'
 import { describe } from '../../config/describe.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
@@ -32,6 +33,8 @@ export interface ApiOptions {
   notReady: () => Pick<Problem, 'code' | 'message' | 'cure'> | undefined
   /** What the gateway counts, in Prometheus's text format. */
   metrics: () => Promise<{ type: string; text: string }>
+  /** What the gateway can check (operate/doctor.ts). */
+  doctor: () => Promise<Check[]>
   /** Settings of [access], and who the node itself is. */
   access: () => AccessSettings
   self: () => Promise<WhoIs | undefined>
@@ -105,6 +108,14 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
         return await reply.type(type).send(text)
       })
       v1.get('/schema', async () => ({ tables: describe() }))
+      v1.get('/doctor', async () => {
+        const own = await options.doctor()
+        // The gateway's part says much by itself, also where the broker does not answer.
+        const { checks } = (await ask('GET', '/v1/doctor').catch((err: GatehouseError) => ({
+          checks: [{ name: 'system', result: 'skip', found: err.message, cure: err.cure }],
+        }))) as { checks: Check[] }
+        return { checks: [...checks, ...own] }
+      })
       v1.get('/audit', async () => ({ entries: await audit.entries() }))
       v1.get<{ Querystring: { who: string } }>(
         '/access',
@@ -298,7 +309,7 @@ async function explain(
     grant: 'By a grant',
     'local network': 'By [local_network]',
   }[from]
-  const all = ['view', 'edit', 'use', 'status'] as const
+  const all = ['view', 'edit', 'use', 'status', 'manage'] as const
   return { who: name, rights: [...rights], from, why, policy: policyFor(peer, node, all) }
 }
 

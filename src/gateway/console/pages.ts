@@ -37,6 +37,8 @@ const types: Record<string, string> = {
   '.html': 'text/html; charset=utf-8',
   '.js': 'text/javascript; charset=utf-8',
   '.css': 'text/css; charset=utf-8',
+  // The laptop's command line, as an npm package (tools/cli.ts).
+  '.tgz': 'application/gzip',
 }
 
 /** Options of {@link consolePages}. */
@@ -47,10 +49,11 @@ export interface ConsoleOptions {
 
 /**
  * The web console at the gateway's own origin: its page at `/`, script and style sheet below
- * `/console/`. They hold nothing of the device, so whoever may see the status gets them; what they
- * show comes from the API, which judges each call. All else goes on to the status page's plugin.
+ * `/console/`, and the laptop's command line as an npm package (tools/cli.ts). They hold nothing of
+ * the device, so whoever may see the status gets them; what they show comes from the API, which
+ * judges each call. All else goes on to the status page's plugin.
  *
- * The files, some 30 kB, are read once: the system's partition is read-only, and nothing that a
+ * The files, some 120 kB, are read once: the system's partition is read-only, and nothing that a
  * request says is ever part of a path.
  */
 export const consolePages = plugin<ConsoleOptions>('console-pages', async (app, { directory }) => {
@@ -110,9 +113,9 @@ async function readConsole(directory: string | undefined): Promise<Map<string, S
     const brotli = names.includes(`${name}.br`)
       ? await readFile(join(directory, `${name}.br`))
       : undefined
-    const hashed = name !== 'index.html'
+    const hashed = /-[0-9a-f]{12}\.\w+$/.test(name)
     const tag = createHash('sha256').update(body).digest('base64url').slice(0, 22)
-    files.set(hashed ? `/console/${name}` : '/', { body, brotli, type, tag, hashed })
+    files.set(name === 'index.html' ? '/' : `/console/${name}`, { body, brotli, type, tag, hashed })
   }
   return files
 }

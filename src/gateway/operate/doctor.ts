@@ -2,6 +2,7 @@ import { exchange } from '../../base/control-client.ts'
 import { Resolver } from 'node:dns/promises'
 import { restartDevice, seeLogs, seeNodeRedLog } from '../../base/cures.ts'
 import { reason } from '../../base/errors.ts'
+import type { Check } from '../../broker/checks.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
 import { policyFor } from '../access/access.ts'
 import type { Certificates } from '../certificates/certificates.ts'
@@ -16,15 +17,7 @@ import type { Services } from '../tailnet/services.ts'
 import type { Upstream } from '../apps/upstream.ts'
 import { day } from '../../base/time.ts'
 
-/** One link of the chain from a peer's browser to Node-RED. */
-export interface Check {
-  name: string
-  /** `skip`: it could not be looked at, and `found` says why. */
-  result: 'ok' | 'warn' | 'fail' | 'skip'
-  found: string
-  /** What to do; where there is something to do. */
-  cure?: string
-}
+export type { Check }
 
 /** What {@link examine} looks at. */
 export interface Patient {

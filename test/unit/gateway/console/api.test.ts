@@ -100,6 +100,7 @@ test('every call as one who may see the status, who may edit flows, and who may 
     ['GET', '/audit', undefined],
     ['GET', '/journal?unit=node-red', undefined],
     ['GET', '/devices', undefined],
+    ['GET', '/doctor', undefined],
     ['GET', '/update', undefined],
     ['POST', '/settings/check', { text: '' }],
     ['POST', '/settings/try', { text: '', digest: '0'.repeat(64) }],

@@ -1,0 +1,94 @@
+/**
+ * The lab's appliance with the real broker behind its gateway. What the broker does to systemd is
+ * written down instead of done; provisioning, which it asks for, copies the card's file to where the
+ * gateway reads it, as the appliance's does.
+ */
+import { spawn } from 'node:child_process'
+import { copyFile, mkdir, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import type { FastifyInstance } from 'fastify'
+import { createBroker } from '../../src/broker/server.ts'
+import { Settings } from '../../src/broker/settings.ts'
+import { Appliance } from './appliance.ts'
+import type { Lab } from './lab.ts'
+
+/** An appliance that can be managed from the tailnet. */
+export interface Managed {
+  appliance: Appliance
+  broker: FastifyInstance
+  /** gatehouse.toml on the card. */
+  card: string
+  /** What systemctl was called with. */
+  systemd: string[]
+  /** Codes that the device's screen has shown. */
+  codes: string[]
+}
+
+/** Options of {@link startManaged}. */
+export interface ManagedOptions {
+  /** Directory of the web console's bundle. */
+  pages: string
+  /** How long a change is on trial. Milliseconds. */
+  trialTime: number
+  /** More of gatehouse.toml: whole tables. */
+  settings: string
+}
+
+/** Starts both, as {@link Appliance.start} does. */
+export async function startManaged(lab: Lab, options: ManagedOptions): Promise<Managed> {
+  const { pages, trialTime } = options
+  const systemd: string[] = []
+  const codes: string[] = []
+  const socket = path.join(lab.dir, 'broker.sock')
+  const appliance = await Appliance.start(lab, {
+    settings: options.settings,
+    env: { GATEHOUSE_CONSOLE_DIR: pages, GATEHOUSE_BROKER_SOCKET: socket },
+  })
+  const boot = path.join(lab.dir, 'card')
+  await mkdir(boot)
+  const card = path.join(boot, 'gatehouse.toml')
+  const provisioned = path.join(appliance.dir, 'config', 'gatehouse.toml')
+  await copyFile(provisioned, card)
+  const paths = {
+    boot,
+    config: path.dirname(provisioned),
+    problem: path.join(appliance.dir, 'problem'),
+    admin: appliance.env['GATEHOUSE_ADMIN_SOCKET']!,
+  }
+  const system = {
+    systemctl: async (...args: string[]): Promise<string> => {
+      systemd.push(args.join(' '))
+      if (args.includes('gatehouse-provision.service')) await copyFile(card, provisioned)
+      return ''
+    },
+    stream: (_program: string, args: string[]) =>
+      spawn(process.execPath, [
+        '-e',
+        `const unit = ${JSON.stringify(args.find((arg) => arg.startsWith('--unit='))!.slice(7))}
+        let n = 0
+        const say = () => console.log(JSON.stringify({
+          __REALTIME_TIMESTAMP: String(Date.now() * 1000), PRIORITY: n % 5 === 4 ? '4' : '6',
+          _SYSTEMD_UNIT: unit, MESSAGE: 'line ' + ++n + ' of the meter in the cellar',
+        }))
+        for (let i = 0; i < 20; i++) say()
+        ${args.includes('--follow') ? 'setInterval(say, 500)' : ''}`,
+      ]),
+  }
+  const say = (): void => {}
+  const settings = new Settings({
+    ...{ paths, system, say, trialTime },
+    showCode: async (code) => {
+      codes.push(code)
+    },
+  })
+  const root = path.join(lab.dir, 'lib')
+  await mkdir(path.join(root, 'node-red'), { recursive: true })
+  await writeFile(path.join(root, 'node-red', 'flows.json'), '[]')
+  const broker = await createBroker({
+    ...{ paths, system, say, settings, root },
+    uploads: path.join(lab.dir, 'uploads'),
+    quiet: async (work) => await work(),
+  })
+  await broker.listen({ path: socket })
+  return { appliance, broker, card, systemd, codes }
+}
