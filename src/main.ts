@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { parseArgs } from 'node:util'
 import { paths } from './base/paths.ts'
 import { GatehouseError, reason } from './base/errors.ts'
 import { version } from './base/version.ts'
@@ -33,19 +34,33 @@ const usage = `Usage: gatehouse COMMAND
 Reference: docs/architecture.md
 `
 
-/** Arguments of the commands that have any. */
-const taken: Record<string, RegExp> = {
-  status: /^--json$/,
-  doctor: /^--json$/,
-  broker: /^recover$/,
-  cache: /^purge$/,
-  firewall: /^apply$/,
-  backup: /^[^-]/,
-  restore: /^[^-]/,
-  room: /^--full$/,
-  reset: /^--yes$/,
-  update: /^(?:--force|[^-].*)$/,
-  'update-stick': /^[^-]|^$/,
+/** Options and words of the commands that have any. */
+const taken: Record<string, { flags?: string[]; words?: RegExp }> = {
+  status: { flags: ['json'] },
+  doctor: { flags: ['json'] },
+  broker: { words: /^recover$/ },
+  cache: { words: /^purge$/ },
+  firewall: { words: /^apply$/ },
+  backup: { words: /./ },
+  restore: { words: /./ },
+  room: { flags: ['full'] },
+  reset: { flags: ['yes'] },
+  update: { flags: ['force'], words: /./ },
+  // The type is empty when the stick has no file system.
+  'update-stick': { words: /^/ },
+}
+
+/** What follows a command. Throws an Error that says what is wrong with it. */
+function parse(command: string, args: string[]): { flags: Set<string>; words: string[] } {
+  const { flags = [], words } = taken[command] ?? {}
+  const { values, positionals } = parseArgs({
+    args,
+    options: Object.fromEntries(flags.map((flag) => [flag, { type: 'boolean' as const }])),
+    allowPositionals: true,
+  })
+  const extra = positionals.find((word) => words?.test(word) !== true)
+  if (extra !== undefined) throw new Error(`Unexpected ${JSON.stringify(extra)}`)
+  return { flags: new Set(Object.keys(values)), words: positionals }
 }
 
 /** Commands load only what they need: start-up time counts on an SD card. */
@@ -54,10 +69,14 @@ async function main(args: string[]): Promise<number> {
   if (args.some((arg) => arg === '--host' || arg.startsWith('--host=')))
     return await (await import('./cli/remote/run.ts')).runRemote(args)
   const [command, ...rest] = args
-  const extra = rest.filter((arg) => !(taken[command ?? '']?.test(arg) ?? false))
-  if (extra.length > 0) {
+  let flags: Set<string>
+  let words: string[]
+  try {
+    ;({ flags, words } = parse(command ?? '', rest))
+  } catch (err) {
+    // Of Node's own advice, how to pass words that begin with a hyphen, nothing has use.
     process.stderr.write(
-      `gatehouse ${command}: unexpected ${JSON.stringify(extra[0])}. See gatehouse help\n`,
+      `gatehouse ${command}: ${reason(err).split('. ')[0]}. See gatehouse help\n`,
     )
     return 64
   }
@@ -71,27 +90,27 @@ async function main(args: string[]): Promise<number> {
     case 'provision':
       return await (await import('./provision/provision.ts')).runProvision(paths())
     case 'room':
-      return await (await import('./provision/room.ts')).runRoom({ full: rest.includes('--full') })
+      return await (await import('./provision/room.ts')).runRoom({ full: flags.has('full') })
     case 'report':
       return await (await import('./cli/report.ts')).runReport(paths())
     case 'broker':
-      return await (await import('./broker/serve.ts')).runBroker(paths(), rest[0])
+      return await (await import('./broker/serve.ts')).runBroker(paths(), words[0])
     case 'backup':
     case 'restore':
-      return await (await import('./cli/backup.ts')).runBackup(command, rest[0])
+      return await (await import('./cli/backup.ts')).runBackup(command, words[0])
     case 'reset':
-      return await (await import('./cli/reset.ts')).runReset({ yes: rest.includes('--yes') })
+      return await (await import('./cli/reset.ts')).runReset({ yes: flags.has('yes') })
     case 'update':
       return await (
         await import('./cli/update.ts')
       ).runUpdate(paths(), {
-        from: rest.find((arg) => arg !== '--force'),
-        force: rest.includes('--force'),
+        from: words[0],
+        force: flags.has('force'),
       })
     case 'update-fetch':
       return await (await import('./update/fetch.ts')).runFetch(paths())
     case 'update-stick':
-      return await (await import('./update/stick.ts')).runStick(paths(), rest)
+      return await (await import('./update/stick.ts')).runStick(paths(), words)
     case 'update-install':
       return await (await import('./update/install.ts')).runInstall(paths())
     case 'trial':
@@ -99,23 +118,19 @@ async function main(args: string[]): Promise<number> {
     case 'trial-good':
       return await (await import('./update/trial.ts')).runTrialGood(paths())
     case 'status':
-      return await (
-        await import('./cli/status.ts')
-      ).runStatus(paths(), { json: rest.includes('--json') })
+      return await (await import('./cli/status.ts')).runStatus(paths(), { json: flags.has('json') })
     case 'doctor':
-      return await (
-        await import('./cli/doctor.ts')
-      ).runDoctor(paths(), { json: rest.includes('--json') })
+      return await (await import('./cli/doctor.ts')).runDoctor(paths(), { json: flags.has('json') })
     case 'reload':
       return await (await import('./cli/reload.ts')).runReload(paths())
     case 'metrics':
       return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'firewall':
-      return rest.includes('apply')
+      return words.includes('apply')
         ? await (await import('./firewall/apply.ts')).runApply(paths())
         : await (await import('./firewall/show.ts')).runShow(paths())
     case 'cache':
-      if (rest[0] === 'purge') return await (await import('./cli/cache.ts')).runPurge(paths())
+      if (words[0] === 'purge') return await (await import('./cli/cache.ts')).runPurge(paths())
       process.stderr.write('Usage: gatehouse cache purge\n')
       return 64
     case 'version':
