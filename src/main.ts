@@ -11,6 +11,8 @@ const usage = `Usage: gatehouse COMMAND
   certs            get or renew certificates (gatehouse-certs.service)
   provision        take gatehouse.toml from the boot partition (gatehouse-provision.service)
   broker           what the console needs as root (gatehouse-broker.service)
+  alerts watch | test
+                   tell people what is wrong (gatehouse-alerts@.service)
   room [--full]    set how many files Node-RED may have; --full: some more, so that its editor can save (node-red.service)
   report           put how things are on consoles and card; take a used auth key off it (gatehouse-report.service)
   backup FILE      one encrypted file of flows, identity, certificates and settings (as root)
@@ -38,6 +40,7 @@ Reference: docs/architecture.md
 const taken: Record<string, { flags?: string[]; words?: RegExp }> = {
   status: { flags: ['json'] },
   doctor: { flags: ['json'] },
+  alerts: { words: /^(?:watch|test)$/ },
   broker: { words: /^recover$/ },
   cache: { words: /^purge$/ },
   firewall: { words: /^apply$/ },
@@ -95,6 +98,8 @@ async function main(args: string[]): Promise<number> {
       return await (await import('./cli/report.ts')).runReport(paths())
     case 'broker':
       return await (await import('./broker/serve.ts')).runBroker(paths(), words[0])
+    case 'alerts':
+      return await (await import('./alerts/run.ts')).runAlerts(paths(), words[0])
     case 'backup':
     case 'restore':
       return await (await import('./cli/backup.ts')).runBackup(command, words[0])

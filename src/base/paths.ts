@@ -33,6 +33,8 @@ export interface Paths {
    * hosts file it sees.
    */
   firewall: string
+  /** GATEHOUSE_ALERTS_DIR, default /run/gatehouse-alerts: what is wrong, for who tells people. */
+  alerts: string
   /**
    * GATEHOUSE_UNIT_DIR, default /run/systemd/system: where systemd looks for units of this boot.
    */
@@ -66,6 +68,7 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
     certs: env.GATEHOUSE_CERTS_SOCKET ?? '/run/gatehouse-certs.sock',
     broker: env.GATEHOUSE_BROKER_SOCKET ?? '/run/gatehouse-broker.sock',
     firewall: env.GATEHOUSE_FIREWALL_DIR ?? '/run/gatehouse-firewall',
+    alerts: env.GATEHOUSE_ALERTS_DIR ?? '/run/gatehouse-alerts',
     units: env.GATEHOUSE_UNIT_DIR ?? '/run/systemd/system',
     console: env.GATEHOUSE_CONSOLE_DIR ?? join(import.meta.dirname, 'console'),
     state: (fallback) => first(env.STATE_DIRECTORY) ?? fallback,
@@ -84,7 +87,7 @@ export function notesFile({ problem }: Pick<Paths, 'problem'>): string {
 
 /** Secrets of gatehouse.toml that are handed to a unit, as its credential of that name. */
 export type Secret =
-  'authkey' | 'eab-hmac-key' | 'tsig-key' | 'acme-dns-password' | 'certificate-key'
+  'authkey' | 'eab-hmac-key' | 'tsig-key' | 'acme-dns-password' | 'certificate-key' | 'alerts'
 
 /**
  * Where a secret is for the units that get it (LoadCredential=): in /run, for it is written anew at
@@ -92,4 +95,12 @@ export type Secret =
  */
 export function secretFile({ problem }: Pick<Paths, 'problem'>, name: Secret): string {
   return join(dirname(problem), name)
+}
+
+/**
+ * Servers that alerts are sent to, a line each (`https://host:port`), for the firewall: their paths
+ * may be passwords. Absent when there are none.
+ */
+export function alertHostsFile({ problem }: Pick<Paths, 'problem'>): string {
+  return join(dirname(problem), 'alert-hosts')
 }

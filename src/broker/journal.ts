@@ -8,6 +8,7 @@ export const journalUnits = [
   'node-red',
   'gatehouse-broker',
   'gatehouse-certs',
+  'gatehouse-alerts@watch',
   'gatehouse-firewall',
   'gatehouse-provision',
   'gatehouse-report',

@@ -1,14 +1,15 @@
 import fastify from 'fastify'
 import type { FastifyInstance } from 'fastify'
-import { createWriteStream } from 'node:fs'
-import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
+import { constants, createWriteStream } from 'node:fs'
+import { mkdir, open, rm, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PassThrough, Transform } from 'node:stream'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
-import { GatehouseError, oneLine, reason } from '../base/errors.ts'
+import { GatehouseError, oneLine, printable, reason } from '../base/errors.ts'
 import { withCard } from '../base/card.ts'
 import type { Paths } from '../base/paths.ts'
+import type { Tested } from '../alerts/run.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
 import { archive, checkPassphrase, quiet, restore } from './archive.ts'
@@ -28,6 +29,8 @@ export interface BrokerOptions {
   say: (line: string) => void
   /** What a backup holds. Default: /var/lib. */
   root?: string
+  /** State directory of who sends alerts. Default: /var/lib/gatehouse-alerts. */
+  alerts?: string
   /** Where an upload waits until it is whole. Default: /var/lib/gatehouse-broker. */
   uploads?: string
   /** Runs work with the services stopped. Default: by systemd. */
@@ -63,6 +66,7 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/node-red/restart | starts Node-RED anew |
  * | POST /v1/device/restart, /power-off, /reset | the whole device; reset wants its name |
  * | POST /v1/update/check | asks for an update, and installs what is offered |
+ * | POST /v1/alerts/test | sends one alert to where [alerts] says |
  * | GET /v1/update | what the last update came to |
  * | POST /v1/backup | an encrypted backup, as a stream; needs the console's code |
  * | POST /v1/restore | takes one, likewise; the device restarts when it is in place |
@@ -147,6 +151,21 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     })
     await system.systemctl('--no-block', 'reboot')
     return { done: true }
+  })
+
+  app.post<{ Body: { by: string } }>('/v1/alerts/test', asked, async ({ body: { by } }) => {
+    say(`alerts are tried, as ${by} asks`)
+    const begun = new Date().toISOString()
+    await system.systemctl('start', 'gatehouse-alerts@test.service')
+    const tested = await readTested(options.alerts ?? '/var/lib/gatehouse-alerts')
+    // Without [alerts] systemd starts nothing.
+    if (tested === undefined || tested.at < begun)
+      throw new GatehouseError(
+        'GH_ALERTS_NONE',
+        'there is nobody to tell',
+        'Set webhook or ntfy in [alerts] (page Settings)',
+      )
+    return tested
   })
 
   app.get('/v1/update', async () => ({
@@ -248,6 +267,29 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
   app.get('/v1/devices', async () => ({ devices: await devices() }))
   app.get('/v1/doctor', async () => ({ checks: await examineSystem(options.paths) }))
   return app
+}
+
+/** What the last try came to. Its user's file: nothing is followed, and no more read than there may be. */
+async function readTested(directory: string): Promise<Tested | undefined> {
+  try {
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    const file = await open(join(directory, 'tested.json'), flags)
+    try {
+      const { bytesRead, buffer } = await file.read(Buffer.alloc(8_192), 0, 8_192, 0)
+      const { at, results } = JSON.parse(buffer.toString('utf8', 0, bytesRead)) as Tested
+      return {
+        at: String(at),
+        results: results.slice(0, 2).map(({ channel, ok, said }) => ({
+          ...{ channel: String(channel), ok: ok === true },
+          said: printable(String(said)).slice(0, 500),
+        })),
+      }
+    } finally {
+      await file.close()
+    }
+  } catch {
+    return undefined
+  }
 }
 
 /** Keeps an upload until it has been used, no larger than half of what is free. */

@@ -310,6 +310,7 @@ const beforeName = 'gatehouse.toml.before'
 
 /** Units to start anew when a table has changed, beside what the gateway takes over itself. */
 const unitsOf: Record<string, string[]> = {
+  alerts: ['gatehouse-firewall.service'],
   node_red: ['node-red.service', 'gatehouse-firewall.service'],
   wifi: ['gatehouse-wifi@*.service'],
   network: ['systemd-networkd.service'],

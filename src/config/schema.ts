@@ -599,6 +599,27 @@ export const schema = {
      */
     memoryMib: key(integer(0, 1_000_000), { default: 0, example: '600' }),
   },
+  alerts: {
+    /**
+     * Where problems that last are told, by POST with JSON (src/alerts/send.ts). Its path may be a
+     * password. Default: nowhere.
+     */
+    webhook: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"https://hooks.example.org/gatehouse"',
+      secret: true,
+    }),
+    /** Sent to it as `Authorization: Bearer …`. Default: nothing is. */
+    webhookToken: key(text(checkToken), { example: '"…"', secret: true }),
+    /** A topic of ntfy's (https://ntfy.sh): server and topic. Default: none. */
+    ntfy: key(text(checkTopic, { own: true }), {
+      example: '"https://ntfy.sh/a-name-nobody-guesses"',
+      secret: true,
+    }),
+    /** An access token of ntfy's, where the topic is not everybody's. Default: none. */
+    ntfyToken: key(text(checkToken), { example: '"tk_…"', secret: true }),
+    /** How long a problem must last before it is told. Default: 5 min. */
+    after: key(duration(0, 86_400_000), { default: 300_000, example: '"5 min"' }),
+  },
   console: {
     /**
      * A root shell on the console, for whoever has the card in hand and a keyboard at the device.
@@ -1308,6 +1329,19 @@ function checkUnseen(value: string, name: string, example: string): Wrong | unde
         cure: `Write ${example}`,
       }
     : undefined
+}
+
+/** A topic of ntfy's: a URL with one name behind the server's own path. */
+function checkTopic(value: string, key: { name: string; example: string }): Wrong | undefined {
+  const wrong = url('https:', 'http:')(value, key)
+  if (wrong !== undefined) return wrong
+  const { pathname, search } = new URL(value)
+  return /^\/(?:[^/]+\/)*[-_A-Za-z0-9]{1,64}$/.test(pathname) && search === ''
+    ? undefined
+    : {
+        message: 'ntfy is a server without a topic, or holds more than that',
+        cure: `Write server and topic: ntfy = ${key.example}`,
+      }
 }
 
 function url(...protocols: string[]) {

@@ -1,10 +1,11 @@
+import type { Tested } from '../alerts/run.ts'
 import type { Checked, ShownSettings, Trial } from '../broker/settings.ts'
 import type { Device } from '../broker/devices.ts'
 import type { JournalLine } from '../broker/journal.ts'
 import type { Outcome } from '../update/outcome.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 
-export type { Checked, Device, GatewayStatus, JournalLine, ShownSettings, Trial }
+export type { Checked, Device, GatewayStatus, JournalLine, ShownSettings, Tested, Trial }
 
 /** `GET /api/v1/me`: who asks, and what they may do. */
 export interface Me {

@@ -7,8 +7,10 @@ import { restartDevice } from '../base/cures.ts'
 import { GatehouseError, oneLine } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
+import { forbidden } from '../config/addresses.ts'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
+import { alertTargets } from './alert-targets.ts'
 import { certsTargets } from './certs-targets.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
 import { ports } from '../config/ports.ts'
@@ -32,6 +34,8 @@ export interface Applied {
   gateway?: Entry[]
   /** Where the certificates' agent may connect to, beside the ACME authority on 443. */
   certs?: Entry[]
+  /** Where alerts are sent, and nobody else may connect. */
+  alerts?: Entry[]
   names: Record<string, Known>
 }
 
@@ -54,7 +58,7 @@ export function targets(allow: readonly string[], registry?: string): Egress[] {
 }
 
 /** The users whose targets gatehouse.toml decides, each with a chain of its own. */
-export type Caller = 'node-red' | 'gatehouse' | 'gatehouse-certs'
+export type Caller = 'node-red' | 'gatehouse' | 'gatehouse-certs' | 'gatehouse-alerts'
 
 /**
  * The nftables script that puts a list in force. nft carries a script out as one transaction: the
@@ -127,7 +131,7 @@ export function hosts(names: Record<string, Known>, withIPv6: boolean): string {
  * Returns what is in force now.
  */
 export async function apply(
-  paths: Pick<Paths, 'config' | 'firewall'>,
+  paths: Pick<Paths, 'config' | 'firewall' | 'problem'>,
   lookup: Lookup = dnsLookup(),
 ): Promise<Applied> {
   const config = await loadConfig(paths.config)
@@ -137,6 +141,7 @@ export async function apply(
   } = config
   const egress = targets(allow, registry)
   const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
+  const alerts = await alertTargets(paths)
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
   const interfaces = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
@@ -144,7 +149,7 @@ export async function apply(
   const named = (list: Egress[]): string[] =>
     list.flatMap(({ host }) => ('name' in host ? [host.name] : []))
   const names = await resolveNames(
-    [...named(egress), ...named(gateway), ...named(certs)],
+    [...named(egress), ...named(gateway), ...named(certs), ...named(alerts)],
     before?.names ?? {},
     lookup,
     now,
@@ -175,15 +180,17 @@ export async function apply(
         ...(problem === undefined ? {} : { problem }),
       }
     }
-  const [forNodeRed, forGateway, forCerts] = [
+  const [forNodeRed, forGateway, forCerts, forAlerts] = [
     egress.map(resolved(() => undefined)),
     gateway.map(resolved(unreachable)),
     certs.map(resolved(unreachable)),
+    alerts.map(resolved(forbidden)),
   ]
   await nft(
     script('node-red', forNodeRed) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
+      script('gatehouse-alerts', forAlerts) +
       redirection(listen, before?.localNetwork === true),
   )
   const withIPv6 = interfaces.some(
@@ -201,12 +208,13 @@ export async function apply(
     entries: kept(forNodeRed),
     ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }),
     ...(certs.length === 0 ? {} : { certs: kept(forCerts) }),
+    ...(alerts.length === 0 ? {} : { alerts: kept(forAlerts) }),
     names,
     ...(listen ? { localNetwork: true } : {}),
   }
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
   // again.
-  if (egress.length + gateway.length + certs.length === 0 && !listen)
+  if (egress.length + gateway.length + certs.length + alerts.length === 0 && !listen)
     await rm(join(paths.firewall, 'state.json'), { force: true })
   else
     await writeFileAtomic(
@@ -277,7 +285,9 @@ async function nft(input: string): Promise<void> {
  */
 export async function runApply(paths: Paths): Promise<number> {
   const applied = await apply(paths)
-  const all = [...applied.entries, ...(applied.gateway ?? []), ...(applied.certs ?? [])]
+  const all = [applied.entries, applied.gateway, applied.certs, applied.alerts].flatMap(
+    (list) => list ?? [],
+  )
   for (const { text, addresses, refused, problem } of all) {
     for (const [address, why] of Object.entries(refused))
       process.stderr.write(

@@ -103,6 +103,7 @@ export function render(rules: Overview, applied: Applied | undefined, recent: Dr
   }
   list('gatehouse', applied?.gateway ?? [])
   list('gatehouse-certs', applied?.certs ?? [])
+  list('gatehouse-alerts', applied?.alerts ?? [])
   if (applied === undefined || applied.entries.length === 0)
     lines.push('  node-red: nobody ([node_red] allow in gatehouse.toml is empty)')
   else list('node-red', applied.entries)

@@ -42,7 +42,7 @@ import { Node } from './tailnet/node.ts'
 import type { NodeOptions } from './tailnet/node.ts'
 import { Peer } from './tailnet/peer.ts'
 import { Problems } from './shared/problems.ts'
-import type { Problem } from './shared/problems.ts'
+import type { Part, Problem } from './shared/problems.ts'
 import { Reloader } from './operate/reload.ts'
 import { listenOn } from '../base/sockets.ts'
 import type { ListenSocket } from '../base/sockets.ts'
@@ -76,6 +76,8 @@ export interface GatewayOptions {
   pages?: string
   /** Told on every change: one line on how things are. */
   onState?: (line: string) => void
+  /** Told when other things are wrong than before. */
+  onProblems?: (device: string, problems: Array<Problem & { part: Part }>) => void
   /**
    * The process must end: the tailnet server died, or memory is short for good (a GatehouseError).
    */
@@ -132,6 +134,7 @@ export class Gateway {
   #watch: CertificateWatch
   #localRights: readonly Right[] = []
   #line = ''
+  #wrong = ''
   #closing = false
   #timer: NodeJS.Timeout | undefined
 
@@ -601,7 +604,13 @@ export class Gateway {
 
   #say(): void {
     if (this.#closing) return
-    const problem = this.problems.list()[0]
+    const problems = this.problems.list()
+    const wrong = JSON.stringify(problems)
+    if (wrong !== this.#wrong) {
+      this.#wrong = wrong
+      this.#options.onProblems?.(this.#nameOf() ?? 'gatehouse', problems)
+    }
+    const problem = problems[0]
     const name = this.#front.serving ? this.#nameOf() : undefined
     const well = name === undefined ? 'joining the tailnet' : `serving https://${name}/`
     const line = problem === undefined ? well : `${problem.message}. ${problem.cure}`

@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { readFile, writeFile } from 'node:fs/promises'
+import { readFile, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { loadConfig, readAuthKey, readChannelKey } from '../config/load.ts'
@@ -69,6 +69,18 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
         })
         .catch((err: unknown) => {
           log.debug(`state: ${reason(err)}`)
+        })
+    },
+    onProblems: (device, problems) => {
+      // gatehouse-alerts.path watches it. Replaced, so that nobody reads half of it.
+      told = told
+        .then(async () => {
+          const file = join(paths.alerts, 'problems.json')
+          await writeFile(`${file}.new`, JSON.stringify({ device, problems }))
+          await rename(`${file}.new`, file)
+        })
+        .catch((err: unknown) => {
+          log.debug(`problems: ${reason(err)}`)
         })
     },
     onFatal: (err) => {

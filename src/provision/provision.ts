@@ -13,7 +13,7 @@ import type { SecretKey } from '../certs/secrets.ts'
 import { certsTargets } from '../firewall/certs-targets.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
-import { notesFile, secretFile } from '../base/paths.ts'
+import { alertHostsFile, notesFile, secretFile } from '../base/paths.ts'
 import type { Paths, Secret } from '../base/paths.ts'
 import {
   Misnamed,
@@ -93,6 +93,7 @@ export async function provision(
     // Of what cannot be read whole, a key that is not in it may still be there from before.
     if (secret !== undefined || card.config !== undefined)
       await writeFileAtomic(secretFile(paths, name), await seal(name, secret ?? ''), 0o600)
+  await nameAlertHosts(paths, card)
 
   let { outcome } = card
   const problems = [...card.problems]
@@ -412,7 +413,31 @@ function secretsOf({
     'certificate-key': certificateKey,
     authkey: config?.tailnet.authKey ?? clientKey(config?.tailnet.clientSecret),
     'eab-hmac-key': config?.certificates.eabHmacKey,
+    alerts: alertsOf(config),
   }
+}
+
+/** [alerts] as the one who sends them reads it; undefined when there is nowhere to send. */
+function alertsOf(config: Config | undefined): string | undefined {
+  const alerts = config?.alerts
+  return (alerts?.webhook ?? alerts?.ntfy) === undefined ? undefined : JSON.stringify(alerts)
+}
+
+/** Tells the firewall which servers those are, and nothing more of their URLs. */
+async function nameAlertHosts(
+  paths: Pick<Paths, 'problem'>,
+  { config }: Pick<Card, 'config'>,
+): Promise<void> {
+  if (config === undefined) return
+  const file = alertHostsFile(paths)
+  const { webhook, ntfy } = config.alerts
+  const origins = [webhook, ntfy].flatMap((url) => (url === undefined ? [] : new URL(url).origin))
+  const text = [...new Set(origins)].map((origin) => `${origin}\n`).join('')
+  const before = await readFile(file, 'utf8').catch(() => '')
+  if (text === before) return
+  // The firewall's path unit sees it go, too.
+  if (text === '') await rm(file, { force: true })
+  else await writeFileAtomic(file, text, 0o644)
 }
 
 /**

@@ -32,6 +32,10 @@ export interface ManagedOptions {
   trialTime: number
   /** More of gatehouse.toml: whole tables. */
   settings: string
+  /** What systemctl does beside. */
+  does?: (args: string[]) => Promise<void>
+  /** Where gatehouse-alerts@ keeps what it has told. */
+  alerts?: string
 }
 
 /** Starts both, as {@link Appliance.start} does. */
@@ -42,7 +46,11 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
   const socket = path.join(lab.dir, 'broker.sock')
   const appliance = await Appliance.start(lab, {
     settings: options.settings,
-    env: { GATEHOUSE_CONSOLE_DIR: pages, GATEHOUSE_BROKER_SOCKET: socket },
+    env: {
+      GATEHOUSE_CONSOLE_DIR: pages,
+      GATEHOUSE_BROKER_SOCKET: socket,
+      GATEHOUSE_ALERTS_DIR: lab.dir,
+    },
   })
   const boot = path.join(lab.dir, 'card')
   await mkdir(boot)
@@ -59,6 +67,7 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
     systemctl: async (...args: string[]): Promise<string> => {
       systemd.push(args.join(' '))
       if (args.includes('gatehouse-provision.service')) await copyFile(card, provisioned)
+      await options.does?.(args)
       return ''
     },
     stream: (_program: string, args: string[]) =>
@@ -86,6 +95,7 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
   await writeFile(path.join(root, 'node-red', 'flows.json'), '[]')
   const broker = await createBroker({
     ...{ paths, system, say, settings, root },
+    ...(options.alerts === undefined ? {} : { alerts: options.alerts }),
     uploads: path.join(lab.dir, 'uploads'),
     quiet: async (work) => await work(),
   })

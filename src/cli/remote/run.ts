@@ -6,6 +6,7 @@ import { Transform } from 'node:stream'
 import { parseArgs } from 'node:util'
 import { GatehouseError, printable, reason } from '../../base/errors.ts'
 import { version } from '../../base/version.ts'
+import type { Tested } from '../../alerts/run.ts'
 import type { JournalLine } from '../../broker/journal.ts'
 import type { Check } from '../../broker/checks.ts'
 import type { GatewayStatus } from '../../gateway/operate/status.ts'
@@ -39,6 +40,7 @@ the tailnet; what you may do is what the device grants you. No password is asked
   reboot                 start the device anew, and wait until it is back; --no-wait: do not wait
   power-off              switch it off: somebody beside it must switch it on again
   reset NAME             forget everything, as if new; NAME is the device's short name, typed again
+  test-alert             send one alert to where [alerts] says
   devices                what is plugged in, that flows may be given
   access WHO             what a login name or a tag could do, and why
   audit                  who changed what
@@ -73,7 +75,7 @@ const commands: Record<string, [least: number, most: number]> = {
   ...{ status: [0, 0], doctor: [0, 0], logs: [0, 0], get: [0, 1], set: [2, 1000], unset: [1, 1] },
   ...{ edit: [0, 0], update: [0, 0], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
   ...{ reboot: [0, 0], 'power-off': [0, 0], reset: [1, 1], devices: [0, 0], access: [1, 1] },
-  audit: [0, 0],
+  ...{ audit: [0, 0], 'test-alert': [0, 0] },
 }
 
 /**
@@ -202,6 +204,12 @@ async function run(
     case 'reset':
       await device.post('device/reset', { name: first })
       return done('The device forgets everything and starts as new.')
+    case 'test-alert': {
+      const tested = await device.post<Tested>('alerts/test')
+      const { results } = tested
+      show(tested, results.map(({ channel, said }) => `${channel}: ${said}\n`).join(''))
+      return results.every(({ ok }) => ok) ? 0 : 1
+    }
     case 'devices': {
       type Plugged = { devices: Array<{ kind: string; path: string; label: string }> }
       const { devices } = await device.get<Plugged>('devices')

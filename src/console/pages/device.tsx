@@ -1,7 +1,7 @@
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
 import { get, post } from '../api.ts'
-import type { GatewayStatus } from '../api.ts'
+import type { GatewayStatus, Tested } from '../api.ts'
 import { Card, Failure, Outcome, Twice, useLoaded, useWork } from '../parts.tsx'
 import { local } from '../time.ts'
 
@@ -46,9 +46,38 @@ export function DevicePage(): JSX.Element {
         </div>
         <Outcome work={work} busy="Under way. This page tells when the device is back…" />
       </Card>
+      <Card title="Alerts">
+        <Alerts />
+      </Card>
       <Card title="Factory reset">
         <Reset name={name} />
       </Card>
+    </>
+  )
+}
+
+function Alerts(): JSX.Element {
+  const work = useWork()
+  return (
+    <>
+      <p>
+        A problem that lasts can be told to a webhook and to ntfy, with what to do about it, and
+        once more when it is over: <code>[alerts]</code> on the page{' '}
+        <a href="#/settings">Settings</a>.
+      </p>
+      <button
+        type="button"
+        disabled={work.busy}
+        onClick={() => {
+          work.run(async () => {
+            const { results } = await post<Tested>('alerts/test')
+            return results.map(({ channel, said }) => `By ${channel}: ${said}.`).join(' ')
+          })
+        }}
+      >
+        Send one to try
+      </button>
+      <Outcome work={work} busy="Sending…" />
     </>
   )
 }

@@ -193,6 +193,7 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
     '/device/restart': 'device.restart',
     '/device/power-off': 'device.power-off',
     '/update/check': 'update.check',
+    '/alerts/test': 'alerts.test',
   }
   for (const [path, what] of Object.entries(verbs))
     v1.post(path, texts([]), async (request) => {

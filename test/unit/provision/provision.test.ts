@@ -182,7 +182,14 @@ test('the command exits 0 with a bad file, says one line, and never the key', ()
   assert.ok(!`${run.stderr}${readFileSync(paths.problem, 'utf8')}`.includes('SECRET'))
 })
 
-const secrets = ['authkey', 'eab-hmac-key', 'tsig-key', 'acme-dns-password', 'certificate-key']
+const secrets = [
+  'authkey',
+  'eab-hmac-key',
+  'tsig-key',
+  'acme-dns-password',
+  'certificate-key',
+  'alerts',
+]
 
 test('the firewall is told by a file that the gateway has targets, as long as it has', () => {
   const paths = machine()
