@@ -301,6 +301,11 @@ export const schema = {
       example: '["https://panel.example"]',
     }),
     /**
+     * Another name of the editor and of what flows serve: a Tailscale Service that this device hosts,
+     * alone or with others. Default: none, the device's name.
+     */
+    service: key(text(checkService), { example: '"svc:node-red"' }),
+    /**
      * The registry that the preset `palette` stands for and nodes are installed from. Default:
      * npm's own.
      */
@@ -344,17 +349,7 @@ export const schema = {
        * A name of the app's own in the tailnet: a Tailscale Service, `svc:` and a DNS label, that
        * this device hosts. Default: none, the device's name.
        */
-      service: key(
-        text((value) =>
-          /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
-            ? undefined
-            : {
-                message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`,
-                cure: 'Write service = "svc:grafana"',
-              },
-        ),
-        { example: '"svc:grafana"' },
-      ),
+      service: key(text(checkService), { example: '"svc:grafana"' }),
       /**
        * A port of the device's name that is the app's alone, and so an origin of its own. Default:
        * none, it is below {@link path} at 443.
@@ -1083,6 +1078,15 @@ function checkUpstream(value: string): Wrong | undefined {
     message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`,
     cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
   }
+}
+
+function checkService(value: string): Wrong | undefined {
+  return /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
+    ? undefined
+    : {
+        message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`,
+        cure: 'Write service = "svc:grafana"',
+      }
 }
 
 function checkOrigin(value: string, key: { name: string }): Wrong | undefined {

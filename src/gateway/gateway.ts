@@ -228,7 +228,13 @@ export class Gateway {
           ? (this.#node?.names.includes(name) ?? false)
           : this.#settings.name.some((one) => covers(one, name)),
       accept: (service, port, conn) => {
-        const peer = new Peer(conn, this.#node!.tailnet!, log, service)
+        const peer = new Peer(
+          conn,
+          this.#node!.tailnet!,
+          log,
+          service,
+          port === 80 ? ports.editor : port,
+        )
         if (port === 80) this.#front.redirect(conn, peer)
         else {
           this.metrics.connections.inc()
@@ -440,7 +446,11 @@ export class Gateway {
       config.forward.filter(({ sni }) => sni.length === 0).map(({ port }) => port),
     )
     this.upstream.responseTimeout = this.#options.headersTimeout ?? config.node_red.responseTimeout
-    this.services.configure(config.app.flatMap(({ service }) => service ?? []))
+    this.apps.editorService = config.node_red.service
+    this.services.configure(
+      config.app.flatMap(({ service }) => service ?? []),
+      config.node_red.service,
+    )
     this.#takeNames()
     this.forwards.configure(config.forward)
     this.guard.settings = config.access

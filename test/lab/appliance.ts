@@ -35,6 +35,8 @@ export async function eventually<T>(
 }
 
 export interface ApplianceOptions {
+  /** Of its namespace and directory. Default: appliance. */
+  name?: string
   /** Address on the segment. Default 10.77.0.60. */
   ip?: string
   /** More of gatehouse.toml: whole tables. */
@@ -70,8 +72,9 @@ export class Appliance {
 
   /** Starts both and waits until HTTPS is served and Node-RED answers. */
   static async start(lab: Lab, options: ApplianceOptions = {}): Promise<Appliance> {
-    const dir = path.join(lab.dir, 'appliance')
-    const ns = await lab.host('appliance', options.ip ?? '10.77.0.60')
+    const { name = 'appliance' } = options
+    const dir = path.join(lab.dir, name)
+    const ns = await lab.host(name, options.ip ?? '10.77.0.60')
     for (const sub of ['config', 'credentials', 'state', 'run', 'tls', 'certs', 'node-red', 'red'])
       await mkdir(path.join(dir, sub), { recursive: true, mode: 0o700 })
     const env = {

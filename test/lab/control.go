@@ -61,8 +61,9 @@ type controlServer struct {
 	logins map[string]*login // by path
 	grants []grant
 	people people
-	hosted map[tailcfg.ServiceName]hostedService
-	asked  map[int]int // capability versions told to /key
+	hosted map[tailcfg.ServiceName]*hostedService
+	polls  map[key.MachinePublic]int // map requests that are under way
+	asked  map[int]int               // capability versions told to /key
 }
 
 type controlConfig struct {
@@ -106,7 +107,8 @@ func newControl(cfg controlConfig) *controlServer {
 		names:         map[tailcfg.NodeID]nodeName{},
 		logins:        map[string]*login{},
 		people:        people{},
-		hosted:        map[tailcfg.ServiceName]hostedService{},
+		hosted:        map[tailcfg.ServiceName]*hostedService{},
+		polls:         map[key.MachinePublic]int{},
 		asked:         map[int]int{},
 	}
 	caps := tailcfg.NodeCapMap{
@@ -277,6 +279,8 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 	case r.URL.Path == "/machine/register":
 		c.serveRegister(w, r, machine)
 	case r.URL.Path == "/machine/map":
+		c.poll(machine, 1)
+		defer c.poll(machine, -1)
 		c.tc.ServeHTTP(&mapWriter{ResponseWriter: w, edit: func(msg []byte) ([]byte, error) { return c.addPolicy(msg, machine) }}, r)
 	case r.URL.Path == "/machine/set-dns" && c.headscale:
 		http.Error(w, "Not implemented yet", http.StatusNotImplemented)
@@ -706,14 +710,16 @@ func (c *controlServer) approve(name string) error {
 	return nil
 }
 
-// hostedService is a Tailscale Service and the node that may host it.
+// hostedService is a Tailscale Service and the nodes that may host it.
 type hostedService struct {
-	node tailcfg.NodeID
-	addr netip.Addr
+	hosts   []tailcfg.NodeID
+	primary tailcfg.NodeID // the one that peers are sent to
+	addr    netip.Addr
 }
 
 // hostService gives a Tailscale Service an address, at which its peers find it on node: what an admin does who defines the Service
 // and approves the node as a host. Its name is then in the tailnet's DNS, and the node may have a certificate for it (policy.go).
+// Further nodes stand by: see poll.
 func (c *controlServer) hostService(name, service, ip string) error {
 	n, err := c.node(name)
 	if err != nil {
@@ -728,10 +734,18 @@ func (c *controlServer) hostService(name, service, ip string) error {
 		return err
 	}
 	c.mu.Lock()
-	c.hosted[svc] = hostedService{n.ID, addr}
+	h := c.hosted[svc]
+	if h == nil || h.addr != addr {
+		h = &hostedService{primary: n.ID, addr: addr}
+		c.hosted[svc] = h
+	}
+	if !slices.Contains(h.hosts, n.ID) {
+		h.hosts = append(h.hosts, n.ID)
+	}
+	primary := h.primary == n.ID
 	all := tailcfg.ServiceIPMappings{}
 	for name, h := range c.hosted {
-		if h.node == n.ID {
+		if slices.Contains(h.hosts, n.ID) {
 			all[name] = []netip.Addr{h.addr}
 		}
 	}
@@ -744,11 +758,70 @@ func (c *controlServer) hostService(name, service, ip string) error {
 	for k, v := range *c.tc.DefaultNodeCapabilities {
 		caps[k] = v
 	}
-	n.AllowedIPs = append(n.AllowedIPs, netip.PrefixFrom(addr, addr.BitLen()))
-	c.tc.UpdateNode(n)
+	if primary {
+		c.route(n, addr, true)
+	}
 	c.tc.SetNodeCapMap(n.Key, caps)
 	c.pushAll()
 	return nil
+}
+
+// route sends peers that want addr to node n, or no more.
+func (c *controlServer) route(n *tailcfg.Node, addr netip.Addr, here bool) {
+	p := netip.PrefixFrom(addr, addr.BitLen())
+	n.AllowedIPs = slices.DeleteFunc(slices.Clone(n.AllowedIPs), func(q netip.Prefix) bool { return q == p })
+	if here {
+		n.AllowedIPs = append(n.AllowedIPs, p)
+	}
+	c.tc.UpdateNode(n)
+}
+
+// hostGrace is how long a host of a Service may be away before another takes its place.
+const hostGrace = time.Second
+
+// poll counts the map requests of a machine. One without any is away: peers of a Service that it hosts are sent to the next host
+// that is there, as Tailscale's control server does (https://tailscale.com/kb/1552/tailscale-services, high availability).
+func (c *controlServer) poll(machine key.MachinePublic, delta int) {
+	c.mu.Lock()
+	c.polls[machine] += delta
+	away := c.polls[machine] == 0
+	c.mu.Unlock()
+	if away {
+		time.AfterFunc(hostGrace, func() { c.failover(machine) })
+	}
+}
+
+func (c *controlServer) failover(gone key.MachinePublic) {
+	byID := map[tailcfg.NodeID]*tailcfg.Node{}
+	for _, n := range c.tc.AllNodes() {
+		byID[n.ID] = n
+	}
+	moved := false
+	c.mu.Lock()
+	for svc, h := range c.hosted {
+		from := byID[h.primary]
+		if c.polls[gone] > 0 || from == nil || from.Machine != gone {
+			continue
+		}
+		for _, id := range h.hosts {
+			to := byID[id]
+			if to == nil || c.polls[to.Machine] == 0 {
+				continue
+			}
+			c.logf("%s: from %s to %s", svc, from.Name, to.Name)
+			h.primary = id
+			c.mu.Unlock()
+			c.route(from, h.addr, false)
+			c.route(to, h.addr, true)
+			c.mu.Lock()
+			moved = true
+			break
+		}
+	}
+	c.mu.Unlock()
+	if moved {
+		c.pushAll()
+	}
 }
 
 // serveSetDNS publishes challenges for the names of Services a node may host, and leaves those of its own name to testcontrol, which refuses all others.
@@ -778,7 +851,7 @@ func (c *controlServer) serviceNames(id tailcfg.NodeID) []string {
 	defer c.mu.Unlock()
 	names := []string{}
 	for svc, h := range c.hosted {
-		if h.node == id {
+		if slices.Contains(h.hosts, id) {
 			names = append(names, svc.WithoutPrefix()+"."+c.suffix)
 		}
 	}

@@ -152,6 +152,8 @@ export interface AppsOptions {
 
 /** All apps. */
 export class Apps {
+  /** The Tailscale Service that is another name of the editor and of what flows serve. */
+  editorService: string | undefined
   /** Node-RED's editor. */
   readonly nodeRed: App
   /** What flows serve. */
@@ -329,14 +331,15 @@ export class Apps {
     upgrade = false,
   ): App | undefined {
     const path = pathOf(target)
+    const editor = service === undefined || service === this.editorService
     if (service === undefined && door === ports.own) return this.own
-    if (service === undefined && door === ports.flows)
+    if (editor && door === ports.flows)
       return this.#withoutEditor(upgrade && oldPath.test(path) ? this.oldFlows : this.flows, path)
     const found = this.#others.find(
       (app) => app.service === service && app.port === door && app.owns(path),
     )
-    if (found !== undefined || service !== undefined || door !== ports.editor) return found
-    if (path.startsWith(oldOwnPath)) return this.own
+    if (found !== undefined || !editor || door !== ports.editor) return found
+    if (path.startsWith(oldOwnPath) && service === undefined) return this.own
     return oldPath.test(path) ? this.#withoutEditor(this.oldFlows, path) : this.nodeRed
   }
 

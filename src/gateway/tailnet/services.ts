@@ -1,5 +1,6 @@
 import { GatehouseError, reason } from '../../base/errors.ts'
 import { sleep } from '../../base/time.ts'
+import { ports } from '../../config/ports.ts'
 import { Backoff } from '../shared/backoff.ts'
 import { isOwnControl } from '../shared/control-words.ts'
 import type { Logger } from '../shared/log.ts'
@@ -37,11 +38,14 @@ export interface ServiceStatus {
   problem?: { code: string; message: string; cure: string }
 }
 
-const ports = [443, 80]
+/** Ports of a Service: those of an app, and beside them that of what flows serve. */
+const appPorts = [443, 80]
+const editorPorts = [...appPorts, ports.flows]
 
 interface Hosted {
   since: number
   closed: AbortController
+  ports: readonly number[]
   problem?: GatehouseError | undefined
   listeners: TailnetListener[]
 }
@@ -60,6 +64,7 @@ export class Services {
   #options: ServicesOptions
   #hosted = new Map<string, Hosted>()
   #wanted: string[] = []
+  #editor: string | undefined
   #started = false
   #timer: NodeJS.Timeout | undefined
 
@@ -70,9 +75,12 @@ export class Services {
   /**
    * Those that are configured, each once. What is open to one that goes stays open; its name is
    * given back.
+   *
+   * @param editor the one that is another name of the editor, if any
    */
-  configure(services: readonly string[]): void {
-    this.#wanted = [...new Set(services)]
+  configure(services: readonly string[], editor?: string): void {
+    this.#editor = editor
+    this.#wanted = [...new Set([...services, ...(editor === undefined ? [] : [editor])])]
     const node = this.#options.node()
     if (node !== undefined) node.services = this.#wanted
     this.#listen()
@@ -82,7 +90,7 @@ export class Services {
   /** Hosts them from now on: the node is there. */
   start(): void {
     this.#started = true
-    this.configure(this.#wanted)
+    this.configure(this.#wanted, this.#editor)
   }
 
   /**
@@ -144,7 +152,7 @@ export class Services {
         hosted.problem = new GatehouseError(
           'GH_SERVICE_APPROVAL',
           `this device is not approved as a host of ${service}, so ${name ?? 'its name'} leads nowhere yet`,
-          `In the admin console, Services: define ${service} with the ports tcp:443 and tcp:80 and approve this device; or let the policy do it, with the lines docs/gateway.md has. The gateway notices by itself`,
+          `In the admin console, Services: define ${service} with the ports ${hosted.ports.map((port) => `tcp:${port}`).join(', ')} and approve this device; or let the policy do it, with the lines docs/gateway.md has. The gateway notices by itself`,
         )
       } else {
         hosted.problem = new GatehouseError(
@@ -174,13 +182,21 @@ export class Services {
 
   #listen(): void {
     if (!this.#started) return
-    for (const service of this.#hosted.keys())
-      if (!this.#wanted.includes(service)) void this.#end(service)
+    const portsOf = (service: string): number[] =>
+      service === this.#editor ? editorPorts : appPorts
+    for (const [service, hosted] of this.#hosted)
+      if (!this.#wanted.includes(service) || hosted.ports !== portsOf(service))
+        void this.#end(service)
     for (const service of this.#wanted) {
       if (this.#hosted.has(service)) continue
-      const hosted: Hosted = { since: Date.now(), closed: new AbortController(), listeners: [] }
+      const hosted: Hosted = {
+        since: Date.now(),
+        closed: new AbortController(),
+        ports: portsOf(service),
+        listeners: [],
+      }
       this.#hosted.set(service, hosted)
-      for (const port of ports) void this.#host(service, port, hosted)
+      for (const port of hosted.ports) void this.#host(service, port, hosted)
     }
   }
 
