@@ -20,5 +20,9 @@ export const restartDevice =
 export const checkClock =
   'Check that the network lets NTP (UDP port 123) out: the clock is set from it'
 
+/** What cannot be written. */
+export const makeSpace =
+  'Make room: remove what flows have written. If there is room, restart the device'
+
 /** A command that needs more than its user may. */
 export const asRoot = 'Run it as root'

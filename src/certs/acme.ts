@@ -474,7 +474,7 @@ async function readAccountKey(state: string): Promise<string> {
     throw new IssueError(
       'GH_CERTS_TAMPERED',
       `the account key ${path} cannot be read: ${reason(err)}`,
-      'Check its owner and mode: gatehouse-certs, 0600',
+      'Restart the device; if it stays so, the card is worn: make a backup and use another',
       { cause: err },
     )
   })

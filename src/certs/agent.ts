@@ -1,7 +1,7 @@
 import { chmod, lstat, open, readFile, readdir, rm } from 'node:fs/promises'
 import { X509Certificate } from 'node:crypto'
 import { join } from 'node:path'
-import { checkClock } from '../base/cures.ts'
+import { checkClock, makeSpace } from '../base/cures.ts'
 import { oneLine, reason } from '../base/errors.ts'
 import type { GatehouseError } from '../base/errors.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
@@ -145,7 +145,7 @@ export async function renew({
           throw new IssueError(
             'GH_CERTS_DISK',
             `the attempt cannot be written down: ${reason(err)}`,
-            'Check free space and permissions of /var/lib/gatehouse-certs',
+            makeSpace,
             { cause: err },
           )
         })
@@ -213,7 +213,7 @@ export async function renew({
           : {
               code: 'GH_CERTS_DISK' as const,
               retryAfter: undefined,
-              cure: 'Check free space and permissions',
+              cure: makeSpace,
             }
       const text = `no certificate for ${name}: ${reason(err instanceof IssueError ? err.message : err)}. ${oneLine(cure)}`
       // Where it cannot be written, nothing was asked for either: what holds is the wait in memory,
@@ -444,7 +444,7 @@ async function makeRoom(tls: string, name: string): Promise<void> {
     throw new IssueError(
       'GH_CERTS_DISK',
       `it could not be kept in ${tls}: ${reason(err)}`,
-      'Check free space and permissions (df, ls -l)',
+      makeSpace,
       { cause: err },
     )
   }

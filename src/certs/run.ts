@@ -2,7 +2,7 @@ import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { call } from '../base/control-client.ts'
-import { restartDevice, seeLogs } from '../base/cures.ts'
+import { makeSpace, restartDevice, seeLogs } from '../base/cures.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { hour } from '../base/time.ts'
 import type { Config } from '../config/config.ts'
@@ -86,12 +86,9 @@ export async function runCerts(
       ? 'GH_CERTS_DISK'
       : 'GH_CERTS'
     return await fail(
-      new GatehouseError(
-        code,
-        `certificates cannot be looked after: ${reason(err)}`,
-        `Check free space and permissions of ${paths.tls} and /var/lib/gatehouse-certs`,
-        { cause: err },
-      ),
+      new GatehouseError(code, `certificates cannot be looked after: ${reason(err)}`, makeSpace, {
+        cause: err,
+      }),
     )
   } finally {
     await unlock()

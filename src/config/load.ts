@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isLater, parseConfig } from './config.ts'
 import type { Config } from './config.ts'
+import { restartDevice } from '../base/cures.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
 
 /**
@@ -101,7 +102,7 @@ export async function readChannelKey(credentials: string | undefined): Promise<B
     throw new GatehouseError(
       'GH_CHANNEL_KEY',
       `the key shared with Node-RED cannot be read, so its editor lets nobody in: ${reason(err)}`,
-      'Check LoadCredential=channel in gatehouse.service, and gatehouse-provision.service, which makes it',
+      `${restartDevice}: the key is made at boot`,
       { cause: err },
     )
   }

@@ -26,7 +26,7 @@ import type { NameSources } from './certificates/names.ts'
 import { createAdminServer, createCertsServer } from './operate/control.ts'
 import { Audit } from './console/audit.ts'
 import { Delivery } from './cache/deliver.ts'
-import { Doors } from './listen/doors.ts'
+import { OriginPorts } from './listen/origin-ports.ts'
 import { examine } from './operate/doctor.ts'
 import type { Check } from './operate/doctor.ts'
 import { Forwards } from './listen/forward.ts'
@@ -95,7 +95,7 @@ export interface GatewayOptions {
   /** Ports of the listener on the local network. Default: the appliance's. */
   localPorts?: LocalNetworkOptions['ports']
   /** How long Node-RED may take to answer. Milliseconds, default 120 s. */
-  headersTimeout?: number
+  responseTimeout?: number
 }
 
 /**
@@ -112,7 +112,7 @@ export class Gateway {
   readonly limits: Limits
   readonly delivery: Delivery
   readonly forwards: Forwards
-  readonly doors: Doors
+  readonly originPorts: OriginPorts
   readonly localNetwork: LocalNetwork
   readonly services: Services
   readonly metrics: Metrics
@@ -154,7 +154,7 @@ export class Gateway {
     })
     this.upstream = new Upstream(
       { path: options.nodeRed },
-      options.headersTimeout === undefined ? {} : { responseTimeout: options.headersTimeout },
+      options.responseTimeout === undefined ? {} : { responseTimeout: options.responseTimeout },
     )
     // Without the key nobody gets to the editor, rather than to what flows have at its root.
     this.#editorRoot = options.editorRoot ?? editorRoot(options.channelKey ?? randomBytes(32))
@@ -189,7 +189,7 @@ export class Gateway {
       listenPacket: async (port) => await this.#node?.listenPacket(port),
     })
     this.#arrivals = new Arrivals(this.problems)
-    this.doors = new Doors({
+    this.originPorts = new OriginPorts({
       problems: this.problems,
       accept: (conn, port) => {
         this.metrics.connections.inc()
@@ -314,7 +314,7 @@ export class Gateway {
       certificates: this.certificates,
       limits: this.limits,
       metrics: this.metrics,
-      doors: this.doors,
+      originPorts: this.originPorts,
       forwards: this.forwards,
       name: (service) => this.#nameOf(service),
       ownAuthority: () => this.#settings.mode === 'self',
@@ -336,7 +336,7 @@ export class Gateway {
 
   /** Opens the control sockets and begins to look at Node-RED and the certificates. */
   async start(): Promise<void> {
-    const { log, upstream } = { log: this.#options.log, upstream: this.upstream }
+    const { log } = this.#options
     await listenOn(this.#admin, this.#options.admin)
     await listenOn(this.#certs, this.#options.certs)
     this.#app = await createApp({
@@ -375,7 +375,7 @@ export class Gateway {
     })
     applyTo(this.#app.server as Server, this.limits.settings)
     await this.certificates.start()
-    upstream.start()
+    this.upstream.start()
     await this.#judgeStorage()
     // Expiry comes with time alone, and the last run's record may be older than this process.
     this.#timer = setInterval(() => {
@@ -441,11 +441,11 @@ export class Gateway {
     const friends = this.apps.flowOrigins.join() !== config.node_red.allowOrigins.join()
     this.apps.flowOrigins = config.node_red.allowOrigins
     if (others || friends) this.delivery.cache.purge()
-    this.doors.configure(
+    this.originPorts.configure(
       config.app.flatMap(({ port }) => port ?? []),
       config.forward.filter(({ sni }) => sni.length === 0).map(({ port }) => port),
     )
-    this.upstream.responseTimeout = this.#options.headersTimeout ?? config.node_red.responseTimeout
+    this.upstream.responseTimeout = this.#options.responseTimeout ?? config.node_red.responseTimeout
     this.apps.editorService = config.node_red.service
     this.services.configure(
       config.app.flatMap(({ service }) => service ?? []),
@@ -551,7 +551,7 @@ export class Gateway {
     // Not waited for: a listener may count as closed only when its connections are.
     const listeners = Promise.allSettled([
       this.#front.close(),
-      this.doors.close(),
+      this.originPorts.close(),
       this.services.close(),
     ])
     await this.#app?.drain(this.#front.connections, grace)

@@ -119,7 +119,7 @@ export async function runServe(paths: Paths, begun: Begun): Promise<number> {
     // No socket, no way to say anything but here.
     log.fatal(
       { code: 'GH_START' },
-      `the gateway cannot start: ${reason(err)}. Check gatehouse-admin.socket and gatehouse-certs.socket`,
+      `the gateway cannot start: ${reason(err)}. systemd starts it again; if it stays so, restart the device`,
     )
     return 1
   }

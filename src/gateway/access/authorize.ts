@@ -7,6 +7,7 @@ import { controlWords } from '../shared/control-words.ts'
 import { whenClosed } from '../shared/on-close.ts'
 import type { Guard, Verdict } from './guard.ts'
 import { sendError } from '../shared/pages.ts'
+import { pathOf } from '../shared/path.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import type { Peer } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
@@ -102,7 +103,7 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
 
 /** The rights that a request needs; all of them. */
 function rightsFor(request: FastifyRequest): Right[] {
-  const path = request.url.split('?', 1)[0]!
+  const path = pathOf(request.url)
   if (request.route.right === 'status') return [ownRight(request.method, path)]
   if (request.route.right !== undefined) return [request.route.right]
   return needed(request.method, path, request.headers.upgrade !== undefined)

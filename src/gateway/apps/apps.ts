@@ -14,6 +14,7 @@ import type { Shield } from '../request/hygiene.ts'
 import { hostName } from '../request/target.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import type { Peer } from '../tailnet/peer.ts'
+import { pathOf } from '../shared/path.ts'
 import { plugin } from '../shared/plugin.ts'
 import { Upstream } from './upstream.ts'
 import type { UpstreamAddress } from './upstream.ts'
@@ -195,7 +196,7 @@ export class Apps {
       port: ports.flows,
       right: 'use',
       elsewhere: ({ headers, raw }) =>
-        oldPath.test(pathOf(raw.url))
+        oldPath.test(pathOf(raw.url ?? '/'))
           ? `https://${headers.host}${this.oldFlows.target(raw.url!)}`
           : undefined,
       upstreams: [nodeRed],
@@ -327,18 +328,18 @@ export class Apps {
    */
   find(
     target: string,
-    { service, door }: Pick<Peer, 'service' | 'door'>,
+    { service, localPort }: Pick<Peer, 'service' | 'localPort'>,
     upgrade = false,
   ): App | undefined {
     const path = pathOf(target)
     const editor = service === undefined || service === this.editorService
-    if (service === undefined && door === ports.own) return this.own
-    if (editor && door === ports.flows)
+    if (service === undefined && localPort === ports.own) return this.own
+    if (editor && localPort === ports.flows)
       return this.#withoutEditor(upgrade && oldPath.test(path) ? this.oldFlows : this.flows, path)
     const found = this.#others.find(
-      (app) => app.service === service && app.port === door && app.owns(path),
+      (app) => app.service === service && app.port === localPort && app.owns(path),
     )
-    if (found !== undefined || !editor || door !== ports.editor) return found
+    if (found !== undefined || !editor || localPort !== ports.editor) return found
     if (path.startsWith(oldOwnPath) && service === undefined) return this.own
     return oldPath.test(path) ? this.#withoutEditor(this.oldFlows, path) : this.nodeRed
   }
@@ -355,10 +356,6 @@ export class Apps {
   destroy(): void {
     for (const app of this.all) app.destroy()
   }
-}
-
-function pathOf(target: string | undefined): string {
-  return (target ?? '/').split('?', 1)[0]!
 }
 
 /** Where an upstream of gatehouse.toml is; checked by the schema. */
@@ -399,7 +396,7 @@ export const chooseApp = plugin<{ apps: Apps }>('apps', async (app, { apps }) =>
         'Not here',
         new GatehouseError(
           'GH_NO_APP',
-          `There is no app at this path of ${peer.service ?? `port ${peer.door}`}`,
+          `There is no app at this path of ${peer.service ?? `port ${peer.localPort}`}`,
           'Check the address, and path in [[app]] of gatehouse.toml',
         ),
       )

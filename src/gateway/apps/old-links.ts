@@ -24,7 +24,7 @@ export const oldLinks = plugin<{
     const { headers, route } = request
     if (
       route !== apps.oldFlows ||
-      peer.door !== ports.editor ||
+      peer.localPort !== ports.editor ||
       apps.flowOrigins.includes(headers.origin ?? '') ||
       !isBrowser(request.raw.rawHeaders)
     ) {

@@ -7,6 +7,7 @@ import type { Delivery } from '../cache/deliver.ts'
 import { Exchange } from './exchange.ts'
 import { headersFor } from './headers.ts'
 import type { Logger } from '../shared/log.ts'
+import { pathOf } from '../shared/path.ts'
 import { plugin } from '../shared/plugin.ts'
 
 /** Options of {@link proxy}. */
@@ -57,7 +58,7 @@ export const proxy = plugin<ProxyOptions>('proxy', async (app, { apps, delivery,
       httpMethods: methods,
       proxyPayloads: false,
       // It would write the query anew.
-      preRewrite: (url) => url.split('?', 1)[0]!,
+      preRewrite: pathOf,
       handler,
     })
   })

@@ -3,6 +3,7 @@ import { readFile, readdir } from 'node:fs/promises'
 import { extname, join } from 'node:path'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { ports } from '../../config/ports.ts'
+import { pathOf } from '../shared/path.ts'
 import { plugin } from '../shared/plugin.ts'
 import { peerOf } from '../tailnet/peer.ts'
 
@@ -61,8 +62,8 @@ export const consolePages = plugin<ConsoleOptions>('console-pages', async (app, 
   app.addHook('onRequest', async (request, reply) => {
     if (request.route.right !== 'status') return
     if (request.method !== 'GET' && request.method !== 'HEAD') return
-    const file = files.get(request.url.split('?', 1)[0]!)
-    if (file === undefined || peerOf(request.raw.socket).door !== ports.own) return
+    const file = files.get(pathOf(request.url))
+    if (file === undefined || peerOf(request.raw.socket).localPort !== ports.own) return
     return await send(request, reply, file)
   })
 })

@@ -17,7 +17,8 @@ export const consoleApi = plugin<Omit<ApiOptions, 'asker'>>('console-api', async
     asker: (request) => askers.get(request)!,
   })
   app.addHook('onRequest', async (request, reply) => {
-    if (request.route.right !== 'status' || peerOf(request.raw.socket).door !== ports.own) return
+    if (request.route.right !== 'status' || peerOf(request.raw.socket).localPort !== ports.own)
+      return
     if (!request.url.startsWith('/api/')) return
     askers.set(request.raw, { whoIs: request.whoIs, access: request.access! })
     reply.hijack()

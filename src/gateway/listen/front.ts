@@ -12,7 +12,7 @@ import type { Problems } from '../shared/problems.ts'
 import type { Node } from '../tailnet/node.ts'
 import { Peer, setPeer } from '../tailnet/peer.ts'
 import type { TailnetConn, TailnetListener } from '../tailnet/tailnet.ts'
-import type { Doors } from './doors.ts'
+import type { OriginPorts } from './origin-ports.ts'
 import type { Forwards } from './forward.ts'
 import { createRedirectServer } from './redirect.ts'
 import { acceptTLS } from './tls.ts'
@@ -25,7 +25,7 @@ export interface FrontOptions {
   limits: Limits
   metrics: Metrics
   /** Opened with port 443. */
-  doors: Doors
+  originPorts: OriginPorts
   /** Those by name take their connections from port 443. */
   forwards: Forwards
   /** Full name of the device, or of a Service it hosts. */
@@ -113,7 +113,7 @@ export class Front {
    * @returns true when it was tried
    */
   async openHTTPS(): Promise<boolean> {
-    const { doors, forwards, log, metrics, name } = this.#options
+    const { originPorts, forwards, log, metrics, name } = this.#options
     const node = this.#node
     if (
       this.serving ||
@@ -131,7 +131,7 @@ export class Front {
     })
     this.#opening = false
     if (this.serving) {
-      doors.start()
+      originPorts.start()
       log.info(`serving https://${name()}/`)
     }
     return true

@@ -122,7 +122,7 @@ export class LocalNetwork {
     this.#options.problems.clear('local network', 'not listening on the local network')
   }
 
-  #take(socket: Socket, accept: (conn: TailnetConn, peer: Peer) => void, door: number): void {
+  #take(socket: Socket, accept: (conn: TailnetConn, peer: Peer) => void, localPort: number): void {
     const { remoteAddress, remotePort } = socket
     // Gone already.
     if (remoteAddress === undefined || remotePort === undefined) {
@@ -142,7 +142,7 @@ export class LocalNetwork {
         undefined,
         this.#options.log,
         undefined,
-        door,
+        localPort,
       ),
     )
   }

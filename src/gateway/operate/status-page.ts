@@ -1,6 +1,7 @@
 import { table } from './status-text.ts'
 import { originOf, ports } from '../../config/ports.ts'
 import { hostName } from '../request/target.ts'
+import { pathOf } from '../shared/path.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import { errorPage, escape, page, wantsJSON } from '../shared/pages.ts'
 import { plugin } from '../shared/plugin.ts'
@@ -19,10 +20,10 @@ export const statusPage = plugin<{ status: () => Promise<GatewayStatus> }>(
   async (app, { status }) => {
     app.addHook('onRequest', async (request, reply) => {
       if (request.route.right !== 'status') return
-      const path = request.url.split('?', 1)[0]!
-      const { door } = peerOf(request.raw.socket)
+      const path = pathOf(request.url)
+      const { localPort } = peerOf(request.raw.socket)
       reply.header('cache-control', 'no-store')
-      if (door !== ports.own || path.startsWith(`${before}/`)) {
+      if (localPort !== ports.own || path.startsWith(`${before}/`)) {
         const name = hostName(request.headers.host ?? '')
         const rest = request.url.slice(before.length)
         return await reply

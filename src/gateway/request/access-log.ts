@@ -16,7 +16,7 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
     const asked = {
       method: request.method,
       host: request.headers.host,
-      path: pathOf(request.raw.url ?? ''),
+      path: loggedPath(request.raw.url ?? ''),
     }
     whenClosed(reply.raw, () => {
       const write = (whoIs: WhoIs | undefined): void => {
@@ -44,6 +44,6 @@ export const accessLog = plugin<{ log: Logger }>('access-log', async (app, { log
 })
 
 /** The path of a request target, without query, at most 200 characters. */
-export function pathOf(url: string): string {
+function loggedPath(url: string): string {
   return url.split(/[?#]/, 1)[0]!.slice(0, 200)
 }

@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import { GatehouseError } from '../../base/errors.ts'
 import { originOf } from '../../config/ports.ts'
 import { sendError } from '../shared/pages.ts'
+import { pathOf } from '../shared/path.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import { plugin } from '../shared/plugin.ts'
 import { ambiguity, canonicalTarget, hostName, streamAmbiguity } from './target.ts'
@@ -109,12 +110,12 @@ export const hygiene = plugin<{ names: Names }>(
         )
         return
       }
-      const { service, door } = peerOf(request.raw.socket)
+      const { service, localPort } = peerOf(request.raw.socket)
       const name = names.name(service)
       const given = request.headers.host ?? ''
       const host = hostName(given)
       const port = Number(/:(\d+)$/.exec(given)?.[1] ?? 443)
-      if (host === name && port === door) {
+      if (host === name && port === localPort) {
         const redirect = redirects.get(request.raw)
         if (redirect === undefined) done()
         else reply.code(308).header('location', redirect.location).send()
@@ -126,7 +127,7 @@ export const hygiene = plugin<{ names: Names }>(
           names.addresses(service).includes(host.replace(/^\[|\]$/g, '')) ||
           names.alias?.(host, service) === true)
       ) {
-        const location = `${originOf(name, door)}${request.raw.url}`
+        const location = `${originOf(name, localPort)}${request.raw.url}`
         reply
           .code(308)
           .header('location', location)
@@ -143,8 +144,8 @@ export const hygiene = plugin<{ names: Names }>(
         'Wrong address',
         new GatehouseError(
           'GH_HOST',
-          misdirected({ host, name, port, door, service }),
-          `Use ${name === undefined ? 'its full name' : `${originOf(name, door)}/`}`,
+          misdirected({ host, name, port, localPort, service }),
+          `Use ${name === undefined ? 'its full name' : `${originOf(name, localPort)}/`}`,
         ),
       )
     })
@@ -163,17 +164,17 @@ function misdirected({
   host,
   name,
   port,
-  door,
+  localPort,
   service,
 }: {
   host: string
   name: string | undefined
   port: number
-  door: number
+  localPort: number
   service: string | undefined
 }): string {
   // Two ports are two origins to a browser: what one answers must not be taken for the other's.
-  if (host === name) return `The request is for port ${port}, but came to port ${door}`
+  if (host === name) return `The request is for port ${port}, but came to port ${localPort}`
   return service === undefined
     ? "The request is for a name that is not this node's"
     : `The request is for a name that is not ${service}'s, but came to its address`
@@ -248,7 +249,7 @@ export function secure(
   const { opener } = route ?? {}
   if (
     opener !== undefined &&
-    (opener.path === undefined || opener.path === url.split('?', 1)[0]) &&
+    (opener.path === undefined || opener.path === pathOf(url)) &&
     String(headers['content-type'] ?? '').startsWith('text/html')
   )
     headers['cross-origin-opener-policy'] ??= opener.policy

@@ -61,7 +61,7 @@ export class Problems extends EventEmitter {
       before.severity === severity
     )
       return
-    // Louder or with news of its cause, it is the same problem still.
+    // Worse, or with news of its cause, it is the same problem still.
     this.#current.set(part, {
       code,
       message,

@@ -130,7 +130,7 @@ export class Node extends EventEmitter {
           new GatehouseError(
             'GH_TAILNET_START',
             `the tailnet node cannot start: ${reason(err)}`,
-            'Check free space and permissions of /var/lib/gatehouse. The gateway goes on trying',
+            'The gateway goes on trying; if it stays so, restart the device',
             { cause: err },
           ),
           'error',

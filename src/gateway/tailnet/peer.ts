@@ -30,7 +30,7 @@ export class Peer {
    */
   mayNothing: boolean | undefined
   /** The port of the node, or of the Service, that it connected to. */
-  readonly door: number
+  readonly localPort: number
   #ask: () => Promise<WhoIs | undefined>
   #answer: Promise<WhoIs | undefined> | undefined
   #until = 0
@@ -41,10 +41,10 @@ export class Peer {
     tailnet: Pick<Tailnet, 'whoIs'> | undefined,
     log: Logger,
     service?: string,
-    door: number = ports.editor,
+    localPort: number = ports.editor,
   ) {
     this.service = service
-    this.door = door
+    this.localPort = localPort
     this.address = conn.remoteAddress
     this.port = conn.remotePort
     this.local = tailnet === undefined

@@ -265,7 +265,7 @@ test('interim answers to a peer that does not read are not kept for it', async (
 })
 
 test('an interim answer gives the app no more time', async () => {
-  await using bench = await Bench.start({ options: { headersTimeout: 1_500 } })
+  await using bench = await Bench.start({ options: { responseTimeout: 1_500 } })
   bench.origin.handler = (_request, response) => {
     const timer = setInterval(() => response.writeEarlyHints({ link: '</a>; rel=preload' }), 400)
     response.once('close', () => clearInterval(timer))

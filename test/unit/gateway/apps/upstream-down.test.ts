@@ -42,7 +42,7 @@ test('Node-RED down: a 502 page for a person, JSON for a program, one line in th
 })
 
 test('an answer that is late is 504', async () => {
-  await using bench = await Bench.start({ options: { headersTimeout: 300 } })
+  await using bench = await Bench.start({ options: { responseTimeout: 300 } })
   bench.origin.handler = () => {}
   const answer = await bench.fetch({ headers: { accept: 'application/json' } })
   assert.deepEqual(

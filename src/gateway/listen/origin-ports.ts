@@ -3,8 +3,8 @@ import { ports } from '../../config/ports.ts'
 import type { Problems } from '../shared/problems.ts'
 import type { TailnetConn, TailnetListener } from '../tailnet/tailnet.ts'
 
-/** Options of {@link Doors}. */
-export interface DoorsOptions {
+/** Options of {@link OriginPorts}. */
+export interface OriginPortsOptions {
   problems: Problems
   /** Takes a connection to a port. */
   accept: (conn: TailnetConn, port: number) => void
@@ -19,13 +19,13 @@ export interface DoorsOptions {
  * Ports of the node beside 443 at which HTTPS is served, each an origin of its own: what flows
  * serve, the gateway's pages, and apps with a port of theirs.
  */
-export class Doors {
-  #options: DoorsOptions
+export class OriginPorts {
+  #options: OriginPortsOptions
   #wanted: ReadonlySet<number> = new Set<number>([ports.flows, ports.own])
   #open = new Map<number, Promise<TailnetListener | undefined>>()
   #started = false
 
-  constructor(options: DoorsOptions) {
+  constructor(options: OriginPortsOptions) {
     this.#options = options
   }
 
