@@ -1,7 +1,8 @@
 /**
  * The program that bench/tsnet.ts measures on the bindings; its twin, natively compiled, is
  * test/lab/load.go. Argument: the Server's options as JSON. When it is in the tailnet it prints its
- * addresses, and when the module was loaded and began to join (ms from the start of the process), as one JSON line. Ends with its standard input.
+ * addresses, and when the module was loaded and began to join (ms from the start of the process),
+ * as one JSON line. Ends with its standard input.
  */
 import { Server, type Conn, type ServerOptions } from '@gatehouse/tsnet'
 

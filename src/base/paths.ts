@@ -40,8 +40,8 @@ export interface Paths {
    */
   units: string
   /**
-   * GATEHOUSE_CONSOLE_DIR, default `console` beside the program: the web console as tools/console.ts
-   * bundles it. Where there is none, as in a run from source, there is no console.
+   * GATEHOUSE_CONSOLE_DIR, default `console` beside the program: the web console as
+   * tools/console.ts bundles it. Where there is none, as in a run from source, there is no console.
    */
   console: string
   /** STATE_DIRECTORY as systemd sets it; default is the caller's. */

@@ -71,8 +71,8 @@ export function checkPassphrase(passphrase: string): void {
 
 /**
  * A backup as a stream: a tar archive, encrypted by age (https://age-encryption.org/v1) with a
- * passphrase, so that `age -d` and `tar` read it anywhere. Nothing is ever on disk in the clear, and
- * memory is that of a chunk.
+ * passphrase, so that `age -d` and `tar` read it anywhere. Nothing is ever on disk in the clear,
+ * and memory is that of a chunk.
  *
  * @param root the directory whose parts are kept
  * @param output takes the encrypted bytes, and is ended

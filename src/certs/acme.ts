@@ -291,7 +291,8 @@ export async function createIssuer({
           await client.createAccount({ onlyReturnExisting: true }).catch((err: unknown) => {
             if (answer?.status !== 400) throw err
           })
-          // acme-client knows no such challenge. What the authority gets is the same: an empty object.
+          // acme-client knows no such challenge. What the authority gets is the same: an empty
+          // object.
           const authorize = client.getChallengeKeyAuthorization.bind(client)
           client.getChallengeKeyAuthorization = async (challenge) =>
             (challenge.type as string) === 'dns-persist-01' ? '' : await authorize(challenge)

@@ -97,8 +97,8 @@ export const schema = {
   certificates: {
     /**
      * Where certificates come from: `tailscale`, an ACME authority for the names the tailnet gives;
-     * `acme`, one for names of one's own; `files`, a certificate from the card; `self`, an authority
-     * made on this device. Default: tailscale.
+     * `acme`, one for names of one's own; `files`, a certificate from the card; `self`, an
+     * authority made on this device. Default: tailscale.
      */
     mode: key(oneOf('tailscale', 'acme', 'files', 'self'), {
       default: 'tailscale',
@@ -320,14 +320,14 @@ export const schema = {
     /** Flows under version control in Node-RED itself (its projects, by git). Default: no. */
     projects: key(flag(), { default: false, example: 'true' }),
     /**
-     * Time zone of flows, of Node-RED's log and of [updates] window, by its name in the tz database.
-     * Default: UTC.
+     * Time zone of flows, of Node-RED's log and of [updates] window, by its name in the tz
+     * database. Default: UTC.
      */
     timezone: key(text(checkTimezone), { example: '"Europe/Berlin"' }),
     /**
-     * How long flows may take from the end of a request to the headers of their answer. What changes
-     * something in the editor (installing nodes, deploying) takes as long as it takes. Default: 120
-     * s.
+     * How long flows may take from the end of a request to the headers of their answer. What
+     * changes something in the editor (installing nodes, deploying) takes as long as it takes.
+     * Default: 120 s.
      */
     responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"10 min"' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
@@ -376,8 +376,9 @@ export const schema = {
         example: '["http://127.0.0.1:3000"]',
       }),
       /**
-       * Which of several upstreams that are up is asked: the `first`; each in turn, `round_robin`; or
-       * the one with the fewest requests and WebSockets open, `least_connections`. Default: first.
+       * Which of several upstreams that are up is asked: the `first`; each in turn, `round_robin`;
+       * or the one with the fewest requests and WebSockets open, `least_connections`. Default:
+       * first.
        */
       balance: key(oneOf('first', 'round_robin', 'least_connections'), {
         default: 'first',
@@ -719,8 +720,8 @@ export const schema = {
        */
       dhcp: key(flag(), { example: 'true' }),
       /**
-       * An HTTP proxy (RFC 9110 §9.3.6, CONNECT) by which the gateway reaches its control server and
-       * relays, whatever card it is written for. Default: none.
+       * An HTTP proxy (RFC 9110 §9.3.6, CONNECT) by which the gateway reaches its control server
+       * and relays, whatever card it is written for. Default: none.
        */
       proxy: key(text(checkProxy, { own: true }), { example: '"http://proxy.example.org:3128"' }),
     },
@@ -743,8 +744,8 @@ export const schema = {
     /** Whether a USB stick that is plugged in is looked at for an update. Default: true. */
     usb: key(flag(), { default: true, example: 'false' }),
     /**
-     * When that begins, in [node_red] timezone or UTC: `02:00-05:00`, with days in front if need be: `Sat,Sun 02:00-05:00`.
-     * 15 minutes at least. Default: 02:00-05:00.
+     * When that begins, in [node_red] timezone or UTC: `02:00-05:00`, with days in front if need
+     * be: `Sat,Sun 02:00-05:00`. 15 minutes at least. Default: 02:00-05:00.
      */
     window: key(text(checkWindow), { default: '02:00-05:00', example: '"02:00-05:00"' }),
     /**
@@ -880,7 +881,8 @@ export const entryChecks: {
 }
 
 /**
- * Lists of tables that may also be given as one table, `[wifi]` for `[[wifi]]`: most people have one.
+ * Lists of tables that may also be given as one table, `[wifi]` for `[[wifi]]`: most people have
+ * one.
  */
 export const singles: ReadonlySet<string> = new Set(['wifi', 'network'] satisfies Array<
   keyof Config
@@ -1018,8 +1020,8 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
 }
 
 /**
- * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana, port
- * 8444 is port-8444), what people call it, and its path.
+ * What metrics call an [[app]] (`/team/grafana/` is team-grafana, `svc:grafana` is svc-grafana,
+ * port 8444 is port-8444), what people call it, and its path.
  */
 export function appIdentity({
   service,

@@ -14,8 +14,8 @@ export function announce(trial: OnTrial): void {
 export const ended = 'gatehouse-trial-ended'
 
 /**
- * The change on trial, on top of every page: how long it has, whether the device can be reached with
- * it, and the two buttons. That the page still reaches the device is what the trial is for.
+ * The change on trial, on top of every page: how long it has, whether the device can be reached
+ * with it, and the two buttons. That the page still reaches the device is what the trial is for.
  */
 export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
   const [trial, setTrial] = useState<OnTrial>()

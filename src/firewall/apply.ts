@@ -86,8 +86,8 @@ export function script(
 const redirect = 'inet gatehouse redirect-local-network'
 
 /**
- * The lines that lead ports 80, 443 and 8443 of the local network to the gateway, or no longer. The chain
- * exists only while it is wanted: without one the kernel translates no addresses at all.
+ * The lines that lead ports 80, 443 and 8443 of the local network to the gateway, or no longer. The
+ * chain exists only while it is wanted: without one the kernel translates no addresses at all.
  *
  * @param before whether they are in force
  */

@@ -9,9 +9,9 @@ import type { Egress } from '../config/egress.ts'
 const anywhere = [80, 443]
 
 /**
- * Where the gateway has to connect to, by TCP, for a control server of one's own, a proxy on the way
- * to it, and for the apps and forwards of a configuration; each once. Unix sockets are no business
- * of the firewall's, nor is what the shipped rules allow it anyway.
+ * Where the gateway has to connect to, by TCP, for a control server of one's own, a proxy on the
+ * way to it, and for the apps and forwards of a configuration; each once. Unix sockets are no
+ * business of the firewall's, nor is what the shipped rules allow it anyway.
  */
 export function gatewayTargets({
   tailnet,

@@ -9,8 +9,8 @@ import { writeFileAtomic } from '../base/files.ts'
  * stored credentials away.
  *
  * Not sealed with systemd's host key: systemd makes a new one when the machine ID is another, and
- * with a read-only /etc it is another at each boot. A sealed key could be opened until the next one,
- * and never again.
+ * with a read-only /etc it is another at each boot. A sealed key could be opened until the next
+ * one, and never again.
  */
 export async function makeCredentialSecret(directory: string): Promise<void> {
   const path = join(directory, 'credential-secret')

@@ -25,8 +25,8 @@ export async function applyDropIn(unit: string, text: string, units: string): Pr
 }
 
 /**
- * Puts drop-ins of systemd-networkd's files in force, which has read the files before at boot; cards
- * that are not concerned keep what they have.
+ * Puts drop-ins of systemd-networkd's files in force, which has read the files before at boot;
+ * cards that are not concerned keep what they have.
  *
  * @param dropIns texts by their paths; the empty string: none
  * @param directory systemd-networkd's directory for files of this boot

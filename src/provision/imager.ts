@@ -41,8 +41,9 @@ export interface ImagerSettings {
 
 /**
  * Reads cloud-init's user-data, meta-data and network-config, which Imager writes for `init_format`
- * cloudinit and cloudinit-rpi (https://cloudinit.readthedocs.io/en/latest/reference/, netplan's YAML:
- * https://netplan.readthedocs.io/en/stable/netplan-yaml/), and names files of its other formats.
+ * cloudinit and cloudinit-rpi (https://cloudinit.readthedocs.io/en/latest/reference/, netplan's
+ * YAML: https://netplan.readthedocs.io/en/stable/netplan-yaml/), and names files of its other
+ * formats.
  */
 export async function readImager(boot: string): Promise<ImagerSettings> {
   return await new Reader(boot).read()

@@ -38,8 +38,8 @@ import { isHashed, wifiConfig, wifiFile } from './wifi.ts'
 export interface ProvisionResult {
   /**
    * `new`: the card's settings were taken; `part`: those of them that are right were, for there are
-   * none from before; `kept`: they were not, the last good configuration stays; `defaults`: there is
-   * neither, defaults were written.
+   * none from before; `kept`: they were not, the last good configuration stays; `defaults`: there
+   * is neither, defaults were written.
    */
   outcome: 'new' | 'part' | 'kept' | 'defaults'
   /** One line for the person, absent when all is well. */
@@ -68,12 +68,12 @@ const asItIs: Seal = async (_name, secret) => await Promise.resolve(secret)
  * gatehouse.toml first, and what it does not say from Raspberry Pi Imager's files.
  *
  * What is written: into /run the secrets that are good for one boot ({@link secretFile}: `authkey`,
- * `eab-hmac-key`, 0600; of an empty text when there is none); into the configuration's directory the
- * files that gatehouse.toml names, wpa_supplicant's, and `gatehouse.toml` without secrets, each
+ * `eab-hmac-key`, 0600; of an empty text when there is none); into the configuration's directory
+ * the files that gatehouse.toml names, wpa_supplicant's, and `gatehouse.toml` without secrets, each
  * replaced atomically and gatehouse.toml last, and none that is there already as it should be.
  *
- * A gatehouse.toml that is wrong changes nothing: the last good configuration stays, but for the key
- * that adds the device to the tailnet. Where there is none from before, what is right in it is
+ * A gatehouse.toml that is wrong changes nothing: the last good configuration stays, but for the
+ * key that adds the device to the tailnet. Where there is none from before, what is right in it is
  * taken. A value of Imager's that is wrong takes no other with it. The problem goes to the problem
  * file; so does a configuration that cannot be written, as on a full disk.
  *
@@ -652,8 +652,8 @@ async function consoles(): Promise<string[] | 'unknown'> {
 
 /**
  * A file that is there when a unit has something to do: `console` for gatehouse-console.service
- * ([console] login), `targets` for gatehouse-firewall.service (a control server, targets of apps and
- * forwards). In /run, so that it is gone with the power.
+ * ([console] login), `targets` for gatehouse-firewall.service (a control server, targets of apps
+ * and forwards). In /run, so that it is gone with the power.
  */
 async function flag(paths: Paths, name: 'console' | 'targets', on: boolean): Promise<void> {
   const path = join(dirname(paths.problem), name)

@@ -64,8 +64,8 @@ export function readBundle(sums: Buffer, signature: Buffer, publicKey: string): 
 }
 
 /**
- * Order of versions: -1 when `a` is the older one, 1 when `b` is, 0 when neither is. Exactly that of
- * systemd-sysupdate and of the boot loader, which choose by it what is overwritten and what is
+ * Order of versions: -1 when `a` is the older one, 1 when `b` is, 0 when neither is. Exactly that
+ * of systemd-sysupdate and of the boot loader, which choose by it what is overwritten and what is
  * started (the UAPI group's version format specification; `systemd-analyze compare-versions`).
  * Numbers go by value, 0.10 is above 0.9; `1.0~rc1` is before 1.0, `1.0^1` after it.
  */

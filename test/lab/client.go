@@ -121,7 +121,8 @@ func client(ctx context.Context, args []string) error {
 //	GET  /load?ip=&kind=&streams=&ms=  loads the program of a benchmark, loadAnswer
 //	POST /browser {socket,origin,roots}  what --browser, --origin and --roots do; 204
 //
-// Errors are JSON {"error": "…"} with status 502 (the tailnet said no) or 400 (the request is wrong).
+// Errors are JSON {"error": "…"} with status 502 (the tailnet said no) or 400 (the request is
+// wrong).
 func (c *tailnetClient) handler(life context.Context) http.Handler {
 	mux := http.NewServeMux()
 	answer := func(pattern string, f func(r *http.Request) (any, error)) {
@@ -296,7 +297,8 @@ type fetchAnswer struct {
 	MS      float64     `json:"ms"`
 }
 
-// tlsAnswer is about the server's certificate. There is no unverified answer: a certificate that does not verify is an error.
+// tlsAnswer is about the server's certificate. There is no unverified answer: a certificate that
+// does not verify is an error.
 type tlsAnswer struct {
 	Issuer   string    `json:"issuer"`
 	Subject  string    `json:"subject"`
@@ -326,7 +328,8 @@ func (c *tailnetClient) fetch(r *http.Request) (any, error) {
 	}
 	req.Header = r.Header.Clone()
 	req.ContentLength = r.ContentLength
-	// Of the hop to this socket, not of the request. Left in, Accept-Encoding would also keep the body compressed.
+	// Of the hop to this socket, not of the request. Left in, Accept-Encoding would also keep the body
+	// compressed.
 	for _, h := range []string{"Connection", "Keep-Alive", "Transfer-Encoding", "Accept-Encoding"} {
 		req.Header.Del(h)
 	}
@@ -359,7 +362,8 @@ func (c *tailnetClient) fetch(r *http.Request) (any, error) {
 	return out, err
 }
 
-// pathTo returns the path to the peer of this name or address, or to the node that hosts the Service of this name.
+// pathTo returns the path to the peer of this name or address, or to the node that hosts the
+// Service of this name.
 func (c *tailnetClient) pathTo(ctx context.Context, host string) (path, error) {
 	st, err := c.lc.Status(ctx)
 	if err != nil {
@@ -387,7 +391,8 @@ func (c *tailnetClient) pathTo(ctx context.Context, host string) (path, error) {
 	return path{}, fmt.Errorf("%q is no peer of this client", host)
 }
 
-// lookUp asks the tailnet's own DNS for the IPv4 address of a name; it knows Services, which are no peers.
+// lookUp asks the tailnet's own DNS for the IPv4 address of a name; it knows Services, which are no
+// peers.
 func (c *tailnetClient) lookUp(ctx context.Context, name string) netip.Addr {
 	answer, _, err := c.lc.QueryDNS(ctx, dns.Fqdn(name), "A")
 	msg := new(dns.Msg)
@@ -403,8 +408,8 @@ func (c *tailnetClient) lookUp(ctx context.Context, name string) netip.Addr {
 	return netip.Addr{}
 }
 
-// transport dials through the tailnet alone and trusts the authorities in the PEM file roots alone: with none given, https
-// is refused.
+// transport dials through the tailnet alone and trusts the authorities in the PEM file roots alone:
+// with none given, https is refused.
 func (c *tailnetClient) transport(roots string) (*http.Transport, error) {
 	pool := x509.NewCertPool()
 	if roots != "" {
@@ -424,7 +429,8 @@ func (c *tailnetClient) transport(roots string) (*http.Transport, error) {
 	}, nil
 }
 
-// dialPeer connects to a peer. tsnet would try the network outside for a name it does not know; here that is an error.
+// dialPeer connects to a peer. tsnet would try the network outside for a name it does not know;
+// here that is an error.
 func (c *tailnetClient) dialPeer(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -575,8 +581,9 @@ func (c *tailnetClient) browse(ctx context.Context, socket, origin, roots string
 	return nil
 }
 
-// proxyTo forwards plain HTTP, WebSockets too, to origin. The request's Host becomes the origin's, and so does its Origin
-// header where it named the proxy: to the origin, the browser is on the origin's own page.
+// proxyTo forwards plain HTTP, WebSockets too, to origin. The request's Host becomes the origin's,
+// and so does its Origin header where it named the proxy: to the origin, the browser is on the
+// origin's own page.
 func (c *tailnetClient) proxyTo(origin, roots string, logger *log.Logger) (http.Handler, error) {
 	target, err := url.Parse(origin)
 	if err != nil || target.Scheme != "https" || target.Host == "" {

@@ -31,7 +31,8 @@ import (
 	"tailscale.com/util/zstdframe"
 )
 
-// controlServer is Tailscale's testcontrol.Server with the parts put before it in which a real control server differs:
+// controlServer is Tailscale's testcontrol.Server with the parts put before it in which a real
+// control server differs:
 //
 //   - a node that is known needs no auth key again; without a key an unknown node gets a login URL; a wrong key is refused in
 //     the words of the real server. (testcontrol refuses every register request without the one key.)
@@ -44,7 +45,8 @@ import (
 //   - there are people, tags and grants of app capabilities (policy.go). All nodes are one person's until told otherwise, as in a
 //     tailnet of one's own.
 //
-// To stand between, it terminates Noise itself and hands the requests within to testcontrol's handler.
+// To stand between, it terminates Noise itself and hands the requests within to testcontrol's
+// handler.
 type controlServer struct {
 	controlConfig
 	tc *testcontrol.Server
@@ -129,7 +131,8 @@ func newControl(cfg controlConfig) *controlServer {
 		ModifyFirstMapResponse: func(res *tailcfg.MapResponse, _ *tailcfg.MapRequest) {
 			res.Debug = &tailcfg.Debug{DisableLogTail: true}
 		},
-		// Reached only when testcontrol has found that the name is `_acme-challenge.` and the node's own name.
+		// Reached only when testcontrol has found that the name is `_acme-challenge.` and the node's own
+		// name.
 		OnSetDNS: func(req *tailcfg.SetDNSRequest) error {
 			cfg.setTXT(req.Name, req.Value)
 			return nil
@@ -167,7 +170,8 @@ func (c *controlServer) start() error {
 		// Noise takes the connection over, which HTTP/2 does not allow.
 		TLSConfig:    &tls.Config{Certificates: []tls.Certificate{c.cert}},
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-		// Noise hijacks its connections, and http.Server forgets those: kept here, so that stop can end them.
+		// Noise hijacks its connections, and http.Server forgets those: kept here, so that stop can end
+		// them.
 		ConnState: func(nc net.Conn, s http.ConnState) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -190,7 +194,8 @@ func (c *controlServer) start() error {
 	return nil
 }
 
-// stop takes the server off the network: connections end, new ones are refused. What it knows is kept.
+// stop takes the server off the network: connections end, new ones are refused. What it knows is
+// kept.
 func (c *controlServer) stop() error {
 	c.mu.Lock()
 	srv, conns := c.srv, c.conns
@@ -259,8 +264,8 @@ func (c *controlServer) serveNoise(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// machineContext gives testcontrol the machine key of the Noise connection. testcontrol looks it up by a key of a type it
-// does not export, so the type is known by its name.
+// machineContext gives testcontrol the machine key of the Noise connection. testcontrol looks it up
+// by a key of a type it does not export, so the type is known by its name.
 type machineContext struct {
 	context.Context
 	machine key.MachinePublic
@@ -295,8 +300,10 @@ func (c *controlServer) serveInner(w http.ResponseWriter, r *http.Request, machi
 	}
 }
 
-// mapWriter adds to map responses what testcontrol leaves out, and corrects their clock: testcontrol says in each that it is 2020, and clients judge by the control
-// server's clock whose key has expired. Every message is four bytes of length, then JSON, compressed when the client asked so.
+// mapWriter adds to map responses what testcontrol leaves out, and corrects their clock:
+// testcontrol says in each that it is 2020, and clients judge by the control server's clock whose
+// key has expired. Every message is four bytes of length, then JSON, compressed when the client
+// asked so.
 type mapWriter struct {
 	http.ResponseWriter
 	edit   func(msg []byte) ([]byte, error)
@@ -430,8 +437,8 @@ func (c *controlServer) newKey(kind string, tags []string) (string, error) {
 	return k, nil
 }
 
-// useKey returns the tags of an auth key, or why it is refused, in the words that users of the real server report
-// (tailscale#9715, tailscale#17047).
+// useKey returns the tags of an auth key, or why it is refused, in the words that users of the real
+// server report (tailscale#9715, tailscale#17047).
 func (c *controlServer) useKey(k string) (tags []string, refusal string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -453,7 +460,8 @@ func (c *controlServer) useKey(k string) (tags []string, refusal string) {
 	return ak.tags, ""
 }
 
-// serveAPI serves the two calls by which an OAuth client makes an auth key (https://tailscale.com/api).
+// serveAPI serves the two calls by which an OAuth client makes an auth key
+// (https://tailscale.com/api).
 func (c *controlServer) serveAPI(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	if r.URL.Path == "/api/v2/oauth/token" {
@@ -489,8 +497,9 @@ func (c *controlServer) serveAPI(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// retire makes way for a node's new key. testcontrol copies the entry of the old key to the new one, and keeps the old one
-// with the same ID and addresses, which would shadow the new one in the eyes of its peers.
+// retire makes way for a node's new key. testcontrol copies the entry of the old key to the new
+// one, and keeps the old one with the same ID and addresses, which would shadow the new one in the
+// eyes of its peers.
 func (c *controlServer) retire(old, new key.NodePublic, machine key.MachinePublic) {
 	if old.IsZero() || old == new || c.tc.Node(new) != nil {
 		return

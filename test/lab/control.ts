@@ -1,6 +1,6 @@
 /**
- * What a test may ask of the lab's servers and do to them: control server, DNS (`lab serve`, through
- * its admin socket).
+ * What a test may ask of the lab's servers and do to them: control server, DNS (`lab serve`,
+ * through its admin socket).
  */
 import path from 'node:path'
 import { Segment } from './segment.ts'
@@ -104,8 +104,8 @@ export class Services extends Segment {
   }
 
   /**
-   * With a control server as Headscale: how often its key was asked for by which capability version,
-   * and that of the Tailscale which the lab is built with.
+   * With a control server as Headscale: how often its key was asked for by which capability
+   * version, and that of the Tailscale which the lab is built with.
    */
   async keyVersions(): Promise<{ asked: Record<string, number>; current: number }> {
     return (await this.#admin('GET', '/key-versions')) as {

@@ -14,8 +14,9 @@ import (
 	"github.com/miekg/dns"
 )
 
-// dnsServer is the lab's DNS: the names of its servers, the challenges nodes have published, and NXDOMAIN for all else. To some
-// who ask it behaves as the resolvers of people's networks do (dnsManner).
+// dnsServer is the lab's DNS: the names of its servers, the challenges nodes have published, and
+// NXDOMAIN for all else. To some who ask it behaves as the resolvers of people's networks do
+// (dnsManner).
 type dnsServer struct {
 	logger  *log.Logger
 	servers []*dns.Server
@@ -42,7 +43,8 @@ type dnsManner struct {
 	asked  map[string]int // by protocol
 }
 
-// challengesKept is how many values of one challenge name are served: two orders may be under way at a time.
+// challengesKept is how many values of one challenge name are served: two orders may be under way
+// at a time.
 const challengesKept = 4
 
 // startDNS serves DNS at each address, over UDP and TCP.
@@ -149,7 +151,8 @@ func (d *dnsServer) setManner(from string, m *dnsManner) error {
 	return nil
 }
 
-// askedBy returns how often one with a manner of its own has asked, by protocol: "udp", "tcp", and "SERVFAIL" for how often it got that.
+// askedBy returns how often one with a manner of its own has asked, by protocol: "udp", "tcp", and
+// "SERVFAIL" for how often it got that.
 func (d *dnsServer) askedBy(from string) map[string]int {
 	out := map[string]int{}
 	d.mu.Lock()
@@ -181,7 +184,8 @@ type dnsQuery struct {
 	Times int    `json:"times"`
 }
 
-// queries returns every question asked so far: a name nobody ought to want shows who would have called home.
+// queries returns every question asked so far: a name nobody ought to want shows who would have
+// called home.
 func (d *dnsServer) queries() []dnsQuery {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -194,7 +198,8 @@ func (d *dnsServer) queries() []dnsQuery {
 	return list
 }
 
-// addresses returns what a host has in the eyes of one who asks; ok is whether there is such a host.
+// addresses returns what a host has in the eyes of one who asks; ok is whether there is such a
+// host.
 func (d *dnsServer) addresses(name string, m *dnsManner) (addrs []netip.Addr, ok bool) {
 	addrs, ok = d.hosts[name]
 	addrs = slices.Clone(addrs)

@@ -1,6 +1,6 @@
 /**
- * The appliance at a control server that behaves as Headscale does (headscale.go): every row of what
- * differs, with the real gateway and bindings.
+ * The appliance at a control server that behaves as Headscale does (headscale.go): every row of
+ * what differs, with the real gateway and bindings.
  */
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'

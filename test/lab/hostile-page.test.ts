@@ -304,8 +304,8 @@ after(async () => {
 })
 
 /**
- * Statuses that requests got from now on, by method, host and path, as the gateway's log has them: a
- * browser tells nobody of an answer that it keeps from a page.
+ * Statuses that requests got from now on, by method, host and path, as the gateway's log has them:
+ * a browser tells nobody of an answer that it keeps from a page.
  */
 function noted(): { get: (request: string) => number | undefined } {
   const from = appliance.log.length

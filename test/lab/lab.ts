@@ -5,11 +5,12 @@
  *     const client = await lab.client('laptop')
  *     const page = await client.fetch('https://gatehouse.tail0a1b2.ts.net/')
  *
- * One Ethernet segment, 10.77.0.0/24 (segment.ts): the bridge br0 in the namespace `<id>-lab`, where
- * `out/bin/lab serve` is control server, DERP, STUN, DNS, NTP and ACME authority (control.ts), all
- * of them known by name and verified by an authority of the lab's own, and dnsmasq gives addresses
- * to virtual machines. Hosts are namespaces of their own, on the segment or behind routers
- * (networks.ts). Nothing gets out of it: what tries is dropped and counted ({@link Lab.leaked}).
+ * One Ethernet segment, 10.77.0.0/24 (segment.ts): the bridge br0 in the namespace `<id>-lab`,
+ * where `out/bin/lab serve` is control server, DERP, STUN, DNS, NTP and ACME authority
+ * (control.ts), all of them known by name and verified by an authority of the lab's own, and
+ * dnsmasq gives addresses to virtual machines. Hosts are namespaces of their own, on the segment or
+ * behind routers (networks.ts). Nothing gets out of it: what tries is dropped and counted ({@link
+ * Lab.leaked}).
  *
  * Needs root and the programs ip (iproute2), nft (nftables), dnsmasq (dnsmasq-base) and setpriv
  * (util-linux).

@@ -22,14 +22,16 @@ import (
 	"tailscale.com/types/logger"
 )
 
-// Ports of the program that the benchmark measures: this file's loadNode natively, ../../bench/node.ts on the bindings.
+// Ports of the program that the benchmark measures: this file's loadNode natively,
+// ../../bench/node.ts on the bindings.
 const (
 	echoPort   = 7  // sends back what it gets
 	sinkPort   = 9  // reads to the end, then answers with the number of bytes (8, big-endian)
 	sourcePort = 19 // gets a number of milliseconds (4 bytes, big-endian), sends for that long, then ends
 )
 
-// loadNode is the natively compiled twin of bench/node.ts. When it is on the tailnet it prints its addresses as one JSON line.
+// loadNode is the natively compiled twin of bench/node.ts. When it is on the tailnet it prints its
+// addresses as one JSON line.
 func loadNode(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("lab load-node", flag.ContinueOnError)
 	dir := fs.String("dir", "", "directory of the node's state; made when absent")

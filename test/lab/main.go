@@ -6,12 +6,13 @@
 //	lab wire --near-ns NAME --near DEVICE --far-ns NAME --far DEVICE [--delay 33ms] [--loss-out 1] [--loss-in 1]
 //	lab proxy-node --dir STATE --control URL --hostname NAME --authkey-file FILE --origin SOCKET --chain PEM --key PEM
 //
-// serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an ACME authority that truly
-// validates dns-01. client is a native tailnet client that a test drives over a unix socket. load-node
-// is what bench/tsnet.ts measures natively. wire is a cable between two namespaces that delays and loses.
+// serve is everything a tailnet needs from outside: control server, DERP, STUN, DNS, NTP and an
+// ACME authority that truly validates dns-01. client is a native tailnet client that a test drives
+// over a unix socket. load-node is what bench/tsnet.ts measures natively. wire is a cable between
+// two namespaces that delays and loses.
 //
-// Both end on SIGTERM and SIGINT, and when a pipe they have as standard input closes: whoever started them holds the
-// other end, so they cannot outlive it.
+// Both end on SIGTERM and SIGINT, and when a pipe they have as standard input closes: whoever
+// started them holds the other end, so they cannot outlive it.
 package main
 
 import (
@@ -68,10 +69,11 @@ func usage() {
 	os.Exit(2)
 }
 
-// quiet switches off what Tailscale's code does towards the internet by itself: log upload, and port mapping requests to the
-// router. Captive portal detection and UPnP are switched off by node attributes, which the control server sends (control.go).
-// Bootstrap DNS (asking Tailscale's own DERP servers, which are compiled in, for a control server's address when it cannot be
-// resolved or reached) has no switch: it is left without servers to ask.
+// quiet switches off what Tailscale's code does towards the internet by itself: log upload, and
+// port mapping requests to the router. Captive portal detection and UPnP are switched off by node
+// attributes, which the control server sends (control.go). Bootstrap DNS (asking Tailscale's own
+// DERP servers, which are compiled in, for a control server's address when it cannot be resolved or
+// reached) has no switch: it is left without servers to ask.
 func quiet() {
 	envknob.Setenv("TS_NO_LOGS_NO_SUPPORT", "true")
 	envknob.Setenv("TS_DISABLE_PORTMAPPER", "true")

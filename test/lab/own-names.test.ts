@@ -1,7 +1,7 @@
 /**
- * Certificates for names of one's own, by `gatehouse certs` itself: Pebble validates through real name
- * servers. Knot takes the updates (RFC 2136, TSIG) and serves the records that a person sets; with
- * LAB_ACME_DNS=FILE an acme-dns of that file is the server of a delegation.
+ * Certificates for names of one's own, by `gatehouse certs` itself: Pebble validates through real
+ * name servers. Knot takes the updates (RFC 2136, TSIG) and serves the records that a person sets;
+ * with LAB_ACME_DNS=FILE an acme-dns of that file is the server of a delegation.
  */
 import assert from 'node:assert/strict'
 import { X509Certificate } from 'node:crypto'

@@ -10,15 +10,17 @@ import (
 	"tailscale.com/types/key"
 )
 
-// grant is an entry of the policy's "grants" with app capabilities. Sources and destinations are node names, tags, login names or "*".
-// (What may connect to what is not its business here: testcontrol lets every node reach every other.)
+// grant is an entry of the policy's "grants" with app capabilities. Sources and destinations are
+// node names, tags, login names or "*". (What may connect to what is not its business here:
+// testcontrol lets every node reach every other.)
 type grant struct {
 	Src []string           `json:"src"`
 	Dst []string           `json:"dst"`
 	App tailcfg.PeerCapMap `json:"app"`
 }
 
-// people are the users of the tailnet beside the one whom testcontrol gives all nodes to; by login name.
+// people are the users of the tailnet beside the one whom testcontrol gives all nodes to; by login
+// name.
 type people map[string]tailcfg.UserID
 
 // setGrants replaces the policy's grants and tells every node.
@@ -29,7 +31,8 @@ func (c *controlServer) setGrants(grants []grant) {
 	c.pushAll()
 }
 
-// setOwner gives a node to a user, who is made where there is none of that login name, or with tags to nobody.
+// setOwner gives a node to a user, who is made where there is none of that login name, or with tags
+// to nobody.
 func (c *controlServer) setOwner(node, login string, tags []string) error {
 	if (login == "") == (len(tags) == 0) {
 		return fmt.Errorf("either a user or tags: a node has one or the other")
@@ -69,8 +72,8 @@ func (c *controlServer) named(name string) *tailcfg.Node {
 	return nil
 }
 
-// addPolicy adds to a map response for the machine what testcontrol knows nothing of: grants, people, and the names of Services. Messages that are no
-// whole map are left as they are.
+// addPolicy adds to a map response for the machine what testcontrol knows nothing of: grants,
+// people, and the names of Services. Messages that are no whole map are left as they are.
 func (c *controlServer) addPolicy(msg []byte, machine key.MachinePublic) ([]byte, error) {
 	var res map[string]json.RawMessage
 	if err := json.Unmarshal(msg, &res); err != nil || res["Node"] == nil {

@@ -56,8 +56,8 @@ export class Processes {
 
   /**
    * Starts a program in a namespace (by its name). It dies with this
-   * process (PDEATHSIG), and with {@link endAll}. Its pid is the program's own: neither `setpriv` nor
-   * `ip netns exec` forks.
+   * process (PDEATHSIG), and with {@link endAll}. Its pid is the program's own: neither `setpriv`
+   * nor `ip netns exec` forks.
    */
   exec(ns: string, argv: string[], options: SpawnOptions = {}): ChildProcess {
     const child = spawn(

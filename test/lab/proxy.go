@@ -17,8 +17,9 @@ import (
 	"tailscale.com/types/logger"
 )
 
-// proxyNode is what one would write in Go instead of the gateway, for bench/tailnet.ts to measure beside it: the standard library's
-// ReverseProxy to a unix socket, behind TLS on a natively compiled tsnet listener. When it serves it prints its name as one JSON line.
+// proxyNode is what one would write in Go instead of the gateway, for bench/tailnet.ts to measure
+// beside it: the standard library's ReverseProxy to a unix socket, behind TLS on a natively
+// compiled tsnet listener. When it serves it prints its name as one JSON line.
 func proxyNode(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("lab proxy-node", flag.ContinueOnError)
 	dir := fs.String("dir", "", "directory of the node's state; made when absent")

@@ -106,8 +106,8 @@ export class Segment extends Processes {
   }
 
   /**
-   * Writes the resolv.conf(5) of a namespace. `ip netns exec` binds it over the one in /etc, so that
-   * who runs there sees it change.
+   * Writes the resolv.conf(5) of a namespace. `ip netns exec` binds it over the one in /etc, so
+   * that who runs there sees it change.
    */
   async setResolver(ns: string, ...lines: string[]): Promise<void> {
     await writeFile(`/etc/netns/${ns}/resolv.conf`, lines.map((line) => `${line}\n`).join(''))

@@ -30,15 +30,16 @@ import (
 	"tailscale.com/types/key"
 )
 
-// authority is the lab's own certificate authority, for the https of its servers. It has nothing to do with the ACME
-// authority, whose certificates only nodes get.
+// authority is the lab's own certificate authority, for the https of its servers. It has nothing to
+// do with the ACME authority, whose certificates only nodes get.
 type authority struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	pem  []byte
 }
 
-// backdate lets a machine whose clock is behind (an appliance without a battery) still talk to the lab.
+// backdate lets a machine whose clock is behind (an appliance without a battery) still talk to the
+// lab.
 const backdate = 10 * 365 * 24 * time.Hour
 
 func newAuthority() (*authority, error) {
@@ -98,8 +99,9 @@ type derpServers struct {
 
 func (d *derpServers) Close() { d.close() }
 
-// startDERP serves DERP over TLS and plain http, and STUN, all by name: as with a DERP map of one's own, nodes look the name up and
-// verify the certificate by an authority they know. (Tailscale's map has addresses beside the names.)
+// startDERP serves DERP over TLS and plain http, and STUN, all by name: as with a DERP map of one's
+// own, nodes look the name up and verify the certificate by an authority they know. (Tailscale's
+// map has addresses beside the names.)
 func startDERP(ca *authority, logger *log.Logger) (*derpServers, error) {
 	cert, err := ca.issue([]string{"derp.lab.test"})
 	if err != nil {
@@ -216,8 +218,9 @@ type acmeServer struct {
 
 func (a *acmeServer) Close() { a.srv.Close() }
 
-// startACME runs Pebble. It validates challenges for real, through the lab's DNS; its random pauses are off unless
-// PEBBLE_VA_SLEEPTIME asks for them. More of what an authority may want, by environment:
+// startACME runs Pebble. It validates challenges for real, through the lab's DNS; its random pauses
+// are off unless PEBBLE_VA_SLEEPTIME asks for them. More of what an authority may want, by
+// environment:
 //
 //	LAB_ACME_EAB=KEY-ID:KEY     only accounts bound to this key (base64url) are made
 //	LAB_ACME_BLOCKED=NAME,…     no orders for these names and those below them

@@ -13,15 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueFrames is how many frames are under way in one direction at most, as a router has only so much memory: at 1500 bytes and 66 ms
-// there and back enough for 2.4 Gbit/s.
+// queueFrames is how many frames are under way in one direction at most, as a router has only so
+// much memory: at 1500 bytes and 66 ms there and back enough for 2.4 Gbit/s.
 const queueFrames = 8192
 
 // queueTime is how much a line with a rate holds back at most, as routers at home do.
 const queueTime = 50 * time.Millisecond
 
-// wire is an Ethernet cable between two network namespaces, of a length and a quality: what tc-netem(8) does, for kernels without it.
-// Each end is a TAP device that it makes. When both are there it prints a line; they go when it ends.
+// wire is an Ethernet cable between two network namespaces, of a length and a quality: what
+// tc-netem(8) does, for kernels without it. Each end is a TAP device that it makes. When both are
+// there it prints a line; they go when it ends.
 func wire(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("lab wire", flag.ContinueOnError)
 	var ends [2]struct{ ns, name *string }
@@ -99,7 +100,8 @@ func openTAP(ns, name string) (*os.File, error) {
 	return r.f, r.err
 }
 
-// carry takes frames from one end to the other until an end is gone: rate is in bytes a second (0: any), loss a share.
+// carry takes frames from one end to the other until an end is gone: rate is in bytes a second (0:
+// any), loss a share.
 func carry(from, to *os.File, delay time.Duration, rate, loss float64) error {
 	type frame struct {
 		due time.Time

@@ -8,13 +8,14 @@ import (
 	"github.com/miekg/dns"
 )
 
-// zones are domains that other name servers of the segment serve: the lab's DNS asks them, as a resolver does, and follows aliases
-// from one to the other.
+// zones are domains that other name servers of the segment serve: the lab's DNS asks them, as a
+// resolver does, and follows aliases from one to the other.
 type zones struct {
 	servers map[string]string // name with last dot → address with port
 }
 
-// setZone delegates a domain to a name server ("10.77.0.5" or with a port); an empty one takes it back.
+// setZone delegates a domain to a name server ("10.77.0.5" or with a port); an empty one takes it
+// back.
 func (d *dnsServer) setZone(name, server string) {
 	name = strings.ToLower(dns.Fqdn(name))
 	d.mu.Lock()
@@ -45,7 +46,8 @@ func (d *dnsServer) zoneOf(name string) (server string, ok bool) {
 	return server, ok
 }
 
-// resolve answers a question about a delegated domain; ok is whether the name is in one. Aliases that lead out of it are followed.
+// resolve answers a question about a delegated domain; ok is whether the name is in one. Aliases
+// that lead out of it are followed.
 func (d *dnsServer) resolve(q dns.Question, res *dns.Msg) (ok bool) {
 	name := q.Name
 	for range 8 {

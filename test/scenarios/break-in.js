@@ -128,8 +128,8 @@ const kinds = {
   },
 
   /**
-   * Every socket of this machine (`options.paths`, `options.abstract`, as root sees them), and every
-   * one that is to be found from within. A program behind one of them acts for whoever asks.
+   * Every socket of this machine (`options.paths`, `options.abstract`, as root sees them), and
+   * every one that is to be found from within. A program behind one of them acts for whoever asks.
    */
   sockets() {
     const own = new RegExp(options.own)

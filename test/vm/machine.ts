@@ -16,7 +16,8 @@
  * and `setpriv` (util-linux) on this machine.
  *
  * ```ts
- * const machine = await Machine.boot({ image: 'out/gatehouse-amd64.img', arch: 'amd64', namespace: 'lab1', bridge: 'br0',
+ * const machine = await Machine.boot({ image: 'out/gatehouse-amd64.img', arch: 'amd64', namespace:
+ * 'lab1', bridge: 'br0',
  *   files: { 'gatehouse.toml': '[tailnet]\nauth_key = "…"\n' } });
  * try {
  *   await machine.ready();

@@ -76,7 +76,8 @@ export function SettingsPage(): JSX.Element {
       } catch (err) {
         const { status, code: why } = errorOf(err)
         if (why === 'GH_SETTINGS_CODE') setAsksCode(true)
-        // The change may have taken the way of its own answer: the device is asked what is on trial.
+        // The change may have taken the way of its own answer: the device is asked what is on
+        // trial.
         const trial = status === 0 ? await onTrial() : undefined
         if (trial === undefined) throw err
         begun(trial)

@@ -35,8 +35,8 @@ export function ownRight(method: string, path: string): Right {
  * - `edit`: change flows; includes `view`
  * - `use`: what flows serve over HTTP and WebSocket, at their own port
  * - `status`: the gateway's status page, and what the console shows without changing anything
- * - `manage`: change the device's settings, restart, update and back it up; includes `status`. Whoever
- *   may do this may give themselves every other right. Never from the local network.
+ * - `manage`: change the device's settings, restart, update and back it up; includes `status`.
+ *   Whoever may do this may give themselves every other right. Never from the local network.
  */
 export const allRights = ['view', 'edit', 'use', 'status', 'manage'] as const
 export type Right = (typeof allRights)[number]

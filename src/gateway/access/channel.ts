@@ -22,8 +22,8 @@ const lifetime = 60_000
 
 /**
  * The gateway's word to Node-RED on who a request is from and what they may do, as the value of
- * the header that config/header-names.ts names: `<base64url of JSON>.<base64url of its HMAC-SHA256>`. The other end is
- * overlays/usr/lib/gatehouse/node-red-auth.cjs.
+ * the header that config/header-names.ts names: `<base64url of JSON>.<base64url of its
+ * HMAC-SHA256>`. The other end is overlays/usr/lib/gatehouse/node-red-auth.cjs.
  *
  * The key is made at each boot and known to these two alone. The socket's permissions keep other
  * users of the machine out; the key keeps out what may use the socket and is not the gateway, such

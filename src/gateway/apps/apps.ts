@@ -115,8 +115,8 @@ export class App implements Shield {
   }
 
   /**
-   * As {@link candidates}, for a new request: its turn, where they take turns. The others follow, for
-   * the case that no connection can be made.
+   * As {@link candidates}, for a new request: its turn, where they take turns. The others follow,
+   * for the case that no connection can be made.
    */
   choose(): readonly Upstream[] {
     const { candidates } = this
@@ -321,8 +321,8 @@ export class Apps {
   }
 
   /**
-   * The app a request is for, by where it came in and its canonical target. Only the node's own name
-   * at 443, and the ports that are one app's alone, have one for every path.
+   * The app a request is for, by where it came in and its canonical target. Only the node's own
+   * name at 443, and the ports that are one app's alone, have one for every path.
    *
    * @param upgrade whether it is to become a WebSocket
    */

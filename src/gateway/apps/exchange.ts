@@ -48,8 +48,8 @@ export interface ExchangeOptions {
  *
  * Tried again at the app's next upstream is a request without body that no connection could be made
  * for. One with a body is not, since the body may be gone; and none that an upstream has seen. But
- * for this: a GET or HEAD whose connection had been kept, and was closed under it before anything of
- * an answer came, goes once more, on a new connection (RFC 9110 §9.2.2).
+ * for this: a GET or HEAD whose connection had been kept, and was closed under it before anything
+ * of an answer came, goes once more, on a new connection (RFC 9110 §9.2.2).
  */
 export class Exchange implements Dispatcher.DispatchHandler {
   #options: ExchangeOptions

@@ -9,11 +9,12 @@ import { hostName } from '../request/target.ts'
 
 /**
  * What flows serve was below /app/ at 443, the editor's origin, before it had one of its own. A
- * browser is sent there, for a page of a flow at 443 could act as the editor. A program is answered,
- * as sensors are set up for /app/ and may not follow: who sends none of the headers by which
- * browsers say where a request comes from. (A browser of before 2020 is one of these, and gets what
- * it may not run: {@link Apps.oldFlows}, `sandbox`.) So are pages of origins that gatehouse.toml
- * allows, which set these headers themselves and can't be sent elsewhere with a preflight.
+ * browser is sent there, for a page of a flow at 443 could act as the editor. A program is
+ * answered, as sensors are set up for /app/ and may not follow: who sends none of the headers by
+ * which browsers say where a request comes from. (A browser of before 2020 is one of these, and
+ * gets what it may not run: {@link Apps.oldFlows}, `sandbox`.) So are pages of origins that
+ * gatehouse.toml allows, which set these headers themselves and can't be sent elsewhere with a
+ * preflight.
  */
 export const oldLinks = plugin<{
   apps: Apps

@@ -27,8 +27,8 @@ const asked = new WeakMap<object, Entry>()
 
 /**
  * How answers get to peers: from the cache where HTTP lets them, compressed where it pays. It
- * is asked before the origin is ({@link deliver}), for the headers that go there (proxy.ts), and for
- * what to do with the origin's answer (exchange.ts).
+ * is asked before the origin is ({@link deliver}), for the headers that go there (proxy.ts), and
+ * for what to do with the origin's answer (exchange.ts).
  */
 export class Delivery {
   readonly cache: Cache

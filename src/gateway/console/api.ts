@@ -44,9 +44,9 @@ export interface ApiOptions {
 
 /**
  * The device's API, version 1, at {@link apiPrefix} of the gateway's own port: what the web console
- * and `gatehouse --host` use. Who may ask has been decided (authorize.ts); from which page a browser
- * asks, too (request-origin.ts). What needs root is asked of the broker (broker/server.ts), with
- * the name of whoever asks; every change is in the audit log.
+ * and `gatehouse --host` use. Who may ask has been decided (authorize.ts); from which page a
+ * browser asks, too (request-origin.ts). What needs root is asked of the broker (broker/server.ts),
+ * with the name of whoever asks; every change is in the audit log.
  */
 export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   const { log, broker, audit } = options

@@ -50,8 +50,8 @@ interface Flow {
 const [refusal, silence] = [10_000, 60_000]
 
 /**
- * UDP from a port of the node to a target: each port of each peer is a flow with a socket of its own
- * towards the target, so that answers find their way back. Who may is asked at a flow's first
+ * UDP from a port of the node to a target: each port of each peer is a flow with a socket of its
+ * own towards the target, so that answers find their way back. Who may is asked at a flow's first
  * datagram and again while it is open.
  */
 export class UDPForward {

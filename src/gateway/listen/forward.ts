@@ -37,8 +37,8 @@ export interface ForwardsOptions {
   /** Addresses of the node in the tailnet. */
   addresses: () => readonly string[]
   /**
-   * What TLS that ends here is served with: for a name, a certificate that covers it; for none, that
-   * of the device. Undefined where there is none (yet).
+   * What TLS that ends here is served with: for a name, a certificate that covers it; for none,
+   * that of the device. Undefined where there is none (yet).
    */
   context: (name: string | undefined) => SecureContext | undefined
   /** Opens a UDP port of the node; retries by itself. */
@@ -52,8 +52,8 @@ export interface ForwardsOptions {
 
 /**
  * TCP as it is from a port of the node to a target, or TLS by the name that is asked for on port
- * 443: without looking inside, unless TLS is to end here. Who may is asked at each connection, and again while it is open:
- * whoever has lost the right is cut off.
+ * 443: without looking inside, unless TLS is to end here. Who may is asked at each connection, and
+ * again while it is open: whoever has lost the right is cut off.
  */
 export class Forwards {
   /** Connections that are forwarded, and who holds them by which right. */

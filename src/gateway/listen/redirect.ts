@@ -23,8 +23,8 @@ export const authorityPath = '/ca.crt'
  * Port 80: 308 (method and body kept, RFC 9110 §15.4.9) to https and the full name, which is the
  * one the certificate is for. Nothing is ever served here over plain HTTP but the reason why there
  * is no HTTPS yet, and the root certificate of an authority of the device's own, which a
- * client must have before HTTPS is of use to it. How long a connection may take is its caller's to say: Node looks at that only
- * on a server that listens.
+ * client must have before HTTPS is of use to it. How long a connection may take is its caller's to
+ * say: Node looks at that only on a server that listens.
  */
 export function createRedirectServer(state: RedirectState): Server {
   const answer = (request: IncomingMessage, response: ServerResponse): void => {

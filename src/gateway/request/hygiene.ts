@@ -221,8 +221,8 @@ export function strictTransport(on: boolean): void {
 /**
  * Adds to the headers of an answer what keeps a browser from being tricked, as far as its app does
  * not say it itself: {@link always}; that foreign pages may neither frame it nor include it, also
- * not from a browser's cache (other nodes of the tailnet are the same site, and share that), but for
- * those that are named; and its {@link Shield}.
+ * not from a browser's cache (other nodes of the tailnet are the same site, and share that), but
+ * for those that are named; and its {@link Shield}.
  *
  * @returns the same headers
  */

@@ -396,8 +396,8 @@ export function applyTo(server: Server, { headerKib, headerTimeout }: Config['li
 }
 
 /**
- * A peer without any right has no use for a connection that stays: it ends with the answer, whatever
- * that is. (Of HTTP/2 see http2.ts.)
+ * A peer without any right has no use for a connection that stays: it ends with the answer,
+ * whatever that is. (Of HTTP/2 see http2.ts.)
  */
 export const endWithoutRights = plugin<{ limits: Limits }>(
   'end-without-rights',

@@ -145,9 +145,10 @@ export function memoryLimit(setMiB: number): number {
 }
 
 /**
- * Gives back to the system what the process has freed. glibc's allocator keeps it: after 200 stalled
- * downloads of 2 MiB that were encrypted at once the process went on having 980 MiB, of which 850
- * were free. Garbage of JavaScript's, which holds buffers, is collected where that is not enough.
+ * Gives back to the system what the process has freed. glibc's allocator keeps it: after 200
+ * stalled downloads of 2 MiB that were encrypted at once the process went on having 980 MiB, of
+ * which 850 were free. Garbage of JavaScript's, which holds buffers, is collected where that is not
+ * enough.
  */
 function giveBack(stillTooMuch: () => boolean): void {
   trim()

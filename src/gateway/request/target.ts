@@ -133,10 +133,9 @@ export function hostName(host: string): string {
  *
  * Refused rather than rewritten is what servers are known to disagree about and browsers never
  * send: dot segments, however spelt, backslashes, control characters, escapes that are broken or no
- * UTF-8, fragments. Slashes at the start, which are a host to some and which base URLs that end in a
- * slash produce, are one: that is to be asked for. An absolute-form target must name
- * the host that Host names (RFC 9112 §3.2.2 would let it win over Host, unseen by those who look
- * there).
+ * UTF-8, fragments. Slashes at the start, which are a host to some and which base URLs that end in
+ * a slash produce, are one: that is to be asked for. An absolute-form target must name the host
+ * that Host names (RFC 9112 §3.2.2 would let it win over Host, unseen by those who look there).
  */
 export function canonicalTarget(target: string, host: string): string | Refusal | Redirect {
   if (!target.startsWith('/')) {

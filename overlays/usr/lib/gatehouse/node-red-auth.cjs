@@ -7,8 +7,8 @@ const crypto = require('node:crypto')
 /**
  * Node-RED's adminAuth setting. There is no login page and no session: each request, and the
  * handshake of the editor's WebSocket, carries an assertion of the gateway's
- * (src/gateway/access/channel.ts) in a header, which is checked here. Without one nobody is logged in, and
- * nothing may be read or done.
+ * (src/gateway/access/channel.ts) in a header, which is checked here. Without one nobody is logged
+ * in, and nothing may be read or done.
  *
  * @param {Buffer} key the gateway's and ours alone; at least 32 bytes
  * @returns {{tokenHeader: string, tokens: (token: string) => Promise<{username: string,
