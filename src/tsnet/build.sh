@@ -5,13 +5,15 @@ set -eu
 cd "$(dirname "$0")"
 export GOTOOLCHAIN="${GATEHOUSE_GOTOOLCHAIN:-$(sed -n 's/^toolchain //p' go/go.mod)}" GOFLAGS="" GOWORK=off CGO_ENABLED=0
 # What a tailnet service does not need; each tag takes its code out (tailscale.com/feature/featuretags).
-omit="ace appconnectors aws advertiseexitnode bakedroots bird captiveportal capture cli colorable cliconndiag
+omit="ace appconnectors aws advertiseexitnode bakedroots bird captiveportal cli colorable cliconndiag
 clientmetrics clientupdate cloud completion completion_scripts conn25 dbus debug debugeventbus debugportmapper
 desktop_sessions doctor drive flashappliance hujsonconf identityfederation iptables kube linuxdnsfight linkspeed
 listenrawdisco logtail netlog networkmanager osrouter outboundproxy portlist portmapper posture qrcodes relayserver
 remoteconfig resolved routecheck runtimemetrics sdnotify ssh synology syslog syspolicy systray taildrop tap tpm
-tundevstats useexitnode usermetrics wakeonlan webbrowser webclient"
+tundevstats usermetrics wakeonlan webbrowser webclient"
 tags=$(for t in $omit; do printf 'ts_omit_%s,' "$t"; done)
+# For who asks the compiler what it takes (third-party.ts).
+[ "${1:-}" != --tags ] || { echo "$tags"; exit; }
 
 # Makes build/NAME: the pinned module PATH, whose checksum is SUM, with the series in PATCHES over it. go/go.mod replaces the module by it.
 unpack() { # NAME PATH SUM PATCHES

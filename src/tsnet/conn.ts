@@ -1,3 +1,4 @@
+import { isIPv6, type AddressInfo } from 'node:net'
 import { Duplex } from 'node:stream'
 import { joinHostPort, splitHostPort } from './options.ts'
 import type { StreamMessage } from './protocol.ts'
@@ -22,6 +23,14 @@ export class Conn extends Duplex {
   readonly remotePort: number
   readonly localAddress: string
   readonly localPort: number
+  /** Of a connection by Funnel: what its client asked for, `name:port`. */
+  readonly target: string | undefined
+  /** As net.Socket: false, as there is a Conn only when the connection is made. */
+  readonly connecting = false
+  /** As net.Socket: false, likewise. */
+  readonly pending = false
+  /** As net.Socket: bytes that have come, those not yet read included. */
+  bytesRead = 0
   private credit = WINDOW
   private owed = 0
   private waiting: ((err?: Error | null) => void) | undefined
@@ -36,6 +45,10 @@ export class Conn extends Duplex {
   /** Bytes of the caller's that have no credit yet, and whom to tell when they are gone. */
   private unsent: Buffer[] = []
   private idle: NodeJS.Timeout | undefined
+  private idleMs = 0
+  /** Bytes of writes that are done, and of the one that is not. */
+  private written = 0
+  private writing = 0
 
   /** Made by Server, not by callers. */
   constructor(
@@ -44,11 +57,13 @@ export class Conn extends Duplex {
     remote: string,
     post: (m: StreamMessage) => void,
     gone: () => void,
+    target?: string,
   ) {
     super({ allowHalfOpen: true, emitClose: true })
     this.id = id
     this.post = post
     this.gone = gone
+    this.target = target
     ;[this.remoteAddress, this.remotePort] = splitHostPort(remote)
     ;[this.localAddress, this.localPort] = splitHostPort(local)
   }
@@ -56,6 +71,56 @@ export class Conn extends Duplex {
   /** `ip:port` of the peer, as whoIs wants it. */
   get remote(): string {
     return joinHostPort(this.remoteAddress, this.remotePort)
+  }
+
+  /** As net.Socket. */
+  get remoteFamily(): 'IPv4' | 'IPv6' {
+    return isIPv6(this.remoteAddress) ? 'IPv6' : 'IPv4'
+  }
+
+  /** As net.Socket. */
+  get localFamily(): 'IPv4' | 'IPv6' {
+    return isIPv6(this.localAddress) ? 'IPv6' : 'IPv4'
+  }
+
+  /** As net.Socket: the local end. */
+  address(): AddressInfo {
+    return { address: this.localAddress, family: this.localFamily, port: this.localPort }
+  }
+
+  /** As net.Socket: bytes that have been written, those that still wait here included. */
+  get bytesWritten(): number {
+    return this.written + this.writableLength
+  }
+
+  /** As net.Socket. */
+  get readyState(): 'open' | 'readOnly' | 'writeOnly' | 'closed' {
+    if (this.destroyed) return 'closed'
+    const writable = !this.writableEnded
+    if (this.readableEnded) return writable ? 'writeOnly' : 'closed'
+    return writable ? 'open' : 'readOnly'
+  }
+
+  /** As net.Socket: what setTimeout was given, in ms; undefined for none. */
+  get timeout(): number | undefined {
+    return this.idleMs || undefined
+  }
+
+  /** As net.Socket: ends it when what was written is gone. */
+  destroySoon(): void {
+    if (this.writable) this.end()
+    if (this.writableFinished) this.destroy()
+    else this.once('finish', () => this.destroy())
+  }
+
+  /** As net.Socket: a reset at the peer, also where end() has been called. */
+  resetAndDestroy(): this {
+    if (!this.destroyed) {
+      this.remoteDone = true
+      this.post({ t: 'reset', s: this.id })
+      this.destroy()
+    }
+    return this
   }
 
   /** @internal The caller has it now. */
@@ -77,6 +142,7 @@ export class Conn extends Duplex {
     } else if (m.t === 'data') {
       this.idle?.refresh()
       this.owed += m.b.length
+      this.bytesRead += m.b.length
       if (this.push(Buffer.from(m.b.buffer, m.b.byteOffset, m.b.length))) this.repay()
     } else if (m.t === 'end') {
       this.ended = true
@@ -112,7 +178,11 @@ export class Conn extends Duplex {
   }
 
   override _writev(chunks: { chunk: Buffer }[], done: (err?: Error | null) => void): void {
-    for (const { chunk } of chunks) if (chunk.length > 0) this.unsent.push(chunk)
+    this.writing = 0
+    for (const { chunk } of chunks) {
+      this.writing += chunk.length
+      if (chunk.length > 0) this.unsent.push(chunk)
+    }
     this.waiting = done
     this.pump()
   }
@@ -144,6 +214,7 @@ export class Conn extends Duplex {
     const next = this.waiting
     if (!next || list.length > 0) return
     this.waiting = undefined
+    this.written += this.writing
     next()
   }
 
@@ -193,21 +264,30 @@ export class Conn extends Duplex {
       else this.off('timeout', listener)
     }
     clearTimeout(this.idle)
+    this.idleMs = ms
     this.idle = ms > 0 ? setTimeout(() => this.emit('timeout'), ms).unref() : undefined
     return this
   }
 
-  // What node:http and node:tls call on a net.Socket; the tailnet's TCP has its own timers, and no
-  // delay.
-  setNoDelay(): this {
+  /**
+   * Does nothing: the tailnet's TCP never waits for more to send (Nagle's algorithm is off). There
+   * because node:http calls it.
+   */
+  setNoDelay(_noDelay?: boolean): this {
     return this
   }
-  setKeepAlive(): this {
+  /**
+   * Does nothing: each connection is probed when it has been silent for a minute (TSNET_KEEPALIVE
+   * sets how long). There because node:http calls it.
+   */
+  setKeepAlive(_enable?: boolean, _delay?: number): this {
     return this
   }
+  /** Does nothing: it is the Server that keeps the process alive. There because node:http calls it. */
   ref(): this {
     return this
   }
+  /** Does nothing, as {@link ref}. */
   unref(): this {
     return this
   }

@@ -9,8 +9,11 @@ export { Conn } from './conn.ts'
 export { TsnetError, type TsnetErrorCode } from './errors.ts'
 export type { ConnectorOptions } from './http.ts'
 export { Listener } from './listener.ts'
+export { type CertPair, LocalAnswer } from './local.ts'
+export type { Loopback } from './loopback.ts'
 export { PacketSocket, type RemoteInfo } from './packet.ts'
 export { Server, type WaitOptions } from './server.ts'
+export { TLSListener } from './tls.ts'
 export type {
   ConnectionDebug,
   HealthWarning,

@@ -3,7 +3,9 @@
  * (tailscale.com/tsnet, "Authentication").
  */
 import { isBuiltin } from 'node:module'
+import { isIP } from 'node:net'
 import { TsnetError } from './errors.ts'
+import type { Federation } from './federation.ts'
 import type { StartParams } from './protocol.ts'
 import type { Network, ServerOptions } from './types.ts'
 
@@ -22,14 +24,42 @@ export function startParams(
     authKey,
     // A client secret given as the auth key is one too, by its prefix (tskey-client-).
     clientSecret: authKey ? '' : options.clientSecret || env.TS_CLIENT_SECRET || '',
+    advertiseRoutes: options.advertiseRoutes ?? [],
+    acceptRoutes: options.acceptRoutes ?? false,
     app: options.app || '',
     controlURL,
     bootstrapDNS: options.bootstrapDNS ?? isTailscales(controlURL),
     advertiseTags: options.advertiseTags ?? [],
-    ephemeral: options.ephemeral ?? false,
+    ephemeral: options.ephemeral ?? options.memory ?? false,
     port: options.port ?? 0,
-    verbose: options.verbose ?? false,
+    verbose: options.verbose !== undefined && options.verbose !== false,
   }
+}
+
+/** What a key is made of by workload identity; undefined where that is not asked for. */
+export function federation(
+  options: ServerOptions,
+  env: NodeJS.ProcessEnv,
+  params: Pick<StartParams, 'authKey' | 'clientSecret' | 'controlURL' | 'advertiseTags'>,
+): Federation | undefined {
+  if (params.authKey || params.clientSecret) return undefined
+  const clientID = options.clientID || env.TS_CLIENT_ID || ''
+  const idToken = options.idToken || env.TS_ID_TOKEN || ''
+  if (!clientID && !idToken) return undefined
+  if (!clientID || !idToken)
+    throw new TsnetError(
+      'TSNET_OPTIONS',
+      `workload identity needs both clientID and idToken: ${clientID ? 'idToken' : 'clientID'} is missing`,
+    )
+  return { clientID, idToken, controlURL: params.controlURL, tags: params.advertiseTags }
+}
+
+/** The level of a line of Tailscale's log, and the line without the mark. */
+export function logLevel(line: string): { level: number; text: string } {
+  const mark = /\[v([12])\] /.exec(line)
+  return mark
+    ? { level: Number(mark[1]), text: line.replace(mark[0], '') }
+    : { level: 0, text: line }
 }
 
 /** Whether a control server is one of Tailscale's, which the empty string stands for. */
@@ -59,6 +89,12 @@ export function moduleEnv(options: ServerOptions, env: NodeJS.ProcessEnv): Recor
   }
 }
 
+/** Of the process's environment what the worker thread itself needs: where temporary files go. */
+export function workerEnv(env: NodeJS.ProcessEnv): Record<string, string> {
+  const names = ['TMPDIR', 'TEMP', 'TMP', 'SystemRoot', 'windir']
+  return Object.fromEntries(names.flatMap((name) => (env[name] ? [[name, env[name]]] : [])))
+}
+
 /** How packets are to leave the process. Throws TSNET_OPTIONS for what is no way. */
 export function network(options: ServerOptions, env: NodeJS.ProcessEnv): Network {
   const asked = options.network || env.TSNET_NETWORK || 'auto'
@@ -79,8 +115,10 @@ export function checkOptions(options: ServerOptions): void {
   const refuse = (message: string): never => {
     throw new TsnetError('TSNET_OPTIONS', message)
   }
-  if (!options.dir && !options.store)
-    refuse('dir is required (or a store): where the identity of the node is kept')
+  if (!options.dir && !options.store && !options.memory)
+    refuse('dir is required (or a store, or memory): where the identity of the node is kept')
+  if (options.memory && options.store)
+    refuse('memory keeps the identity nowhere, a store keeps it: give one of both')
   if (
     options.store &&
     (typeof options.store.read !== 'function' || typeof options.store.write !== 'function')
@@ -93,6 +131,18 @@ export function checkOptions(options: ServerOptions): void {
         `advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes that begins with a letter`,
       )
   }
+  for (const route of options.advertiseRoutes ?? []) {
+    const [address = '', bits] = route.split('/')
+    const family = isIP(address)
+    if (!family || !/^\d+$/.test(bits ?? '') || Number(bits) > (family === 4 ? 32 : 128))
+      refuse(`advertiseRoutes: "${route}": write it as 192.168.1.0/24`)
+    if (bits === '0')
+      refuse(
+        `advertiseRoutes: "${route}": to be an exit node is not supported (TCP alone is forwarded)`,
+      )
+  }
+  if (![undefined, true, false, 0, 1, 2].includes(options.verbose))
+    refuse(`verbose: ${String(options.verbose)}: use true, false, 0, 1 or 2`)
   network(options, process.env)
   if (options.controlURL) {
     const url = URL.parse(options.controlURL)

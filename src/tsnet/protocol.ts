@@ -15,9 +15,21 @@ export interface WorkerData {
 
 /** Parameters of the shim's `start` (../go/main.go, startParams). */
 export type StartParams = Required<
-  Omit<CommonOptions, 'env' | 'caFile' | 'extraCAFile' | 'network'>
+  Omit<
+    CommonOptions,
+    | 'env'
+    | 'caFile'
+    | 'extraCAFile'
+    | 'network'
+    | 'verbose'
+    | 'clientID'
+    | 'idToken'
+    | 'wasm'
+    | 'worker'
+  >
 > & {
   rootsPEM: string
+  verbose: boolean
   stateFile: string
   ownStore: boolean
   state: string
@@ -29,6 +41,8 @@ export interface StreamMeta {
   dial?: number
   local: string
   remote: string
+  /** Of a connection by Funnel. */
+  target?: string
 }
 
 /** Bytes that may be under way to one side of a stream, unread there. */

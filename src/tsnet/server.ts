@@ -1,10 +1,11 @@
 import { EventEmitter } from 'node:events'
 import type http from 'node:http'
 import type https from 'node:https'
+import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import tls from 'node:tls'
-import { fileURLToPath } from 'node:url'
+import type { Readable } from 'node:stream'
+import tls, { type TlsOptions } from 'node:tls'
 import { Worker } from 'node:worker_threads'
 import { Conn } from './conn.ts'
 import { TsnetError, type TsnetErrorCode } from './errors.ts'
@@ -16,17 +17,31 @@ import {
   TailnetAgent,
   TailnetHttpsAgent,
 } from './http.ts'
+import { federatedKey } from './federation.ts'
 import { Listener } from './listener.ts'
+import {
+  type CertPair,
+  decodeAnswer,
+  encodeBody,
+  type LocalAnswer,
+  type RawAnswer,
+  splitPair,
+} from './local.ts'
+import { listenLoopback, type Loopback } from './loopback.ts'
 import {
   checkOptions,
   checkPort,
+  federation,
   joinHostPort,
+  logLevel,
   moduleEnv,
   network,
   splitHostPort,
   startParams,
+  workerEnv,
 } from './options.ts'
 import { PacketSocket } from './packet.ts'
+import { places } from './places.ts'
 import {
   SMALL,
   type StartParams,
@@ -36,24 +51,18 @@ import {
   type ToWorker,
   type WorkerData,
 } from './protocol.ts'
+import { TLSListener } from './tls.ts'
 import type {
   ConnectionDebug,
   HealthWarning,
   KeyExpiry,
   ServerOptions,
+  StateStore,
   Stats,
   Status,
   WhoIs,
 } from './types.ts'
 import { type Notice, Notices } from './watch.ts'
-
-// From source: the worker is TypeScript and the module lies where build.sh puts it. Bundled: both
-// lie beside the bundle.
-const fromSource = import.meta.url.endsWith('.ts')
-const workerURL = new URL(fromSource ? './worker.ts' : './tsnet-worker.js', import.meta.url)
-const wasmPath = fileURLToPath(
-  new URL(fromSource ? './build/tsnet.wasm' : './tsnet.wasm', import.meta.url),
-)
 
 interface Events {
   /**
@@ -69,8 +78,8 @@ interface Events {
   health: [HealthWarning[]]
   /** What the control server says against this node. */
   message: [string]
-  /** Tailscale's log, a line at a time. */
-  log: [string]
+  /** Tailscale's log, a line at a time, and its level: 0, 1 or 2. */
+  log: [string, number]
   /** The module died; the server is of no further use. */
   error: [TsnetError]
   close: []
@@ -80,6 +89,9 @@ interface Waiting {
   resolve: (value: unknown) => void
   reject: (err: TsnetError) => void
 }
+
+/** The node's identity in its directory (host/state.ts). */
+const STATE_FILE = 'tailscaled.state'
 
 /** How long Tailscale may take to leave the network before its thread is ended, in ms. */
 const CLOSE_MS = 5000
@@ -100,6 +112,9 @@ async function authorities(option: string, file: string): Promise<string> {
     throw new TsnetError('TSNET_ROOTS', `${option}: no certificate in ${file}`)
   return text
 }
+
+/** Keeps nothing: the module itself has the state for as long as it runs. */
+const forgetful = (): StateStore => ({ read: () => undefined, write: () => {} })
 
 /** Callers that wait for something may give it up. */
 export interface WaitOptions {
@@ -139,7 +154,7 @@ export class Server extends EventEmitter<Events> {
   constructor(options: ServerOptions) {
     super()
     checkOptions(options)
-    this.options = options
+    this.options = options.memory ? { ...options, store: forgetful() } : options
   }
 
   /**
@@ -153,6 +168,7 @@ export class Server extends EventEmitter<Events> {
 
   private async doStart(): Promise<void> {
     const { options } = this
+    const { worker: program, wasm } = places(options)
     const rootsPEM = [
       options.caFile
         ? await authorities('caFile', options.caFile)
@@ -171,18 +187,30 @@ export class Server extends EventEmitter<Events> {
         )
       }
     }
+    const given = startParams(options, process.env)
+    const workload = federation(options, process.env, given)
+    if (workload) {
+      try {
+        given.authKey = await federatedKey(workload)
+      } catch (err) {
+        // A node that is known needs no new key.
+        const known = state || (!options.store && existsSync(path.join(options.dir!, STATE_FILE)))
+        if (!known || (err as TsnetError).code !== 'TSNET_AUTH') throw err
+        this.emit('message', (err as Error).message)
+      }
+    }
     if (this.closeAsked) throw closedError()
     const workerData: WorkerData = {
-      wasm: wasmPath,
+      wasm,
       dir: options.dir,
       ownStore: options.store !== undefined,
       network: network(options, process.env),
       env: moduleEnv(options, process.env),
     }
-    const worker = new Worker(workerURL, {
+    const worker = new Worker(program, {
       workerData,
       name: 'tsnet',
-      env: {},
+      env: workerEnv(process.env),
       execArgv: ['--disable-warning=ExperimentalWarning'],
     })
     this.worker = worker
@@ -192,9 +220,9 @@ export class Server extends EventEmitter<Events> {
     worker.on('error', (err) => this.end(71, String((err as Error).stack ?? err)))
     worker.on('exit', (code) => this.end(code, 'the worker thread ended'))
     const params: StartParams = {
-      ...startParams(options, process.env),
+      ...given,
       rootsPEM,
-      stateFile: options.store ? 'the state store' : path.join(options.dir!, 'tailscaled.state'),
+      stateFile: options.store ? 'the state store' : path.join(options.dir!, STATE_FILE),
       ownStore: options.store !== undefined,
       state: state ?? '',
     }
@@ -297,10 +325,16 @@ export class Server extends EventEmitter<Events> {
     if (m.t === 'emit') this.event(m.body)
     else if (m.t === 'open') this.accept(m.s, m.meta)
     else if (m.t === 'stats') this.settle(m.id)?.resolve(m.stats)
-    else if (m.t === 'log') this.emit('log', m.line)
+    else if (m.t === 'log') this.logged(m.line)
     else if (m.t === 'exit')
       this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason))
     else this.conns.get(m.s)?.receive(m)
+  }
+
+  private logged(line: string): void {
+    const { level, text } = logLevel(line)
+    const { verbose } = this.options
+    if (typeof verbose !== 'number' || level <= verbose) this.emit('log', text, level)
   }
 
   private event(body: string): void {
@@ -358,6 +392,7 @@ export class Server extends EventEmitter<Events> {
       meta.remote,
       (m: StreamMessage) => this.post(m),
       () => this.conns.delete(s),
+      meta.target,
     )
     this.conns.set(s, conn)
     if (meta.dial !== undefined) {
@@ -432,6 +467,71 @@ export class Server extends EventEmitter<Events> {
   async listenService(name: string, port: number, options: WaitOptions = {}): Promise<Listener> {
     checkPort(port)
     return await this.listener('listenService', { name, port }, options, () => ['', port])
+  }
+
+  /**
+   * As {@link listen}, with TLS: `connection` gives tls.TLSSocket. The certificate is the one that
+   * Tailscale gets for the node's name (HTTPS must be enabled for the tailnet), renewed in time;
+   * `tls` are more options of tls.createServer, such as `ALPNProtocols`, or `cert` and `key` of one's
+   * own. Waits until the node is up. TSNET_LISTEN: HTTPS is not enabled.
+   */
+  async listenTLS(
+    port: number,
+    { tls: tlsOptions, ...options }: WaitOptions & { host?: string; tls?: TlsOptions } = {},
+  ): Promise<TLSListener> {
+    checkPort(port, 0)
+    const { certDomains } = await this.up(options)
+    if (certDomains.length === 0)
+      throw new TsnetError(
+        'TSNET_LISTEN',
+        'HTTPS is not enabled for the tailnet: enable it in the admin console, DNS page',
+      )
+    return this.secured(await this.listen(port, options), certDomains, tlsOptions)
+  }
+
+  /**
+   * Listens at Tailscale Funnel: from the internet, at `https://<name>:port`, and from the tailnet
+   * too unless `funnelOnly`. Ports 443, 8443 and 10000, as the policy allows. With TLS as
+   * {@link listenTLS}; `tls: false`: connections are the client's bytes, TLS not taken off.
+   */
+  async listenFunnel(
+    port: number,
+    options: WaitOptions & { funnelOnly?: boolean; tls: false },
+  ): Promise<Listener>
+  async listenFunnel(
+    port: number,
+    options?: WaitOptions & { funnelOnly?: boolean; tls?: TlsOptions },
+  ): Promise<TLSListener>
+  async listenFunnel(
+    port: number,
+    {
+      tls: tlsOptions,
+      funnelOnly = false,
+      ...options
+    }: WaitOptions & { funnelOnly?: boolean; tls?: TlsOptions | false } = {},
+  ): Promise<Listener | TLSListener> {
+    checkPort(port)
+    const { certDomains } = await this.up(options)
+    const listener = await this.listener(
+      'listenFunnel',
+      { addr: `:${port}`, only: funnelOnly },
+      options,
+      () => ['', port],
+    )
+    return tlsOptions === false ? listener : this.secured(listener, certDomains, tlsOptions)
+  }
+
+  private secured(listener: Listener, names: string[], options?: TlsOptions): TLSListener {
+    return new TLSListener(listener, names, (name) => this.certPair(name), options)
+  }
+
+  /**
+   * Takes the TCP connections that no other listener does, on whatever port, those to
+   * {@link CommonOptions.advertiseRoutes} among them: `localAddress` and `localPort` say what was
+   * asked for, `destroy()` refuses it. One at a time.
+   */
+  async listenFallback(options: WaitOptions = {}): Promise<Listener> {
+    return await this.listener('listenFallback', {}, options, () => ['', 0])
   }
 
   private async listener(
@@ -575,6 +675,72 @@ export class Server extends EventEmitter<Events> {
    */
   async whoIs(addr: string, options: WaitOptions = {}): Promise<WhoIs> {
     return await this.request('whoIs', { addr }, options)
+  }
+
+  /**
+   * Addresses of a name in the tailnet, IPv4 first; with or without the tailnet's suffix. All that is
+   * not in the tailnet is TSNET_NO_PEER, as with {@link dial}.
+   */
+  async resolve(name: string, options: WaitOptions = {}): Promise<string[]> {
+    return await this.request('resolve', { name }, options)
+  }
+
+  /**
+   * Asks Tailscale's LocalAPI, which tailscale.com/client/local does in Go: `localAPI('GET',
+   * '/localapi/v0/prefs')`. `body`: text and bytes as they are, all else as JSON. A status other than
+   * 2xx is TSNET_BACKEND, in its words. Answers without an end (watch-ipn-bus) are not for this:
+   * {@link watch}. What is behind it may change with each release of Tailscale.
+   */
+  async localAPI(
+    method: string,
+    path: string,
+    body?: unknown,
+    options: WaitOptions = {},
+  ): Promise<LocalAnswer> {
+    const params = { name: method, path, body: encodeBody(body) }
+    return decodeAnswer(method, path, await this.request<RawAnswer>('localAPI', params, options))
+  }
+
+  /**
+   * A certificate for one of {@link certDomains}, and its key: by Let's Encrypt, with the challenge
+   * in the tailnet's DNS; kept below `dir`, and renewed when two thirds of its life are over. The
+   * first takes some ten seconds.
+   */
+  async certPair(name: string, options: WaitOptions = {}): Promise<CertPair> {
+    const path = `/localapi/v0/cert/${encodeURIComponent(name)}?type=pair`
+    return splitPair((await this.localAPI('GET', path, undefined, options)).text())
+  }
+
+  /**
+   * Has what is not in the tailnet go by a node that offers to be an exit node, given by name or
+   * address: {@link dial} then reaches the internet through it. Undefined: none again. TSNET_NO_PEER:
+   * there is none of that name.
+   */
+  async useExitNode(node: string | undefined, options: WaitOptions = {}): Promise<void> {
+    await this.request('useExitNode', { name: node ?? '' }, options)
+  }
+
+  /**
+   * A proxy into the tailnet at a port of 127.0.0.1, for programs that can use one: SOCKS5, HTTP, and
+   * the LocalAPI. Each wants a password that the answer has. It ends with its `close()`, and with the
+   * Server.
+   */
+  async loopback(): Promise<Loopback> {
+    await this.start()
+    const loopback = await listenLoopback(this)
+    this.once('close', () => void loopback.close())
+    return loopback
+  }
+
+  /**
+   * The packets of the tailnet as this node sends and receives them, in the clear, as a pcap file
+   * (link type USER0, for Tailscale's Wireshark dissector) with no end: `destroy()` it. Whoever reads
+   * it reads all the traffic.
+   */
+  async capturePcap(options: WaitOptions = {}): Promise<Readable> {
+    const [conn] = await this.stream('capture', {}, options)
+    setImmediate(() => conn.release())
+    return conn
   }
 
   /**

@@ -70,8 +70,37 @@ export interface CommonOptions {
   env?: Record<string, string>
   /** Default: TSNET_NETWORK, then `auto`. */
   network?: Network
-  /** Tailscale's backend log as `log` events. Default: false. */
-  verbose?: boolean
+  /**
+   * Tailscale's backend log as `log` events: true for all of it, or a level: 0 for what Tailscale
+   * marks with none, 1 and 2 for what it marks as `[v1]` and `[v2]` too. Default: false.
+   */
+  verbose?: boolean | 0 | 1 | 2
+  /**
+   * Networks behind this machine that nodes of the tailnet may reach through this one, as
+   * `192.168.1.0/24`; an admin (or the policy) must approve them. TCP alone is forwarded: each
+   * connection is made anew from this process, by the machine's own network. Default: none.
+   */
+  advertiseRoutes?: string[]
+  /** Whether networks behind other nodes can be dialled. Default: false, as with tsnet. */
+  acceptRoutes?: boolean
+  /**
+   * Workload identity: client ID of a federated credential, for an auth key where none is given;
+   * needs {@link idToken} and {@link advertiseTags}. `?ephemeral=false&preauthorized=true` may follow
+   * it. Default: TS_CLIENT_ID.
+   */
+  clientID?: string
+  /**
+   * The token that the platform has signed for this workload, or what gives it (it is asked for once
+   * a start). Default: TS_ID_TOKEN.
+   */
+  idToken?: string | (() => string | Promise<string>)
+  /**
+   * The module, where it does not lie beside this package's code: a bundler has moved that. A
+   * path, or a file URL. Default: `tsnet.wasm.zst` beside it.
+   */
+  wasm?: string | URL
+  /** The worker thread's program, likewise. Default: `tsnet-worker.js` beside it. */
+  worker?: string | URL
   /**
    * PEM file with the authorities trusted for control and DERP. Default: those that Node.js trusts,
    * NODE_EXTRA_CA_CERTS among them.
@@ -90,7 +119,10 @@ export interface CommonOptions {
   bootstrapDNS?: boolean
 }
 
-/** One of both is required; with both, `store` keeps the identity. */
+/**
+ * One of `dir`, `store` and `memory` is required; with `store` or `memory`, `dir` is for Tailscale's
+ * odds and ends alone.
+ */
 export type ServerOptions = CommonOptions &
   (
     | {
@@ -100,8 +132,18 @@ export type ServerOptions = CommonOptions &
          */
         dir: string
         store?: StateStore
+        memory?: boolean
       }
-    | { store: StateStore; dir?: string }
+    | { store: StateStore; dir?: string; memory?: boolean }
+    | {
+        /**
+         * The identity lives as long as the Server, and on no disk: each start is a new node.
+         * {@link CommonOptions.ephemeral} is then true unless it is given.
+         */
+        memory: true
+        dir?: string
+        store?: StateStore
+      }
   )
 
 /** One node as status shows it. */

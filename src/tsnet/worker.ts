@@ -6,8 +6,10 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
+import { promisify } from 'node:util'
 import { WASI } from 'node:wasi'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import zlib from 'node:zlib'
 import { Host, ModuleExit } from './host/imports.ts'
 import { instantiate } from './host/module.ts'
 import { lockDirectory } from './host/lock.ts'
@@ -41,6 +43,12 @@ function stateFile(): StateFile | undefined {
   return undefined
 }
 
+/** The module; it is shipped compressed (zstd). */
+async function moduleBytes(file: string): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = await readFile(file)
+  return file.endsWith('.zst') ? await promisify(zlib.zstdDecompress)(bytes) : bytes
+}
+
 async function run(state: StateFile): Promise<void> {
   const host = new Host(state, (messages, transfers) => port.postMessage(messages, transfers))
   const take = (messages: ToWorker[]): void => {
@@ -70,7 +78,7 @@ async function run(state: StateFile): Promise<void> {
     exit(64, (err as Error).message, 'TSNET_OPTIONS') // EX_USAGE
     return
   }
-  const instance = await instantiate(await readFile(data.wasm), host.imports(wasi))
+  const instance = await instantiate(await moduleBytes(data.wasm), host.imports(wasi))
   host.memory.attach(instance.exports.memory as WebAssembly.Memory)
   wasi.finalizeBindings(instance)
   const stopWatching = watchNetwork(

@@ -31,9 +31,10 @@ import (
 
 // tailnetClient answers a test's requests with a tsnet server.
 type tailnetClient struct {
-	srv    *tsnet.Server
-	lc     *tslocal.Client
-	logger *log.Logger
+	srv       *tsnet.Server
+	lc        *tslocal.Client
+	logger    *log.Logger
+	unforward func() // ends what forward has begun
 }
 
 func client(ctx context.Context, args []string) error {
@@ -115,6 +116,8 @@ func client(ctx context.Context, args []string) error {
 //	GET  /ping?ip=&type=disco one ping (disco, TSMP or ICMP), pingAnswer
 //	*    /fetch?url=&roots=   one request through the tailnet, fetchAnswer; method, headers and body are passed on
 //	GET  /dial?addr=host:port upgrades to a raw TCP stream through the tailnet (101, then bytes)
+//	GET  /dial?addr=ip&ingress=name:port&src=ip:port  the same, as a connection that comes by Funnel to the node at ip
+//	POST /advertise?route=    networks that are behind it, by its machine's own network; 204
 //	POST /setdns {name,value} sets a TXT record as this node; 204
 //	GET  /whois?addr=         who has a tailnet address
 //	POST /serve {port,socket} forwards a TCP port of its tailnet addresses to a unix socket; 204
@@ -170,6 +173,7 @@ func (c *tailnetClient) handler(life context.Context) http.Handler {
 		}
 		return nil, nil
 	})
+	answer("POST /advertise", c.advertise)
 	mux.HandleFunc("GET /dial", c.dial)
 	return mux
 }
@@ -453,7 +457,12 @@ func (c *tailnetClient) setDNS(r *http.Request) (any, error) {
 func (c *tailnetClient) dial(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 15*time.Second)
 	defer cancel()
-	out, err := c.dialPeer(ctx, "tcp", r.FormValue("addr"))
+	out, err := func() (net.Conn, error) {
+		if target := r.FormValue("ingress"); target != "" {
+			return c.ingress(ctx, r.FormValue("addr"), target, r.FormValue("src"))
+		}
+		return c.dialPeer(ctx, "tcp", r.FormValue("addr"))
+	}()
 	if err != nil {
 		fail(w, err)
 		return

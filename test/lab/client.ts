@@ -196,11 +196,28 @@ export class LabClient {
 
   /** A raw TCP stream through the tailnet. */
   async dial(host: string, port: number): Promise<Duplex> {
+    const addr = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+    return await this.#upgrade(new URLSearchParams({ addr }))
+  }
+
+  /**
+   * A connection from the internet as a relay of Tailscale Funnel hands it to the node at `ip`: its
+   * client is at `src` (`ip:port`) and asked for `target` (`name:port`).
+   */
+  async ingress(ip: string, target: string, src: string): Promise<Duplex> {
+    return await this.#upgrade(new URLSearchParams({ addr: ip, ingress: target, src }))
+  }
+
+  /** Advertises networks (CIDR) that it forwards to by its machine's own network. */
+  async advertise(...routes: string[]): Promise<void> {
+    await this.#json('POST', `/advertise?${new URLSearchParams(routes.map((r) => ['route', r]))}`)
+  }
+
+  async #upgrade(query: URLSearchParams): Promise<Duplex> {
     return await new Promise((resolve, reject) => {
-      const addr = encodeURIComponent(host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`)
       const req = http.request({
         socketPath: this.#socket,
-        path: `/dial?addr=${addr}`,
+        path: `/dial?${query}`,
         headers: { Connection: 'Upgrade', Upgrade: 'tcp' },
       })
       req.on('upgrade', (_res, socket, head) => {

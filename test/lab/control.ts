@@ -160,6 +160,17 @@ export class Services extends Segment {
     await this.#admin('POST', `/approve?node=${encodeURIComponent(node)}`)
   }
 
+  /** Has these networks (CIDR), and no others, go by a node: as an admin approves its routes. */
+  async approveRoutes(node: string, ...routes: string[]): Promise<void> {
+    const query = new URLSearchParams([['node', node], ...routes.map((r) => ['route', r])])
+    await this.#admin('POST', `/routes?${query}`)
+  }
+
+  /** Lets a node use Tailscale Funnel. */
+  async allowFunnel(node: string): Promise<void> {
+    await this.#admin('POST', `/funnel?node=${encodeURIComponent(node)}`)
+  }
+
   /** Gives a Tailscale Service (`svc:name`) an address, and lets a node host it. */
   async hostService(node: string, name: string, ip: string): Promise<void> {
     await this.#admin('POST', `/service?${new URLSearchParams({ node, name, ip })}`)

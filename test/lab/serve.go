@@ -216,6 +216,8 @@ func adminHandler(c *controlServer, d *dnsServer) http.Handler {
 	do("POST /expire", func(r *http.Request) error { return c.expire(r.FormValue("node"), r.FormValue("seconds")) })
 	do("POST /approval", func(r *http.Request) error { c.requireApproval(r.FormValue("on") == "true"); return nil })
 	do("POST /approve", func(r *http.Request) error { return c.approve(r.FormValue("node")) })
+	do("POST /routes", func(r *http.Request) error { return c.approveRoutes(r.FormValue("node"), r.URL.Query()["route"]) })
+	do("POST /funnel", func(r *http.Request) error { return c.allowFunnel(r.FormValue("node")) })
 	do("POST /service", func(r *http.Request) error {
 		return c.hostService(r.FormValue("node"), r.FormValue("name"), r.FormValue("ip"))
 	})

@@ -210,6 +210,17 @@ func ntpTime(t time.Time) uint64 {
 	return uint64(t.Unix()+since1900)<<32 | uint64(t.Nanosecond())<<32/1_000_000_000
 }
 
+// withOrderLocation has the answer to a finalized order say where the order is, as Let's Encrypt's does (RFC 8555,
+// section 7.4): Pebble leaves it out, and Go's ACME client, by which Tailscale gets its certificates, goes by it.
+func withOrderLocation(pebble http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if id, ok := strings.CutPrefix(r.URL.Path, "/finalize-order/"); ok {
+			w.Header().Set("Location", "https://acme.lab.test/my-order/"+id)
+		}
+		pebble.ServeHTTP(w, r)
+	})
+}
+
 // acmeServer is the ACME authority.
 type acmeServer struct {
 	srv   *http.Server
@@ -265,7 +276,7 @@ func startACME(ca *authority, logger *log.Logger) (*acmeServer, error) {
 		return nil, fmt.Errorf("the ACME authority has no root certificate")
 	}
 	srv := &http.Server{
-		Handler: wfe.Handler(), ErrorLog: logger,
+		Handler: withOrderLocation(wfe.Handler()), ErrorLog: logger,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
 	}
 	go srv.ServeTLS(ln, "", "")

@@ -11,6 +11,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"tailscale.com/ipn"
 )
 
 // keepAliveIdle is how long a connection may be silent before its peer is asked whether it is still there. netstack's
@@ -24,6 +25,9 @@ var keepAliveIdle = func() time.Duration {
 
 // endpointOf returns netstack's endpoint behind a connection; nil where there is none. gonet has no other door to it.
 func endpointOf(c net.Conn) tcpip.Endpoint {
+	if f, ok := c.(*ipn.FunnelConn); ok {
+		c = f.Conn
+	}
 	t, ok := c.(*gonet.TCPConn)
 	if !ok {
 		return nil

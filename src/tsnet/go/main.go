@@ -64,6 +64,7 @@ type streamMeta struct {
 	Dial     uint64 `json:"dial,omitempty"`
 	Local    string `json:"local"`
 	Remote   string `json:"remote"`
+	Target   string `json:"target,omitempty"` // what a connection by Funnel was made to, name:port
 }
 
 type startParams struct {
@@ -81,6 +82,9 @@ type startParams struct {
 	OwnStore      bool     `json:"ownStore"`  // the caller keeps the state, which begins as State
 	State         string   `json:"state"`
 	Verbose       bool     `json:"verbose"`
+
+	AcceptRoutes    bool     `json:"acceptRoutes"`
+	AdvertiseRoutes []string `json:"advertiseRoutes"` // CIDR
 }
 
 type node struct {
@@ -90,7 +94,8 @@ type node struct {
 	params       startParams
 	stopWatching context.CancelFunc
 	loggingOut   atomic.Bool
-	advertising  sync.Mutex // held while the Services are told to the control server
+	exitNode     atomic.Bool // one is in use
+	advertising  sync.Mutex  // held while the Services are told to the control server
 
 	mu           sync.Mutex
 	saves        map[uint64]chan error // state given to the caller's store, by number
@@ -99,6 +104,7 @@ type node struct {
 	services     map[serviceKey]uint64 // listener
 	serviceAddrs map[netip.Addr]tailcfg.ServiceName
 	open         map[net.Conn]struct{} // connections of the tailnet
+	fallback     uint64                // the listener of what no other takes
 }
 
 func main() {
@@ -226,6 +232,9 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		Name     string `json:"name"`
 		Value    string `json:"value"`
 		Listener uint64 `json:"listener"`
+		Path     string `json:"path"`
+		Body     []byte `json:"body"`
+		Only     bool   `json:"only"`
 	}
 	if len(req.Params) > 0 {
 		if err := json.Unmarshal(req.Params, &p); err != nil {
@@ -243,6 +252,10 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		return n.listen(req.ID, p.Addr)
 	case "listenService":
 		return n.listenService(ctx, req.ID, p.Name, p.Port)
+	case "listenFallback":
+		return nil, n.listenFallback(req.ID)
+	case "listenFunnel":
+		return n.listenFunnel(ctx, req.ID, p.Addr, p.Only)
 	case "listenPacket":
 		return n.listenPacket(ctx, req.ID, p.Addr, p.Port)
 	case "dialPacket":
@@ -251,6 +264,9 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 		n.mu.Lock()
 		ln := n.listeners[p.Listener]
 		delete(n.listeners, p.Listener)
+		if n.fallback == p.Listener {
+			n.fallback = 0
+		}
 		n.mu.Unlock()
 		if ln != nil {
 			return nil, ln.Close()
@@ -269,6 +285,14 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 			return nil, &rpcError{"TSNET_SET_DNS", err.Error()}
 		}
 		return nil, nil
+	case "localAPI":
+		return n.localAPI(ctx, p.Name, p.Path, p.Body)
+	case "resolve":
+		return n.resolve(ctx, p.Name)
+	case "useExitNode":
+		return nil, n.useExitNode(ctx, p.Name)
+	case "capture":
+		return nil, n.capture(req.ID)
 	case "debugConnections":
 		return n.debugConnections(), nil
 	case "networkChanged":
@@ -315,12 +339,21 @@ func (n *node) start(p startParams) error {
 		}
 		return err
 	}
-	srv.RegisterFallbackTCPHandler(n.serviceFlow)
+	// One for both, as the order in which tsnet asks several is not known.
+	srv.RegisterFallbackTCPHandler(func(src, dst netip.AddrPort) (func(net.Conn), bool) {
+		if handler, ok := n.serviceFlow(src, dst); ok {
+			return handler, ok
+		}
+		return n.fallbackFlow(src, dst)
+	})
 	lc, err := srv.LocalClient()
 	if err != nil {
 		return err
 	}
 	n.srv, n.lc, n.params = srv, lc, p
+	if err := n.setRoutes(context.Background()); err != nil {
+		return err
+	}
 	var watching context.Context
 	watching, n.stopWatching = context.WithCancel(context.Background())
 	go n.watch(watching)
@@ -373,6 +406,11 @@ func (n *node) logout(ctx context.Context) error {
 	prefs := ipn.NewPrefs()
 	prefs.Hostname, prefs.ControlURL, prefs.AdvertiseTags = n.params.Hostname, n.params.ControlURL, n.params.AdvertiseTags
 	prefs.WantRunning = true
+	routes, err := n.routePrefs()
+	if err != nil {
+		return err
+	}
+	prefs.ApplyEdits(routes)
 	if err := n.lc.Start(ctx, ipn.Options{UpdatePrefs: prefs}); err != nil {
 		return err
 	}
@@ -420,6 +458,9 @@ func (n *node) plan(ctx context.Context, network, addr string) (netip.AddrPort, 
 	dialer := n.srv.Sys().Dialer.Get()
 	to, _, err := dialer.UserDialPlan(ctx, network, addr)
 	if err != nil {
+		if to, ok := n.lookUp(ctx, network, addr); ok {
+			return to, nil
+		}
 		return to, &rpcError{"TSNET_DIAL", err.Error()}
 	}
 	// Not the plan's own word for it: that takes the whole of Tailscale's IPv6 prefix for reachable, nodes or not.

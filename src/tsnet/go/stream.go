@@ -42,17 +42,29 @@ func openStream(meta streamMeta) (*streamConn, error) {
 
 // handOver joins a tailnet connection to a new stream of the host's.
 func (n *node) handOver(c net.Conn, meta streamMeta) error {
+	_, err := n.handOverUntil(c, meta)
+	return err
+}
+
+// handOverUntil also tells when both have ended.
+func (n *node) handOverUntil(c net.Conn, meta streamMeta) (<-chan struct{}, error) {
 	s, err := openStream(meta)
 	if err != nil {
 		c.Close()
-		return err
+		return nil, err
 	}
-	keepAlive(c)
-	// An error of either side ends both halves, and both ends see a reset: a clean end would say that all bytes arrived.
-	fail := sync.OnceFunc(func() {
+	return n.join(c, s, func() {
 		hostStreamReset(s.fd)
 		abort(c)
-	})
+	}), nil
+}
+
+// join copies between a tailnet connection and another until both have ended, closes them and then the channel. An error of either side
+// ends both halves by reset, at which both ends see one: a clean end would say that all bytes arrived.
+func (n *node) join(c, s net.Conn, reset func()) <-chan struct{} {
+	ended := make(chan struct{})
+	keepAlive(c)
+	fail := sync.OnceFunc(reset)
 	n.mu.Lock()
 	n.open[c] = struct{}{}
 	n.mu.Unlock()
@@ -74,8 +86,9 @@ func (n *node) handOver(c net.Conn, meta streamMeta) error {
 		n.mu.Lock()
 		delete(n.open, c)
 		n.mu.Unlock()
+		close(ended)
 	}()
-	return nil
+	return ended
 }
 
 // abort closes a connection of netstack's with a reset. gonet.TCPConn has no SetLinger, and its Close ends cleanly where

@@ -42,7 +42,7 @@ const limit = Number(process.env.GATEHOUSE_TEST_LIMIT)
 if (limit > 0) setTimeout(() => void printConnections('the time is over'), limit - 15_000).unref()
 
 /** A store cannot go over: functions run over there make their own. */
-type Options = Omit<ServerOptions, 'store'> & { dir: string }
+type Options = Omit<ServerOptions, 'store' | 'idToken'> & { dir: string; idToken?: string }
 
 export interface NodeOptions extends Partial<Options> {
   /** Namespace, when not one of its own. */
