@@ -3,16 +3,23 @@
  * which the module cannot see. Search domains, options and local names are then as for any other
  * program here.
  */
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import fs from 'node:fs'
 import path from 'node:path'
 
 /** resolv.conf(5) and hosts(5). */
 const files = ['resolv.conf', 'hosts']
 
+/** Where the system has them. Windows has hosts alone. */
+function home(): string {
+  return process.platform === 'win32'
+    ? `${process.env.SystemRoot || 'C:\\Windows'}\\System32\\drivers\\etc`
+    : '/etc'
+}
+
 /** Content of a file; empty when there is none, which is as good. */
 function text(file: string): string {
   try {
-    return readFileSync(file, 'utf8')
+    return fs.readFileSync(file, 'utf8')
   } catch {
     return ''
   }
@@ -30,10 +37,10 @@ export class NameFiles {
    * @param parent directory in which the copies' is made
    * @param from the directory that is copied; for tests
    */
-  constructor(parent: string, from = '/etc') {
+  constructor(parent: string, from = home()) {
     this.dir = path.join(parent, 'etc')
     this.#from = from
-    mkdirSync(this.dir, { recursive: true, mode: 0o700 })
+    fs.mkdirSync(this.dir, { recursive: true, mode: 0o700 })
     this.refresh()
   }
 
@@ -43,7 +50,7 @@ export class NameFiles {
       const [now, copy] = [path.join(this.#from, name), path.join(this.dir, name)].map(text)
       if (now === copy) continue
       try {
-        writeFileSync(path.join(this.dir, name), now!)
+        fs.writeFileSync(path.join(this.dir, name), now!)
       } catch {
         // A full disk: names are looked up as before.
       }

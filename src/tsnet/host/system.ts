@@ -1,4 +1,5 @@
 /** What the module cannot see for itself: interfaces and name servers of this machine. */
+import dns from 'node:dns'
 import fs from 'node:fs'
 import net from 'node:net'
 import os from 'node:os'
@@ -37,11 +38,16 @@ export function interfaces(): Interface[] {
   return known
 }
 
+const withPort = (address: string): string =>
+  net.isIPv6(address) ? `[${address}]:53` : `${address}:53`
+
 /**
- * `ip:port` of the name servers in resolv.conf(5), read anew each time: DHCP changes them. Without
- * any: the local one, as resolv.conf(5) says.
+ * `ip:port` of the name servers, read anew each time: DHCP changes them. On Linux those of
+ * resolv.conf(5); without any the local one, as that says. Elsewhere those that c-ares finds:
+ * Windows has no such file, and on macOS it is not what the system goes by.
  */
 export function nameservers(file = '/etc/resolv.conf'): string[] {
+  if (process.platform !== 'linux') return systemServers()
   let text = ''
   try {
     text = fs.readFileSync(file, 'utf8')
@@ -51,7 +57,15 @@ export function nameservers(file = '/etc/resolv.conf'): string[] {
   const list = [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)]
     .map((m) => m[1]!.replace(/%.*$/, ''))
     .filter((a) => net.isIP(a))
-  return (list.length ? list : ['127.0.0.1']).map((a) => (net.isIPv6(a) ? `[${a}]:53` : `${a}:53`))
+  return (list.length ? list : ['127.0.0.1']).map(withPort)
+}
+
+/** A resolver of its own asks the system anew. Those of a zone (fe80::1%12) cannot be dialled. */
+function systemServers(): string[] {
+  return new dns.Resolver()
+    .getServers()
+    .filter((server) => !server.includes('%'))
+    .map((server) => (net.isIP(server) ? withPort(server) : server))
 }
 
 /**
