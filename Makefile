@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app cli wasm lab setup clean help
+.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app cli wasm lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -94,6 +94,14 @@ bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside
 app: wasm ## the program as the image ships it: out/app
 	@$(NODE) tools/bundle.ts out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
+	@$(NODE) src/tsnet/third-party.ts out/app/THIRD_PARTY.txt
+
+# Compressed as well as it goes; the test packs, installs and uses it as a consumer would, and prints sizes, start and memory.
+package: export TSNET_ZSTD ?= 19
+package: lab wasm ## the npm package of the bindings: out/package/*.tgz, tried in an empty project (GATEHOUSE_REPOSITORY=https://… for its links)
+	@$(NODE) src/tsnet/package.ts
+	@mkdir -p out/package && cd out/package && npm pack --silent ../../src/tsnet/build/package
+	@$(SUDO) $(call given,TSNET_ZSTD GATEHOUSE_REPOSITORY) $(NODE) --test --test-reporter=spec src/tsnet/test/package.test.ts
 
 cli: setup ## the laptop's command line as an npm package: out/gatehouse-cli.tgz
 	@$(NODE) tools/cli.ts out

@@ -1,15 +1,21 @@
 /**
- * Makes what is published, in build/package: JavaScript, because Node.js strips no types below
- * node_modules, the worker and the module beside it, declarations. Then: npm publish
- * src/tsnet/build/package
+ * Makes what is published: JavaScript, because Node.js strips no types below node_modules, the
+ * worker and the module (compressed) beside it, declarations, licences.
+ *
+ * Usage: node src/tsnet/package.ts [OUT]; default build/package. TSNET_ZSTD: level of the module's
+ * compression, default 9; 19 is for what is published (a sixth smaller, half a minute).
+ * GATEHOUSE_REPOSITORY, the https URL of the repository: the manifest names it, and the README's
+ * links lead there.
  */
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import zlib from 'node:zlib'
 import { build } from 'esbuild'
 
 const here = import.meta.dirname
 const out = path.resolve(process.argv[2] ?? path.join(here, 'build/package'))
+const repository = process.env.GATEHOUSE_REPOSITORY?.replace(/\/+$|\.git$/g, '')
 
 rmSync(out, { recursive: true, force: true })
 mkdirSync(out, { recursive: true })
@@ -49,16 +55,82 @@ execFileSync(
 )
 rmSync(project)
 
+/** The module, for as long as it has not changed: compressing it well takes long. */
+function compressed(): Buffer {
+  const wasm = path.join(here, 'build/tsnet.wasm')
+  const level = Number(process.env.TSNET_ZSTD ?? 9)
+  const kept = path.join(here, `build/tsnet.wasm.${level}.zst`)
+  try {
+    if (statSync(kept).mtimeMs > statSync(wasm).mtimeMs) return readFileSync(kept)
+  } catch {
+    // Not yet.
+  }
+  const params = {
+    [zlib.constants.ZSTD_c_compressionLevel]: level,
+    [zlib.constants.ZSTD_c_windowLog]: 25,
+    [zlib.constants.ZSTD_c_enableLongDistanceMatching]: 1,
+    [zlib.constants.ZSTD_c_checksumFlag]: 1,
+  }
+  const bytes = zlib.zstdCompressSync(readFileSync(wasm), { params })
+  writeFileSync(kept, bytes)
+  return bytes
+}
+writeFileSync(path.join(out, 'tsnet.wasm.zst'), compressed())
+
 const {
   private: _,
   scripts: __,
   ...manifest
 } = JSON.parse(readFileSync(path.join(here, 'package.json'), 'utf8'))
+const files = [
+  '*.js',
+  '*.d.ts',
+  'host/*.d.ts',
+  'tsnet.wasm.zst',
+  'CHANGELOG.md',
+  'LICENSE.tailscale',
+  'THIRD_PARTY.txt',
+]
 writeFileSync(
   path.join(out, 'package.json'),
-  `${JSON.stringify({ ...manifest, types: './index.d.ts', exports: { '.': { types: './index.d.ts', default: './index.js' } } }, null, 2)}\n`,
+  `${JSON.stringify(
+    {
+      ...manifest,
+      ...(repository && {
+        repository: { type: 'git', url: `git+${repository}.git`, directory: 'src/tsnet' },
+        homepage: `${repository}/tree/main/src/tsnet#readme`,
+        bugs: `${repository}/issues`,
+      }),
+      types: './index.d.ts',
+      exports: {
+        '.': { types: './index.d.ts', default: './index.js' },
+        // For bundlers, which leave these two behind (the options `worker` and `wasm`).
+        './tsnet-worker.js': './tsnet-worker.js',
+        './tsnet.wasm.zst': './tsnet.wasm.zst',
+        './package.json': './package.json',
+      },
+      files,
+    },
+    null,
+    2,
+  )}\n`,
 )
-copyFileSync(path.join(here, 'build/tsnet.wasm'), path.join(out, 'tsnet.wasm'))
-copyFileSync(path.join(here, 'README.md'), path.join(out, 'README.md'))
-// The module is Tailscale's code for the most part.
-copyFileSync(path.join(here, 'build/tailscale.com/LICENSE'), path.join(out, 'LICENSE.tailscale'))
+// Links to files lead where they are: to the repository, or to the declarations that lie beside.
+const readme = readFileSync(path.join(here, 'README.md'), 'utf8').replace(
+  /\]\((?!https?:|#)([^)]+)\)/g,
+  (_all, target: string) =>
+    `](${repository ? `${repository}/blob/main/${path.posix.normalize(`src/tsnet/${target}`)}` : target.replace(/\.ts$/, '.d.ts')})`,
+)
+writeFileSync(path.join(out, 'README.md'), readme)
+for (const [from, to] of [
+  ['CHANGELOG.md', 'CHANGELOG.md'],
+  ['../../LICENSE', 'LICENSE'],
+  // The module is Tailscale's code for the most part.
+  ['build/tailscale.com/LICENSE', 'LICENSE.tailscale'],
+] as const)
+  cpSync(path.join(here, from), path.join(out, to))
+execFileSync(process.execPath, [
+  '--disable-warning=ExperimentalWarning',
+  path.join(here, 'third-party.ts'),
+  path.join(out, 'THIRD_PARTY.txt'),
+])

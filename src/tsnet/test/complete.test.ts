@@ -336,7 +336,7 @@ test('log levels: verbose 0 is less than 2, each line with its level', async () 
         })
         await server.up()
         await server.close()
-        seen[verbose] = [...levels].sort()
+        seen[verbose] = [...levels]
       }
       return seen
     },
