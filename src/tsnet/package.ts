@@ -88,6 +88,8 @@ const files = [
   'host/*.d.ts',
   'tsnet.wasm.zst',
   'CHANGELOG.md',
+  'UPSTREAM.md',
+  'examples',
   'LICENSE.tailscale',
   'THIRD_PARTY.txt',
 ]
@@ -124,11 +126,13 @@ const readme = readFileSync(path.join(here, 'README.md'), 'utf8').replace(
 writeFileSync(path.join(out, 'README.md'), readme)
 for (const [from, to] of [
   ['CHANGELOG.md', 'CHANGELOG.md'],
+  ['UPSTREAM.md', 'UPSTREAM.md'],
+  ['examples', 'examples'],
   ['../../LICENSE', 'LICENSE'],
   // The module is Tailscale's code for the most part.
   ['build/tailscale.com/LICENSE', 'LICENSE.tailscale'],
 ] as const)
-  cpSync(path.join(here, from), path.join(out, to))
+  cpSync(path.join(here, from), path.join(out, to), { recursive: true })
 execFileSync(process.execPath, [
   '--disable-warning=ExperimentalWarning',
   path.join(here, 'third-party.ts'),

@@ -113,7 +113,10 @@ test('npm packs it, and installs it in an empty project', async (t) => {
   const texts = ['README.md', 'CHANGELOG.md', 'LICENSE', 'LICENSE.tailscale', 'THIRD_PARTY.txt']
   for (const name of [...expected, ...texts]) assert.ok(files.get(name)! > 0, name)
   for (const name of files.keys())
-    assert.match(name, /\.js$|\.d\.ts$|^tsnet\.wasm\.zst$|^package\.json$|\.md$|^LICENSE|\.txt$/)
+    assert.match(
+      name,
+      /\.js$|^examples\/\w+\.mjs$|\.d\.ts$|^tsnet\.wasm\.zst$|^package\.json$|\.md$|^LICENSE|\.txt$/,
+    )
   const manifest = JSON.parse(await readFile(path.join(installed, 'package.json'), 'utf8'))
   assert.equal(manifest.engines.node, '>=26.1')
   assert.equal(manifest.private, undefined)
