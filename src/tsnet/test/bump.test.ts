@@ -91,6 +91,44 @@ test('a patch that no longer applies, and one that upstream has, are named, and 
   assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), before)
 })
 
+/** `go` that has one module, whatever is asked for. */
+function fakeGo(dir: string, goMod: string): NodeJS.ProcessEnv {
+  const module = path.join(dir, 'module')
+  fs.mkdirSync(module)
+  fs.writeFileSync(path.join(module, 'go.mod'), goMod)
+  const answer = JSON.stringify({ Sum: 'h1:x', Dir: module }, null, '\t')
+  fs.writeFileSync(path.join(dir, 'answer.json'), answer)
+  fs.mkdirSync(path.join(dir, 'bin'))
+  fs.writeFileSync(path.join(dir, 'bin/go'), `#!/bin/sh\ncat ${path.join(dir, 'answer.json')}\n`, {
+    mode: 0o755,
+  })
+  return { ...process.env, PATH: `${path.join(dir, 'bin')}:${process.env.PATH}` }
+}
+
+test('a Tailscale that requires a patched module no more is said to, and nothing is changed', (t) => {
+  const dir = copy(t)
+  const before = fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8')
+  const env = fakeGo(dir, 'module tailscale.com\n\nrequire (\n\tgvisor.dev/gvisor v1.2.3\n)\n')
+  const { status, stderr } = spawnSync(path.join(dir, 'bump'), [version], { encoding: 'utf8', env })
+  assert.equal(status, 1)
+  assert.match(stderr, /requires no github\.com\/tailscale\/wireguard-go: find what has taken/)
+  assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), before)
+})
+
+test('a patch whose place has moved is said to', (t) => {
+  const dir = copy(t)
+  const file = path.join(dir, 'patches/0008-tstun-accepted-packets-are-not-logged.patch')
+  const text = fs.readFileSync(file, 'utf8')
+  // As if it had been made when its place was ten lines further up.
+  const up = (n: string): number => Number(n) - 10
+  fs.writeFileSync(
+    file,
+    text.replace(/^@@ -(\d+),(\d+) \+(\d+),/m, (_, a, b, c) => `@@ -${up(a)},${b} +${up(c)},`),
+  )
+  const { out } = bump(dir, version)
+  assert.match(out, /^applies, moved +patches\/0008.*: 10 lines/m)
+})
+
 test('a version that is none is refused', () => {
   assert.equal(bump(here, 'latest').code, 2)
   assert.match(bump(here).err, new RegExp(`now: ${version}`))
