@@ -30,6 +30,7 @@ const usage = `Usage: gatehouse COMMAND
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
   firewall apply   put the lists of targets in force (gatehouse-firewall.service)
+  firewall names   answer Node-RED's questions for the names on its list (gatehouse-names.service)
   cache purge      forget the answers that are kept to be used again
   version          print the version
 
@@ -43,7 +44,7 @@ const taken: Record<string, { flags?: string[]; words?: RegExp }> = {
   alerts: { words: /^(?:watch|test)$/ },
   broker: { words: /^recover$/ },
   cache: { words: /^purge$/ },
-  firewall: { words: /^apply$/ },
+  firewall: { words: /^(?:apply|names)$/ },
   backup: { words: /./ },
   restore: { words: /./ },
   room: { flags: ['full'] },
@@ -131,6 +132,8 @@ async function main(args: string[]): Promise<number> {
     case 'metrics':
       return await (await import('./cli/metrics.ts')).runMetrics(paths())
     case 'firewall':
+      if (words.includes('names'))
+        return await (await import('./firewall/names/serve.ts')).runNames(paths())
       return words.includes('apply')
         ? await (await import('./firewall/apply.ts')).runApply(paths())
         : await (await import('./firewall/show.ts')).runShow(paths())

@@ -29,8 +29,8 @@ export interface Paths {
   /** GATEHOUSE_BROKER_SOCKET, default /run/gatehouse-broker.sock. */
   broker: string
   /**
-   * GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and the
-   * hosts file it sees.
+   * GATEHOUSE_FIREWALL_DIR, default /run/gatehouse-firewall: what is in force for Node-RED, and what
+   * its resolver reads and has told.
    */
   firewall: string
   /** GATEHOUSE_ALERTS_DIR, default /run/gatehouse-alerts: what is wrong, for who tells people. */

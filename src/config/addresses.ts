@@ -45,6 +45,13 @@ export function forbidden(address: string, own: Iterable<string> = []): string |
   return [...own].includes(address) ? 'this machine itself' : undefined
 }
 
+/** The networks of one family in which {@link forbidden} finds a reason. */
+export function forbiddenNetworks(family: 4 | 6): string[] {
+  return ranges.flatMap(([, ...networks]) =>
+    networks.filter((network) => network.includes(':') === (family === 6)),
+  )
+}
+
 /** 4 or 6 for what is written as an address of that family; undefined for a name. */
 export function familyOf(host: string): 4 | 6 | undefined {
   if (host.includes(':')) return 6

@@ -5,26 +5,77 @@ import { forbidden } from './addresses.ts'
 
 /** One thing Node-RED may call: an entry of `[node_red] allow`, understood. */
 export interface Egress {
-  /** As the person wrote it. */
+  /** As the person wrote it; of a preset `preset: target`. */
   text: string
-  /** An address, with `/prefix` for a network of them; IPv6 without brackets. Or a name. */
-  host: { address: string; family: 4 | 6 } | { name: string }
+  /**
+   * An address, with `/prefix` for a network of them; IPv6 without brackets. A name; or `wildcard`,
+   * every name below that one. Or a `zone`: the device's own network, or all that is in no private
+   * network.
+   */
+  host:
+    | { address: string; family: 4 | 6 }
+    | { name: string }
+    | { wildcard: string }
+    | { zone: 'lan' | 'internet' }
   /** First and last, both included. */
   ports: [number, number]
   protocol: 'tcp' | 'udp'
 }
 
-/**
- * Words in the list that stand for targets of their own; those are found where the system runs
- * ({@link file://./presets.ts}).
- */
-export const presets = { palette: 'the registry that npm fetches nodes from' } as const
+/** A word in the list that stands for targets of its own. */
+export interface PresetDescription {
+  /** What it lets flows do, for a form. */
+  means: string
+  /** What it stands for, as entries of the list; none where the device finds them itself. */
+  targets: readonly string[]
+}
+
+/** The presets, by the word in the list ({@link file://./presets.ts} expands them). */
+export const presets = {
+  palette: { means: 'the registry that npm fetches nodes from', targets: [] },
+  'github-releases': {
+    means: 'compiled add-ons and firmware that packages fetch from GitHub releases',
+    targets: [
+      'github.com:443',
+      'objects.githubusercontent.com:443',
+      'release-assets.githubusercontent.com:443',
+    ],
+  },
+  mqtt: { means: 'MQTT brokers on the local network', targets: ['lan:1883', 'lan:8883'] },
+  modbus: { means: 'Modbus TCP devices on the local network', targets: ['lan:502'] },
+  'home-assistant': { means: 'Home Assistant on the local network', targets: ['lan:8123'] },
+  shelly: {
+    means: 'Shelly devices on the local network (HTTP and CoIoT)',
+    targets: ['lan:80', 'lan:5683/udp'],
+  },
+  sonos: { means: 'Sonos players on the local network', targets: ['lan:1400'] },
+  knx: { means: 'a KNX/IP gateway on the local network', targets: ['lan:3671', 'lan:3671/udp'] },
+  influxdb: { means: 'InfluxDB on the local network', targets: ['lan:8086'] },
+  databases: {
+    means: 'MySQL, PostgreSQL and MongoDB on the local network',
+    targets: ['lan:3306', 'lan:5432', 'lan:27017'],
+  },
+  'influx-cloud': { means: 'InfluxDB Cloud', targets: ['*.cloud2.influxdata.com:443'] },
+  telegram: { means: 'Telegram bots', targets: ['api.telegram.org:443'] },
+  openweathermap: {
+    means: 'the weather of OpenWeatherMap',
+    targets: ['api.openweathermap.org:80', 'api.openweathermap.org:443'],
+  },
+  gmail: {
+    means: 'mail by Gmail: sending and reading',
+    targets: ['smtp.gmail.com:465', 'smtp.gmail.com:587', 'imap.gmail.com:993'],
+  },
+  tuya: {
+    means: 'Tuya devices on the local network',
+    targets: ['lan:6668'],
+  },
+} as const satisfies Record<string, PresetDescription>
 
 /** A word of {@link presets}. */
 export type Preset = keyof typeof presets
 
 const form =
-  'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", "[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp"'
+  'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", "[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp", "*.example.org:443", "lan:1883", "internet:443"'
 
 /**
  * Reads one entry of the list: `host:port[-port][/tcp|/udp]`, TCP when nothing is said; or a
@@ -40,7 +91,7 @@ export function parseEgress(
   const wrong = (message: string, cure = form): { wrong: Wrong } => ({
     wrong: { message: `allow ${quote(text)}: ${message}`, cure },
   })
-  if (/^[a-z]+$/.test(text))
+  if (/^[a-z][a-z-]*$/.test(text))
     return wrong(
       'no preset of this name',
       `Presets are ${Object.keys(presets)
@@ -73,6 +124,8 @@ function readHost(
   text: string,
   bracketed: boolean,
 ): Egress['host'] | { wrong: string; cure?: string } {
+  if (!bracketed && (text === 'lan' || text === 'internet')) return { zone: text }
+  if (!bracketed && text.includes('*')) return readWildcard(text)
   const [address, prefix, ...more] = text.split('/') as [string, string | undefined]
   const family = isIP(address)
   if (family === 0) {
@@ -128,4 +181,42 @@ function readName(text: string): Egress['host'] | { wrong: string; cure?: string
       cure: 'Remove it',
     }
   return { name }
+}
+
+/**
+ * Domains that exist within somebody's own network alone: a wildcard may be one label below, and
+ * answers may be private addresses (RFC 6762 appendix G, RFC 8375, and what routers use).
+ */
+const privateDomains = [
+  'lan',
+  'home',
+  'internal',
+  'intranet',
+  'private',
+  'corp',
+  'localdomain',
+  'home.arpa',
+  'fritz.box',
+]
+
+/** Whether a name is below a domain of {@link privateDomains}. */
+export function isPrivateName(name: string): boolean {
+  return privateDomains.some((domain) => name === domain || name.endsWith(`.${domain}`))
+}
+
+function readWildcard(text: string): Egress['host'] | { wrong: string; cure?: string } {
+  const [star, ...labels] = text.toLowerCase().replace(/\.$/, '').split('.')
+  const below = labels.join('.')
+  if (star !== '*' || below.includes('*'))
+    return {
+      wrong: 'a wildcard is a whole first part',
+      cure: 'Write "*.example.org:443", which is every name below example.org and not itself',
+    }
+  if (labels.length < 2 && !isPrivateName(below))
+    return {
+      wrong: 'every name of a whole top-level domain is as good as no list',
+      cure: 'Write "*.example.org:443", or "internet:443" if any host will do',
+    }
+  const host = readName(below)
+  return 'name' in host ? { wildcard: host.name } : host
 }

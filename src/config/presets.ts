@@ -1,6 +1,7 @@
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { familyOf } from './addresses.ts'
+import { parseEgress, presets } from './egress.ts'
 import type { Egress, Preset } from './egress.ts'
 
 /** Where the image has npm, as part of Node-RED. */
@@ -17,8 +18,17 @@ export interface PresetOptions {
   npm?: string
 }
 
-/** The targets a preset stands for. Throws when npm is not there to be asked. */
+/**
+ * The targets a preset stands for: those of its table, or for `palette` the registry. Throws when
+ * npm is not there to be asked.
+ */
 export function expandPreset(preset: Preset, options: PresetOptions = {}): Egress[] {
+  if (preset !== 'palette')
+    return presets[preset].targets.map((target) => {
+      const entry = parseEgress(target)
+      if (!('egress' in entry)) throw new Error(`preset ${preset}: ${target} is not a target`)
+      return { ...entry.egress, text: `${preset}: ${target}` }
+    })
   const url = new URL(options.registry ?? defaultRegistry(options.npm ?? npmDirectory))
   const port = Number(url.port || (url.protocol === 'https:' ? 443 : 80))
   const name = url.hostname.replace(/^\[|\]$/g, '')

@@ -1,13 +1,12 @@
-import { spawn } from 'node:child_process'
-import { open, readFile, rm } from 'node:fs/promises'
-import { networkInterfaces, uptime } from 'node:os'
+import { readFile, rm } from 'node:fs/promises'
+import { uptime } from 'node:os'
 import { join } from 'node:path'
 import { writeFileAtomic } from '../base/files.ts'
-import { restartDevice } from '../base/cures.ts'
-import { GatehouseError, oneLine } from '../base/errors.ts'
+import { GatehouseError } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
-import { forbidden } from '../config/addresses.ts'
+import { forbiddenNetworks } from '../config/addresses.ts'
+import { BlockList, isIP } from 'node:net'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
 import { alertTargets } from './alert-targets.ts'
@@ -18,6 +17,11 @@ import { localPorts } from './local-ports.ts'
 import { expandPreset } from '../config/presets.ts'
 import { dnsLookup, resolveNames } from './resolve.ts'
 import type { Known, Lookup } from './resolve.ts'
+import { mark, namedEntries, setName } from './names/list.ts'
+import { namesFile, resolverAddress } from './names/serve.ts'
+import { interfaces, privateNetworks } from './networks.ts'
+import type { Interfaces } from './networks.ts'
+import { nft } from './nft.ts'
 
 /**
  * What is in force: state.json in the firewall's directory, kept for the next run and for
@@ -28,6 +32,8 @@ export interface Applied {
   at: string
   /** Whether ports 80 and 443 of the local network lead to the gateway. */
   localNetwork?: boolean
+  /** Names of the sets that answers to Node-RED go into. */
+  sets?: string[]
   /** Node-RED's list. */
   entries: Entry[]
   /** Where the gateway may connect to for [[app]] and [[forward]]. */
@@ -45,6 +51,8 @@ export interface Entry {
   addresses: string[]
   refused: Record<string, string>
   problem?: string
+  /** The name or wildcard of an entry that is allowed what its answers say, while they are valid. */
+  pattern?: string
 }
 
 /** The targets of a list that was validated before, presets replaced by what they stand for. */
@@ -61,8 +69,9 @@ export function targets(allow: readonly string[], registry?: string): Egress[] {
 export type Caller = 'node-red' | 'gatehouse' | 'gatehouse-certs' | 'gatehouse-alerts'
 
 /**
- * The nftables script that puts a list in force. nft carries a script out as one transaction: the
- * old list holds until the new one does, and if anything in it is refused, the old one stays.
+ * The nftables script that puts a list of addresses in force. nft carries a script out as one
+ * transaction: the old list holds until the new one does, and if anything in it is refused, the old
+ * one stays.
  */
 export function script(
   caller: Caller,
@@ -72,15 +81,103 @@ export function script(
   const lines = entries.flatMap(({ egress, addresses }) =>
     (['ip', 'ip6'] as const).flatMap((family) => {
       const of = addresses.filter((address) => address.includes(':') === (family === 'ip6'))
-      const [first, last] = egress.ports
       return of.length === 0
         ? []
-        : [
-            `add rule ${chain} ${family} daddr { ${of.join(', ')} } ${egress.protocol} dport ${first === last ? first : `${first}-${last}`} accept comment "${`${caller}: ${egress.text}`.slice(0, 120)}"`,
-          ]
+        : [`add rule ${chain} ${family} daddr { ${of.join(', ')} } ${ending(caller, egress)}`]
     }),
   )
   return [`flush chain ${chain}`, ...lines, ''].join('\n')
+}
+
+/** Ports, verdict and comment of a rule. */
+function ending(caller: Caller, { ports, protocol, text }: Egress, before = ''): string {
+  const [first, last] = ports
+  return `${protocol} dport ${first === last ? first : `${first}-${last}`} ${before}accept comment "${`${caller}: ${text}`.slice(0, 120)}"`
+}
+
+/**
+ * The same for Node-RED, whose list has names, wildcards and zones beside addresses. A name is a
+ * pair of sets that its answers go into, each address for as long as it is valid
+ * ({@link file://./names/resolver.ts}); a connection that was allowed by one carries the entry's
+ * mark, and goes on until it ends or the entry is gone. Sets stay over a change, so that nothing
+ * has to be asked anew.
+ *
+ * @param before names of the sets that the list before had
+ */
+export function nodeRedScript(
+  list: readonly Egress[],
+  { networks }: Pick<Interfaces, 'networks'>,
+  before: readonly string[] = [],
+): string {
+  const chain = 'inet gatehouse node-red-allow'
+  const sets = [
+    ...new Set(list.filter(({ host }) => isNamed(host)).map(({ text }) => setName(text))),
+  ]
+  const both = (set: string, end: (family: 4 | 6) => string): string[] =>
+    ([4, 6] as const).map((family) => `inet gatehouse ${set}-${family}${end(family)}`)
+  const declared = (set: string): string[] =>
+    both(set, (family) => ` { type ipv${family}_addr; flags timeout; size 4096; }`)
+  const rule = (family: 4 | 6, to: string, egress: Egress, then = ''): string =>
+    `add rule ${chain} ${family === 4 ? 'ip' : 'ip6'} daddr ${to} ${ending('node-red', egress, then)}`
+  const lines = list.flatMap((egress): string[] => {
+    const { host, text } = egress
+    if ('address' in host) return [rule(host.family, `{ ${host.address} }`, egress)]
+    if (isNamed(host))
+      return [
+        `add rule ${chain} ct state established ct mark ${mark(text)} meta l4proto ${egress.protocol} accept`,
+        ...([4, 6] as const).map((family) =>
+          rule(family, `@${setName(text)}-${family}`, egress, `ct mark set ${mark(text)} `),
+        ),
+      ]
+    const of = (family: 4 | 6): string[] =>
+      networks.filter((own) => own.family === family).map(({ network }) => network)
+    return ([4, 6] as const).flatMap((family) => {
+      const own = of(family)
+      if ('zone' in host && host.zone === 'lan')
+        return own.length === 0 ? [] : [rule(family, `{ ${own.join(', ')} }`, egress)]
+      const not = [...forbiddenNetworks(family), ...privateNetworks[family], ...own]
+      return [rule(family, `!= { ${merged(not).join(', ')} }`, egress)]
+    })
+  })
+  // The one chain that names them is emptied first; a set has to be there to be removed.
+  const gone = before.filter((set) => !sets.includes(set))
+  return [
+    ...sets.flatMap(declared).map((set) => `add set ${set}`),
+    `flush chain ${chain}`,
+    ...gone.flatMap(declared).map((set) => `add set ${set}`),
+    ...gone.flatMap((set) => both(set, () => '')).map((set) => `delete set ${set}`),
+    // Whom Node-RED asks: where there is no name on the list, there is nothing to ask.
+    'flush chain inet gatehouse node-red-names',
+    ...(namedEntries(list).length === 0
+      ? []
+      : [
+          `add rule inet gatehouse node-red-names ip daddr ${resolverAddress} udp dport 53 accept comment "node-red: its resolver, for the names on its list"`,
+        ]),
+    ...lines,
+    '',
+  ].join('\n')
+}
+
+function isNamed(host: Egress['host']): boolean {
+  return 'name' in host || 'wildcard' in host
+}
+
+/** Networks without those that lie in another of them: nft refuses ranges that overlap. */
+function merged(networks: readonly string[]): string[] {
+  const unique = [...new Set(networks)]
+  return unique.filter(
+    (inner) => !unique.some((outer) => outer !== inner && contains(outer, inner)),
+  )
+}
+
+function contains(outer: string, inner: string): boolean {
+  const [base, prefix] = outer.split('/') as [string, string]
+  const [address, length] = inner.split('/') as [string, string]
+  const family = isIP(base) === 4 ? 'ipv4' : 'ipv6'
+  if (Number(prefix) > Number(length) || isIP(base) !== isIP(address)) return false
+  const list = new BlockList()
+  list.addSubnet(base, Number(prefix), family)
+  return list.check(address, family)
 }
 
 const redirect = 'inet gatehouse redirect-local-network'
@@ -112,21 +209,6 @@ export function redirection(listen: boolean, before: boolean): string {
 }
 
 /**
- * /etc/hosts as Node-RED sees it: the names on its list and nothing else. It has no resolver,
- * through which data could get out.
- */
-export function hosts(names: Record<string, Known>, withIPv6: boolean): string {
-  const lines = Object.entries(names).flatMap(([name, { addresses }]) => {
-    // Of the last answer alone, not those in grace: new connections go where the name points now.
-    const latest = Math.max(...Object.values(addresses))
-    return Object.entries(addresses)
-      .filter(([address, seen]) => seen === latest && (withIPv6 || !address.includes(':')))
-      .map(([address]) => `${address} ${name}`)
-  })
-  return ['127.0.0.1 localhost', '::1 localhost', ...lines, ''].join('\n')
-}
-
-/**
  * Reads what gatehouse.toml allows, resolves the names in it, and puts it in force, all at once.
  * Returns what is in force now.
  */
@@ -144,33 +226,20 @@ export async function apply(
   const alerts = await alertTargets(paths)
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
-  const interfaces = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
-  const own = interfaces.map(({ address }) => address)
+  const own = interfaces()
   const named = (list: Egress[]): string[] =>
     list.flatMap(({ host }) => ('name' in host ? [host.name] : []))
   const names = await resolveNames(
-    [...named(egress), ...named(gateway), ...named(certs), ...named(alerts)],
+    [...named(gateway), ...named(certs), ...named(alerts)],
     before?.names ?? {},
     lookup,
     now,
-    own,
+    own.addresses,
   )
 
-  // Addresses that are written out: what Node-RED may not have is refused when the list is read.
-  const resolved =
-    (refusal: (address: string) => string | undefined) =>
-    (entry: Egress): Entry & { egress: Egress } => {
-      const { text, host } = entry
-      if ('address' in host) {
-        const why = refusal(host.address)
-        return {
-          egress: entry,
-          text,
-          ...(why === undefined
-            ? { addresses: [host.address], refused: {} }
-            : { addresses: [], refused: { [host.address]: why } }),
-        }
-      }
+  const resolved = (entry: Egress): Entry & { egress: Egress } => {
+    const { text, host } = entry
+    if ('name' in host) {
       const { addresses, refused, problem } = names[host.name]!
       return {
         egress: entry,
@@ -180,32 +249,50 @@ export async function apply(
         ...(problem === undefined ? {} : { problem }),
       }
     }
-  const [forNodeRed, forGateway, forCerts, forAlerts] = [
-    egress.map(resolved(() => undefined)),
-    gateway.map(resolved(unreachable)),
-    certs.map(resolved(unreachable)),
-    alerts.map(resolved(forbidden)),
+    if (!('address' in host)) throw new Error(`${text} is for Node-RED's list alone`)
+    const why = unreachable(host.address)
+    return {
+      egress: entry,
+      text,
+      ...(why === undefined
+        ? { addresses: [host.address], refused: {} }
+        : { addresses: [], refused: { [host.address]: why } }),
+    }
+  }
+  const [forGateway, forCerts, forAlerts] = [
+    gateway.map(resolved),
+    certs.map(resolved),
+    alerts.map(resolved),
   ]
   await nft(
-    script('node-red', forNodeRed) +
+    nodeRedScript(egress, own, before?.sets) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +
       redirection(listen, before?.localNetwork === true),
   )
-  const withIPv6 = interfaces.some(
-    ({ family, address, internal }) =>
-      family === 'IPv6' && !internal && !address.startsWith('fe80:'),
-  )
-  await rewrite(
-    join(paths.firewall, 'hosts'),
-    hosts(Object.fromEntries(named(egress).map((name) => [name, names[name]!])), withIPv6),
-  )
+  const patterns = namedEntries(egress)
+  await replaceText(join(paths.firewall, namesFile), `${JSON.stringify(patterns)}\n`)
+  const networks = own.networks.map(({ network }) => network)
+  const entries = egress.map(({ text, host }): Entry => {
+    const pattern = patterns.find((named) => named.text === text)?.pattern
+    const lan = 'zone' in host && host.zone === 'lan' ? networks : []
+    return {
+      text,
+      addresses: 'address' in host ? [host.address] : lan,
+      refused: {},
+      ...('zone' in host && host.zone === 'lan' && lan.length === 0
+        ? { problem: 'this device is in no network' }
+        : {}),
+      ...(pattern === undefined ? {} : { pattern }),
+    }
+  })
   const kept = (entries: Array<Entry & { egress: Egress }>): Entry[] =>
     entries.map(({ egress: _egress, ...rest }) => rest)
   const applied: Applied = {
     at: new Date().toISOString(),
-    entries: kept(forNodeRed),
+    entries,
+    sets: patterns.flatMap(({ set }) => set ?? []),
     ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }),
     ...(certs.length === 0 ? {} : { certs: kept(forCerts) }),
     ...(alerts.length === 0 ? {} : { alerts: kept(forAlerts) }),
@@ -237,46 +324,10 @@ export async function readApplied(directory: string): Promise<Applied | undefine
   }
 }
 
-/**
- * Writes over a file in place: Node-RED has this very file mounted as its /etc/hosts, and a new one
- * of the same name would not be seen there. One write of a padded text, then the padding is cut
- * off: no reader sees half a line.
- */
-async function rewrite(path: string, text: string): Promise<void> {
-  const file = await open(path, 'r+')
-  try {
-    const { size } = await file.stat()
-    const data = Buffer.from(text.padEnd(size, '\n'))
-    await file.write(data, 0, data.length, 0)
-    await file.truncate(Buffer.byteLength(text))
-  } finally {
-    await file.close()
-  }
-}
-
-/** Runs nft with a script on its standard input. */
-async function nft(input: string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    const child = spawn('nft', ['-f', '-'], { stdio: ['pipe', 'ignore', 'pipe'] })
-    let said = ''
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      said += text
-    })
-    child.on('error', reject)
-    child.on('close', (code) => {
-      if (code === 0) resolve()
-      else
-        reject(
-          new GatehouseError(
-            'GH_FIREWALL_LOAD',
-            `nft refused the lists of gatehouse.toml, those before them stay in force: ${oneLine(said).slice(0, 400)}`,
-            `${restartDevice}; if it stays so, take the entry that the message names out of gatehouse.toml`,
-          ),
-        )
-    })
-    child.stdin.on('error', () => {}) // nft ended early: its exit code says so
-    child.stdin.end(input)
-  })
+/** Writes a file where what is in it is another: a reader looks at its time. */
+async function replaceText(path: string, text: string): Promise<void> {
+  if ((await readFile(path, 'utf8').catch(() => '')) === text) return
+  await writeFileAtomic(path, text, 0o644)
 }
 
 /**
@@ -298,7 +349,9 @@ export async function runApply(paths: Paths): Promise<number> {
         `gatehouse firewall: ${text}: ${problem}${addresses.length === 0 ? '' : '; what was known of it stays allowed'}. (GH_FIREWALL_NAME)\n`,
       )
   }
-  const count = applied.entries.filter(({ addresses }) => addresses.length > 0).length
+  const count = applied.entries.filter(
+    ({ addresses, pattern }) => addresses.length > 0 || pattern !== undefined,
+  ).length
   process.stdout.write(
     `Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}${applied.gateway === undefined ? '' : `; the gateway may connect to ${applied.gateway.filter(({ addresses }) => addresses.length > 0).length} of ${applied.gateway.length} targets of control server, apps and forwards`}\n`,
   )

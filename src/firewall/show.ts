@@ -5,6 +5,8 @@ import { GatehouseError, printable, reason } from '../base/errors.ts'
 import type { Paths } from '../base/paths.ts'
 import { readApplied } from './apply.ts'
 import type { Applied, Caller, Entry } from './apply.ts'
+import { readTold } from './names/serve.ts'
+import type { Told } from './names/resolver.ts'
 
 const run = promisify(execFile)
 
@@ -82,7 +84,12 @@ export function drops(journal: string): Drop[] {
 }
 
 /** All of it as text for a person. */
-export function render(rules: Overview, applied: Applied | undefined, recent: Drop[]): string {
+export function render(
+  rules: Overview,
+  applied: Applied | undefined,
+  recent: Drop[],
+  told: Record<string, Told> = {},
+): string {
   const lines = [
     'Allowed in:',
     ...rules.in.map((text) => `  ${text}`),
@@ -91,7 +98,19 @@ export function render(rules: Overview, applied: Applied | undefined, recent: Dr
     ...rules.out.map((text) => `  ${text}`),
   ]
   const list = (caller: Caller, entries: readonly Entry[]): void => {
-    for (const { text, addresses, refused, problem } of entries) {
+    for (const { text, addresses, refused, problem, pattern } of entries) {
+      if (pattern !== undefined) {
+        lines.push(`  ${caller}: ${text}`)
+        for (const [name, answer] of Object.entries(told).filter(
+          ([, { entry }]) => entry === text,
+        )) {
+          const to = answer.addresses.length === 0 ? '' : ` = ${answer.addresses.join(', ')}`
+          lines.push(`    ${name}${to}${answer.problem === undefined ? '' : `: ${answer.problem}`}`)
+          for (const [address, why] of Object.entries(answer.refused))
+            lines.push(`    refused: ${address}, ${why}`)
+        }
+        continue
+      }
       // An entry that is an address itself needs no other.
       const same = addresses.length === 1 && text.includes(addresses[0]!)
       const found = same ? '' : ` = ${addresses.join(', ')}`
@@ -155,7 +174,14 @@ export async function runShow(paths: Paths): Promise<number> {
     { maxBuffer: 1 << 26 },
   ).catch(() => ({ stdout: '' }))
   process.stdout.write(
-    printable(render(overview(objects), await readApplied(paths.firewall), drops(journal.stdout))),
+    printable(
+      render(
+        overview(objects),
+        await readApplied(paths.firewall),
+        drops(journal.stdout),
+        await readTold(paths.firewall),
+      ),
+    ),
   )
   return 0
 }

@@ -74,8 +74,10 @@ export function nodeRedDropIn(
       'PrivateNetwork=no',
       'IPAddressDeny=',
       'IPAddressDeny=localhost link-local multicast 100.64.0.0/10 fd7a:115c:a1e0::/48',
-      '# Names on the list come from here. There is no resolver, by which data could get out.',
-      'BindReadOnlyPaths=/run/gatehouse-firewall/hosts:/etc/hosts',
+      '# Its own resolver (gatehouse-names.socket), which answers for names on the list and sends no other question out.',
+      'IPAddressAllow=127.0.0.55',
+      '# Where /etc/resolv.conf leads.',
+      'BindReadOnlyPaths=/usr/lib/gatehouse/node-red-resolv.conf:/run/systemd/resolve/stub-resolv.conf',
     )
   }
   if (config.allow.includes('palette')) {

@@ -4,11 +4,16 @@ import { parseConfig } from '../../../src/config/config.ts'
 import { forbidden } from '../../../src/config/addresses.ts'
 import { certsTargets } from '../../../src/firewall/certs-targets.ts'
 import { gatewayTargets, unreachable } from '../../../src/firewall/gateway-targets.ts'
-import { hosts, script, targets } from '../../../src/firewall/apply.ts'
-import { parseEgress } from '../../../src/config/egress.ts'
+import { nodeRedScript, script, targets } from '../../../src/firewall/apply.ts'
+import { parseEgress, presets } from '../../../src/config/egress.ts'
+import type { Egress } from '../../../src/config/egress.ts'
+import { setName } from '../../../src/firewall/names/list.ts'
 import { grace, resolveNames } from '../../../src/firewall/resolve.ts'
 import type { Known } from '../../../src/firewall/resolve.ts'
 import { drops, overview, render } from '../../../src/firewall/show.ts'
+
+const hostOf = (host: Egress['host']): string =>
+  Object.values(host).find((value) => typeof value === 'string')!
 
 const good: Array<[string, unknown]> = [
   [
@@ -23,6 +28,10 @@ const good: Array<[string, unknown]> = [
     '[fd00::10]:502',
     { host: { address: 'fd00::10', family: 6 }, ports: [502, 502], protocol: 'tcp' },
   ],
+  ['*.Example.org:443', { host: { wildcard: 'example.org' }, ports: [443, 443], protocol: 'tcp' }],
+  ['*.lan:80', { host: { wildcard: 'lan' }, ports: [80, 80], protocol: 'tcp' }],
+  ['lan:5683/udp', { host: { zone: 'lan' }, ports: [5683, 5683], protocol: 'udp' }],
+  ['internet:443', { host: { zone: 'internet' }, ports: [443, 443], protocol: 'tcp' }],
   [
     'Broker.Example.org.:8883',
     { host: { name: 'broker.example.org' }, ports: [8883, 8883], protocol: 'tcp' },
@@ -36,6 +45,13 @@ for (const [text, expected] of good) {
 
 const bad: Array<[string, RegExp]> = [
   ['palete', /no preset of this name/],
+  ['home-asistant', /no preset of this name/],
+  ['*.com:443', /whole top-level domain/],
+  ['*:443', /whole top-level domain|whole first part/],
+  ['a.*.example.org:443', /a whole first part/],
+  ['*foo.example.org:443', /a whole first part/],
+  ['*.tail0a1b2.ts.net:443', /the tailnet/],
+  ['*.foo.local:80', /mDNS/],
   ['https://example.org/x', /a URL, not a host and port.*"example\.org:443"/],
   ['fd00::1:80', /needs brackets/],
   ['example.org', /not a host and port/],
@@ -131,8 +147,6 @@ test('addresses of the answer before stay for a while, without an answer all sta
   let known = await resolveNames(['a.example'], {}, async () => ['203.0.113.1'], 0, [])
   known = await resolveNames(['a.example'], known, async () => ['203.0.113.2'], 1000, [])
   assert.deepEqual(addresses(known, 'a.example'), ['203.0.113.1', '203.0.113.2'])
-  assert.match(hosts(known, false), /^203\.0\.113\.2 a\.example$/m)
-  assert.doesNotMatch(hosts(known, false), /203\.0\.113\.1/, 'new connections go to the new one')
   const failed = await resolveNames(
     ['a.example'],
     known,
@@ -155,18 +169,6 @@ test('addresses of the answer before stay for a while, without an answer all sta
   )
 })
 
-test('Node-RED is told IPv6 addresses only where there is IPv6', async () => {
-  const known = await resolveNames(
-    ['a.example'],
-    {},
-    async () => ['203.0.113.1', '2001:db8::1'],
-    0,
-    [],
-  )
-  assert.doesNotMatch(hosts(known, false), /2001/)
-  assert.match(hosts(known, true), /^2001:db8::1 a\.example$/m)
-})
-
 test('the script replaces the list in one transaction', () => {
   const [egress] = targets(['a.example:80-90/udp'])
   assert.equal(
@@ -178,6 +180,45 @@ test('the script replaces the list in one transaction', () => {
   assert.equal(
     script('node-red', [{ egress: egress!, addresses: [] }]),
     'flush chain inet gatehouse node-red-allow\n',
+  )
+})
+
+const home = { networks: [{ network: '192.168.1.0/24', family: 4 as const }] }
+
+test("Node-RED's script: a pair of sets for a name, the device's own network, and what is in no private one", () => {
+  const list = targets(['*.example.org:443', 'lan:1883', 'internet:80', '10.0.0.1:5/udp'])
+  const set = setName('*.example.org:443')
+  const lines = nodeRedScript(list, home, ['name-00000000', set]).split('\n')
+  const allowed = lines.filter((line) => line.startsWith('add rule inet gatehouse node-red-allow'))
+  assert.deepEqual(lines.slice(0, 2), [
+    `add set inet gatehouse ${set}-4 { type ipv4_addr; flags timeout; size 4096; }`,
+    `add set inet gatehouse ${set}-6 { type ipv6_addr; flags timeout; size 4096; }`,
+  ])
+  assert.ok(
+    lines.indexOf('delete set inet gatehouse name-00000000-4') >
+      lines.indexOf('flush chain inet gatehouse node-red-allow'),
+    'a set that is gone is removed when nothing names it any more',
+  )
+  assert.ok(!lines.includes(`delete set inet gatehouse ${set}-4`))
+  assert.equal(allowed.length, 3 + 1 + 2 + 1)
+  assert.match(
+    allowed[0]!,
+    /ct state established ct mark 0x[4-7][0-9a-f]{7} meta l4proto tcp accept$/,
+  )
+  assert.match(allowed[3]!, /ip daddr \{ 192\.168\.1\.0\/24 \} tcp dport 1883 accept/)
+  for (const network of ['192.168.0.0/16', '127.0.0.0/8', '100.64.0.0/10', '169.254.0.0/16'])
+    assert.ok(allowed[4]!.includes(network), `${network} is not the internet`)
+  assert.doesNotMatch(allowed[4]!, /192\.168\.1\.0/, 'ranges that overlap are refused by nft')
+  assert.ok(lines.some((line) => /node-red-names ip daddr 127\.0\.0\.55 udp dport 53/.test(line)))
+  assert.ok(!nodeRedScript(targets(['lan:1883']), home).includes('127.0.0.55'))
+})
+
+test('presets: each stands for entries that are understood', () => {
+  for (const [preset, { targets: written }] of Object.entries(presets))
+    if (preset !== 'palette') assert.equal(targets([preset]).length, written.length, preset)
+  assert.deepEqual(
+    targets(['telegram']).map(({ text, host }) => [text, host]),
+    [['telegram: api.telegram.org:443', { name: 'api.telegram.org' }]],
   )
 })
 
@@ -211,8 +252,7 @@ target = "192.168.1.20:443"
     'f',
   )
   const seen = gatewayTargets(config).map(
-    ({ host, ports, protocol }) =>
-      `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`,
+    ({ host, ports, protocol }) => `${hostOf(host)} ${ports.join('-')}/${protocol}`,
   )
   assert.deepEqual(seen, [
     'headscale.example.org 8443-8443/tcp',
@@ -329,8 +369,7 @@ test("gatehouse firewall reads rules, counters and the kernel's log", () => {
 test("the certificates' agent: the named server alone, beside 443", () => {
   const targets = (toml: string): string[] =>
     certsTargets(parseConfig(`[certificates]\n${toml}`, 'f')).map(
-      ({ host, ports, protocol }) =>
-        `${'name' in host ? host.name : host.address} ${ports.join('-')}/${protocol}`,
+      ({ host, ports, protocol }) => `${hostOf(host)} ${ports.join('-')}/${protocol}`,
     )
   const updates = 'mode = "acme"\nproof = "rfc2136"\nname = "a.example"\ntsig_name = "k"\n'
   assert.deepEqual(targets(''), [], "Let's Encrypt is on 443")

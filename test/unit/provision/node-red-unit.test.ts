@@ -24,7 +24,11 @@ test('a list lifts the private network and no more; another list is the same dro
   const text = dropIn('allow = ["10.0.0.1:80"]')
   assert.match(text, /^PrivateNetwork=no$/m)
   assert.match(text, /^IPAddressDeny=localhost .*100\.64\.0\.0\/10/m)
-  assert.match(text, /^BindReadOnlyPaths=\/run\/gatehouse-firewall\/hosts:\/etc\/hosts$/m)
+  assert.match(
+    text,
+    /^BindReadOnlyPaths=.*node-red-resolv\.conf:\/run\/systemd\/resolve\/stub-resolv\.conf$/m,
+  )
+  assert.match(text, /^IPAddressAllow=127\.0\.0\.55$/m)
   assert.doesNotMatch(text, /PALETTE|Device|10\.0\.0\.1/)
   assert.equal(dropIn('allow = ["b.example:443", "10.0.0.2:81"]'), text)
 })
