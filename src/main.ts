@@ -30,6 +30,8 @@ const usage = `Usage: gatehouse COMMAND
   metrics          print what the gateway counts, for Prometheus
   firewall         show what is allowed, to whom, and what was dropped lately (as root)
   firewall apply   put the lists of targets in force (gatehouse-firewall.service)
+  firewall refused print what Node-RED wanted and may not, as JSON (as root)
+  firewall learn   for ten minutes, write that down with the names that flows ask for (gatehouse-learn.service)
   firewall names   answer Node-RED's questions for the names on its list (gatehouse-names.service)
   cache purge      forget the answers that are kept to be used again
   version          print the version
@@ -44,7 +46,7 @@ const taken: Record<string, { flags?: string[]; words?: RegExp }> = {
   alerts: { words: /^(?:watch|test)$/ },
   broker: { words: /^recover$/ },
   cache: { words: /^purge$/ },
-  firewall: { words: /^(?:apply|names)$/ },
+  firewall: { words: /^(?:apply|names|learn|refused)$/ },
   backup: { words: /./ },
   restore: { words: /./ },
   room: { flags: ['full'] },
@@ -134,6 +136,10 @@ async function main(args: string[]): Promise<number> {
     case 'firewall':
       if (words.includes('names'))
         return await (await import('./firewall/names/serve.ts')).runNames(paths())
+      if (words.includes('learn'))
+        return await (await import('./firewall/refused.ts')).runLearn(paths())
+      if (words.includes('refused'))
+        return await (await import('./firewall/refused.ts')).runRefused(paths())
       return words.includes('apply')
         ? await (await import('./firewall/apply.ts')).runApply(paths())
         : await (await import('./firewall/show.ts')).runShow(paths())

@@ -5,7 +5,7 @@ import { writeFileAtomic } from '../base/files.ts'
 import { GatehouseError } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
-import { forbiddenNetworks } from '../config/addresses.ts'
+import { forbidden, forbiddenNetworks } from '../config/addresses.ts'
 import { BlockList, isIP } from 'node:net'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
@@ -19,6 +19,7 @@ import { dnsLookup, resolveNames } from './resolve.ts'
 import type { Known, Lookup } from './resolve.ts'
 import { mark, namedEntries, setName } from './names/list.ts'
 import { namesFile, resolverAddress } from './names/serve.ts'
+import { learnFile, readLearning } from './names/stand-ins.ts'
 import { interfaces, privateNetworks } from './networks.ts'
 import type { Interfaces } from './networks.ts'
 import { nft } from './nft.ts'
@@ -103,11 +104,13 @@ function ending(caller: Caller, { ports, protocol, text }: Egress, before = ''):
  * has to be asked anew.
  *
  * @param before names of the sets that the list before had
+ * @param learning whether names on no list may be asked for, to be written down
  */
 export function nodeRedScript(
   list: readonly Egress[],
   { networks }: Pick<Interfaces, 'networks'>,
   before: readonly string[] = [],
+  learning = false,
 ): string {
   const chain = 'inet gatehouse node-red-allow'
   const sets = [
@@ -148,7 +151,7 @@ export function nodeRedScript(
     ...gone.flatMap((set) => both(set, () => '')).map((set) => `delete set ${set}`),
     // Whom Node-RED asks: where there is no name on the list, there is nothing to ask.
     'flush chain inet gatehouse node-red-names',
-    ...(namedEntries(list).length === 0
+    ...(namedEntries(list).length === 0 && !learning
       ? []
       : [
           `add rule inet gatehouse node-red-names ip daddr ${resolverAddress} udp dport 53 accept comment "node-red: its resolver, for the names on its list"`,
@@ -227,6 +230,7 @@ export async function apply(
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
   const own = interfaces()
+  const learning = Date.now() < (await readLearning(join(paths.firewall, learnFile)))
   const named = (list: Egress[]): string[] =>
     list.flatMap(({ host }) => ('name' in host ? [host.name] : []))
   const names = await resolveNames(
@@ -237,9 +241,22 @@ export async function apply(
     own.addresses,
   )
 
-  const resolved = (entry: Egress): Entry & { egress: Egress } => {
-    const { text, host } = entry
-    if ('name' in host) {
+  // Addresses that are written out: what Node-RED may not have is refused when the list is read.
+  const resolved =
+    (refusal: (address: string) => string | undefined) =>
+    (entry: Egress): Entry & { egress: Egress } => {
+      const { text, host } = entry
+      if ('address' in host) {
+        const why = refusal(host.address)
+        return {
+          egress: entry,
+          text,
+          ...(why === undefined
+            ? { addresses: [host.address], refused: {} }
+            : { addresses: [], refused: { [host.address]: why } }),
+        }
+      }
+      if (!('name' in host)) throw new Error(`${text} is for Node-RED's list alone`)
       const { addresses, refused, problem } = names[host.name]!
       return {
         egress: entry,
@@ -249,23 +266,13 @@ export async function apply(
         ...(problem === undefined ? {} : { problem }),
       }
     }
-    if (!('address' in host)) throw new Error(`${text} is for Node-RED's list alone`)
-    const why = unreachable(host.address)
-    return {
-      egress: entry,
-      text,
-      ...(why === undefined
-        ? { addresses: [host.address], refused: {} }
-        : { addresses: [], refused: { [host.address]: why } }),
-    }
-  }
   const [forGateway, forCerts, forAlerts] = [
-    gateway.map(resolved),
-    certs.map(resolved),
-    alerts.map(resolved),
+    gateway.map(resolved(unreachable)),
+    certs.map(resolved(unreachable)),
+    alerts.map(resolved(forbidden)),
   ]
   await nft(
-    nodeRedScript(egress, own, before?.sets) +
+    nodeRedScript(egress, own, before?.sets, learning) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +

@@ -318,3 +318,54 @@ test('lan and internet: the one is not the other, and neither is this machine', 
     ['hello', 'silence', 'hello', 'ENODATA', 'silence'],
   )
 })
+
+test('learning: what a flow wants is written down by name and port, and the firewall stays shut', async () => {
+  await configure('')
+  const learning = await start(box, [
+    'env',
+    `GATEHOUSE_CONFIG_DIR=${directory}`,
+    `GATEHOUSE_FIREWALL_DIR=${directory}`,
+    ...as('gatehouse-firewall', '--inh-caps=+net_admin', '--ambient-caps=+net_admin'),
+    process.execPath,
+    '--disable-warning=ExperimentalWarning',
+    '--input-type=module',
+    '-e',
+    `import { learn } from ${JSON.stringify(path.join(source, 'firewall/refused.ts'))}; import { paths } from ${JSON.stringify(path.join(source, 'base/paths.ts'))};
+     const stop = new AbortController(); process.once('SIGTERM', () => stop.abort());
+     setTimeout(() => console.log('up'), 1500); await learn(paths(), 10, stop.signal)`,
+  ])
+  const before = asked.length
+  assert.deepEqual(
+    await asking(
+      'node-red',
+      `return [await call('broker.example.org', 8883), await call('api.cloud.example', 443), await reach('192.168.79.2', 1883)]`,
+    ),
+    ['silence', 'silence', 'silence'],
+  )
+  await sleep(3_500)
+  const record = async () =>
+    JSON.parse(await readFile(path.join(directory, 'refused.json'), 'utf8')) as {
+      learning?: string
+      refused: Array<Record<string, unknown>>
+    }
+  const { learning: until, refused } = await record()
+  assert.ok(Date.parse(until!) > Date.now())
+  const found = refused.map(({ name, address, port, protocol }) => [name, address, port, protocol])
+  for (const one of [
+    ['broker.example.org', undefined, 8883, 'tcp'],
+    ['api.cloud.example', undefined, 443, 'tcp'],
+    [undefined, '192.168.79.2', 1883, 'tcp'],
+  ])
+    assert.ok(
+      found.some((other) => JSON.stringify(other) === JSON.stringify(one)),
+      `${JSON.stringify(one)} in ${JSON.stringify(found)}`,
+    )
+  assert.equal(asked.length, before, 'no question has left')
+  learning.kill()
+  await once(learning, 'exit')
+  assert.equal((await record()).learning, undefined)
+  assert.deepEqual(
+    await asking('node-red', `return await look('broker.example.org')`),
+    'ECONNREFUSED',
+  )
+})

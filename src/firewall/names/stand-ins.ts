@@ -21,9 +21,9 @@ const most = 200
 
 /**
  * Names that are on no list. They are refused; while the person has the device learn, each gets an
- * address of 198.18.0.0/15 instead, a network for tests that leads nowhere (RFC 2544): the flow
- * then tries its port, the firewall drops it and remembers address and port. So a name is learned
- * with its port, and no question leaves the device.
+ * address of 240.0.0.0/8 instead, which is reserved (RFC 1112, 4) and which no list can allow: the
+ * flow then tries its port, the firewall drops it and remembers address and port. So a name is
+ * learned with its port, and no question leaves the device.
  */
 export class StandIns {
   #file: string
@@ -64,7 +64,7 @@ export class StandIns {
   #fresh(): string {
     const number = this.#next
     this.#next = (this.#next % 60_000) + 1
-    return `198.18.${Math.floor(number / 250)}.${(number % 250) + 1}`
+    return `240.0.${Math.floor(number / 250)}.${(number % 250) + 1}`
   }
 
   /** Writes them down for whoever shows them. */

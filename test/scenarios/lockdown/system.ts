@@ -11,6 +11,7 @@ export async function exposure(): Promise<void> {
     'gatehouse-certs': 1.5,
     'gatehouse-firewall': 1.5,
     'gatehouse-names': 1.5,
+    'gatehouse-learn': 1.5,
     'gatehouse-provision': 1.5,
     'gatehouse-report': 4, // writes to the consoles and, with the system's own mounts, to the card
     'gatehouse-recover': 4, // likewise, to the card
