@@ -1,5 +1,6 @@
 import { BlockList, isIP } from 'node:net'
 import { parseEgress } from './egress.ts'
+import { parseIngress } from './ingress.ts'
 import { checkHeader } from './header-rules.ts'
 import type { Direction } from './header-rules.ts'
 import { duration, flag, integer, listOf, oneOf, oneOrMore, quote, text } from './kinds.ts'
@@ -286,6 +287,14 @@ export const schema = {
     allow: key(listOf(text(checkAllow)), {
       default: [],
       example: '["192.168.1.10:1883", "broker.example.org:8883"]',
+    }),
+    /**
+     * Ports of flows that the local network may reach: `port/tcp from network`, or `from lan` ({@link
+     * file://./ingress.ts}). Default: none.
+     */
+    listen: key(listOf(text(checkListen)), {
+      default: [],
+      example: '["1883/tcp from 192.168.1.0/24", "5683/udp from lan"]',
     }),
     /** Hardware Node-RED may use, each given by itself. Default: none. */
     devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth')), {
@@ -1316,6 +1325,11 @@ function checkClientSecret(value: string): Wrong | undefined {
         message: 'client_secret is not an OAuth client secret: it begins with tskey-client-',
         cure: make,
       }
+}
+
+function checkListen(value: string): Wrong | undefined {
+  const entry = parseIngress(value)
+  return 'wrong' in entry ? entry.wrong : undefined
 }
 
 function checkAllow(value: string): Wrong | undefined {

@@ -10,6 +10,7 @@ import { BlockList, isIP } from 'node:net'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
 import { alertTargets } from './alert-targets.ts'
+import { ingresses, ingressScript } from './ingress.ts'
 import { certsTargets } from './certs-targets.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
 import { ports } from '../config/ports.ts'
@@ -221,10 +222,11 @@ export async function apply(
 ): Promise<Applied> {
   const config = await loadConfig(paths.config)
   const {
-    node_red: { allow, registry },
+    node_red: { allow, registry, listen: listenOn },
     local_network: { listen },
   } = config
   const egress = targets(allow, registry)
+  const ingress = ingresses(listenOn)
   const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
   const alerts = await alertTargets(paths)
   const before = await readApplied(paths.firewall)
@@ -273,6 +275,7 @@ export async function apply(
   ]
   await nft(
     nodeRedScript(egress, own, before?.sets, learning) +
+      ingressScript(ingress, own) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +
@@ -308,7 +311,10 @@ export async function apply(
   }
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
   // again.
-  if (egress.length + gateway.length + certs.length + alerts.length === 0 && !listen)
+  if (
+    egress.length + ingress.length + gateway.length + certs.length + alerts.length === 0 &&
+    !listen
+  )
     await rm(join(paths.firewall, 'state.json'), { force: true })
   else
     await writeFileAtomic(

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import type { Config } from '../config/config.ts'
+import { parseIngress } from '../config/ingress.ts'
 
 type NodeRed = Config['node_red']
 
@@ -68,7 +69,7 @@ export function nodeRedDropIn(
 ): string {
   const unit: string[] = []
   const service: string[] = []
-  if (config.allow.length > 0) {
+  if (config.allow.length + config.listen.length > 0) {
     service.push(
       "# It calls out by this machine's network: whom, the firewall decides by user. The second belt: never this machine or the tailnet.",
       'PrivateNetwork=no',
@@ -79,6 +80,13 @@ export function nodeRedDropIn(
       '# Where /etc/resolv.conf leads.',
       'BindReadOnlyPaths=/usr/lib/gatehouse/node-red-resolv.conf:/run/systemd/resolve/stub-resolv.conf',
     )
+  }
+  for (const text of config.listen) {
+    const entry = parseIngress(text)
+    if ('wrong' in entry) continue
+    const { protocol, ports } = entry.ingress
+    const [first, last] = ports
+    service.push(`SocketBindAllow=${protocol}:${first === last ? first : `${first}-${last}`}`)
   }
   if (config.allow.includes('palette')) {
     service.push(

@@ -14,8 +14,8 @@ export interface NamedEntry {
   local: boolean
 }
 
-/** Names of sets and marks of connections: the same for the same entry, whatever else is listed. */
-function hash(text: string): string {
+/** For names of sets and marks of connections: the same for the same entry, whatever else is listed. */
+export function hash(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 8)
 }
 

@@ -33,6 +33,13 @@ test('a list lifts the private network and no more; another list is the same dro
   assert.equal(dropIn('allow = ["b.example:443", "10.0.0.2:81"]'), text)
 })
 
+test('ports of flows: the unit lets them be bound, and no others', () => {
+  const text = dropIn('listen = ["1883/tcp from 192.168.1.0/24", "5683-5690/udp from lan"]')
+  assert.match(text, /^PrivateNetwork=no$/m)
+  assert.match(text, /^SocketBindAllow=tcp:1883\nSocketBindAllow=udp:5683-5690$/m)
+  assert.doesNotMatch(dropIn('allow = ["10.0.0.1:80"]'), /SocketBind/)
+})
+
 test("each device gives its own class and group, and none another's", () => {
   const serial = dropIn('devices = ["serial"]')
   assert.match(serial, /^PrivateDevices=no\nDevicePolicy=closed$/m)
