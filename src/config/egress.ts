@@ -41,6 +41,14 @@ export const presets = {
       'release-assets.githubusercontent.com:443',
     ],
   },
+  mdns: {
+    means: 'finding devices and being found on the local network (mDNS: HomeKit, Chromecast)',
+    targets: [],
+  },
+  ssdp: {
+    means: 'finding devices and being found on the local network (SSDP: UPnP, Hue, Alexa)',
+    targets: [],
+  },
   mqtt: { means: 'MQTT brokers on the local network', targets: ['lan:1883', 'lan:8883'] },
   modbus: { means: 'Modbus TCP devices on the local network', targets: ['lan:502'] },
   'home-assistant': { means: 'Home Assistant on the local network', targets: ['lan:8123'] },

@@ -10,6 +10,7 @@ import { BlockList, isIP } from 'node:net'
 import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
 import { alertTargets } from './alert-targets.ts'
+import { discoveries, discovery, discoveryScript } from './discovery.ts'
 import { ingresses, ingressScript } from './ingress.ts'
 import { certsTargets } from './certs-targets.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
@@ -226,7 +227,7 @@ export async function apply(
     local_network: { listen },
   } = config
   const egress = targets(allow, registry)
-  const ingress = ingresses(listenOn)
+  const [ingress, found] = [ingresses(listenOn), discoveries(allow)]
   const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
   const alerts = await alertTargets(paths)
   const before = await readApplied(paths.firewall)
@@ -276,6 +277,7 @@ export async function apply(
   await nft(
     nodeRedScript(egress, own, before?.sets, learning) +
       ingressScript(ingress, own) +
+      discoveryScript(found, own) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +
@@ -284,7 +286,12 @@ export async function apply(
   const patterns = namedEntries(egress)
   await replaceText(join(paths.firewall, namesFile), `${JSON.stringify(patterns)}\n`)
   const networks = own.networks.map(({ network }) => network)
-  const entries = egress.map(({ text, host }): Entry => {
+  const groups = found.map((preset): Entry => ({
+    text: preset,
+    addresses: [discovery[preset].group],
+    refused: {},
+  }))
+  const ofList = egress.map(({ text, host }): Entry => {
     const pattern = patterns.find((named) => named.text === text)?.pattern
     const lan = 'zone' in host && host.zone === 'lan' ? networks : []
     return {
@@ -301,7 +308,7 @@ export async function apply(
     entries.map(({ egress: _egress, ...rest }) => rest)
   const applied: Applied = {
     at: new Date().toISOString(),
-    entries,
+    entries: [...ofList, ...groups],
     sets: patterns.flatMap(({ set }) => set ?? []),
     ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }),
     ...(certs.length === 0 ? {} : { certs: kept(forCerts) }),
@@ -312,7 +319,13 @@ export async function apply(
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
   // again.
   if (
-    egress.length + ingress.length + gateway.length + certs.length + alerts.length === 0 &&
+    egress.length +
+      ingress.length +
+      found.length +
+      gateway.length +
+      certs.length +
+      alerts.length ===
+      0 &&
     !listen
   )
     await rm(join(paths.firewall, 'state.json'), { force: true })

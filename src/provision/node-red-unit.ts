@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import type { Config } from '../config/config.ts'
 import { parseIngress } from '../config/ingress.ts'
+import { discoveries, discovery } from '../firewall/discovery.ts'
 
 type NodeRed = Config['node_red']
 
@@ -87,6 +88,10 @@ export function nodeRedDropIn(
     const { protocol, ports } = entry.ingress
     const [first, last] = ports
     service.push(`SocketBindAllow=${protocol}:${first === last ? first : `${first}-${last}`}`)
+  }
+  for (const preset of discoveries(config.allow)) {
+    const { group, port } = discovery[preset]
+    service.push(`IPAddressAllow=${group}`, `SocketBindAllow=udp:${port}`)
   }
   if (config.allow.includes('palette')) {
     service.push(

@@ -30,10 +30,10 @@ async function start(ns: string, argv: string[]): Promise<ChildProcess> {
   return child
 }
 
-async function configure(listen: string[]): Promise<void> {
+async function configure(listen: string[], allow: string[] = []): Promise<void> {
   await writeFile(
     path.join(directory, 'gatehouse.toml'),
-    `[node_red]\nlisten = ${JSON.stringify(listen)}\n`,
+    `[node_red]\nlisten = ${JSON.stringify(listen)}\nallow = ${JSON.stringify(allow)}\n`,
   )
   await run(
     inside(
@@ -163,4 +163,62 @@ test('one source cannot hold all of it: new connections are limited', async () =
   )
   const through = got.filter((one) => one === 'hello').length
   assert.ok(through >= 20 && through <= 100, `${through} of 300`)
+})
+
+test('discovery: a group and its answers, both ways, and nothing else by UDP', async () => {
+  /** Node-RED asks a group from a port of its own; what answers from which port of the other end. */
+  const ask = async (group: string, port: number): Promise<string[]> => {
+    const uid = ids.get('node-red')!
+    return JSON.parse(
+      await run(
+        inside(
+          box,
+          ...[
+            'setpriv',
+            `--reuid=${uid}`,
+            `--regid=${uid}`,
+            '--clear-groups',
+            process.execPath,
+            '-e',
+          ],
+          `const s = require('node:dgram').createSocket('udp4'); const got = []; s.on('message', (m, r) => got.push(String(m)));
+           s.bind(0, '${address}', () => { s.setMulticastInterface('${address}'); s.send('who', ${port}, '${group}', () => {}); s.send('who', 4000, '${near}', () => {}) });
+           s.on('error', () => {}); setTimeout(() => { console.log(JSON.stringify(got.sort())); process.exit() }, 900)`,
+        ),
+      ),
+    ) as string[]
+  }
+  // A device that answers from its port and from another, and a service beside it.
+  await start(other, [
+    process.execPath,
+    '-e',
+    `const dgram = require('node:dgram'); let up = 0;
+     for (const [group, port] of [['224.0.0.251', 5353], ['239.255.255.250', 1900]]) {
+       const s = dgram.createSocket({ type: 'udp4', reuseAddr: true }); const t = dgram.createSocket('udp4'); t.bind(0, '${near}');
+       s.on('message', (m, r) => { if (r.address === '${address}') { s.send('from ' + port, r.port, r.address); t.send('from another', r.port, r.address) } });
+       s.bind(port, () => { s.addMembership(group, '${near}'); if (++up === 3) console.log('up') }) }
+     const u = dgram.createSocket('udp4'); u.on('message', (m, r) => u.send('service', r.port, r.address)); u.bind(4000, '${near}', () => { if (++up === 3) console.log('up') })`,
+  ])
+  // And a flow that is looked for.
+  const uid = ids.get('node-red')!
+  await start(box, [
+    ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', process.execPath, '-e'],
+    `const s = require('node:dgram').createSocket({ type: 'udp4', reuseAddr: true }); s.on('message', (m, r) => { if (String(m) === 'seek') s.send('here', r.port, r.address) });
+     s.bind(1900, () => { s.addMembership('239.255.255.250', '${address}'); console.log('up') })`,
+  ])
+  const seek = async (): Promise<string> =>
+    await outside(`return await new Promise((done) => { const s = dgram.createSocket('udp4'); s.on('message', (m) => done(String(m)));
+      s.bind(0, '${near}', () => { s.setMulticastInterface('${near}'); s.send('seek', 1900, '239.255.255.250') }); setTimeout(() => done('silence'), 900) })`)
+  const both = async (): Promise<unknown[]> => [
+    await ask('224.0.0.251', 5353),
+    await ask('239.255.255.250', 1900),
+    await seek(),
+  ]
+  await configure([])
+  assert.deepEqual(await both(), [[], [], 'silence'])
+  await configure([], ['mdns'])
+  assert.deepEqual(await both(), [['from 5353'], [], 'silence'])
+  await configure([], ['ssdp'])
+  assert.deepEqual(await both(), [[], ['from 1900', 'from another'], 'here'])
+  assert.deepEqual(await scan(), { tcp: [], udp: [] })
 })

@@ -40,6 +40,16 @@ test('ports of flows: the unit lets them be bound, and no others', () => {
   assert.doesNotMatch(dropIn('allow = ["10.0.0.1:80"]'), /SocketBind/)
 })
 
+test('discovery: a group and its port, and the other preset is another', () => {
+  const text = dropIn('allow = ["mdns"]')
+  assert.match(text, /^IPAddressAllow=224\.0\.0\.251\nSocketBindAllow=udp:5353$/m)
+  assert.doesNotMatch(text, /239\.255|1900/)
+  assert.match(
+    dropIn('allow = ["ssdp"]'),
+    /^IPAddressAllow=239\.255\.255\.250\nSocketBindAllow=udp:1900$/m,
+  )
+})
+
 test("each device gives its own class and group, and none another's", () => {
   const serial = dropIn('devices = ["serial"]')
   assert.match(serial, /^PrivateDevices=no\nDevicePolicy=closed$/m)
