@@ -87,7 +87,13 @@ export function notesFile({ problem }: Pick<Paths, 'problem'>): string {
 
 /** Secrets of gatehouse.toml that are handed to a unit, as its credential of that name. */
 export type Secret =
-  'authkey' | 'eab-hmac-key' | 'tsig-key' | 'acme-dns-password' | 'certificate-key' | 'alerts'
+  | 'authkey'
+  | 'eab-hmac-key'
+  | 'tsig-key'
+  | 'acme-dns-password'
+  | 'certificate-key'
+  | 'node-red-env'
+  | 'alerts'
 
 /**
  * Where a secret is for the units that get it (LoadCredential=): in /run, for it is written anew at

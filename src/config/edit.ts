@@ -25,12 +25,25 @@ const secrets: ReadonlySet<string> = new Set(
 const keyOf = (path: readonly string[]): string =>
   path.filter((part) => !/^\d+$/.test(part)).join('.')
 
+/** Whether an entry is a secret, or one of a table of them: `node_red.env.TOKEN`. */
+const isSecret = (path: readonly string[]): boolean => {
+  const parts = path.filter((part) => !/^\d+$/.test(part))
+  return secrets.has(parts.join('.')) || secrets.has(parts.slice(0, 2).join('.'))
+}
+
+/** The places of secrets; of a table in braces the whole, and not what is in it. */
+function secretsIn(text: string): ReturnType<typeof scanToml>['entries'] {
+  const all = scanToml(text).entries.filter(({ path }) => isSecret(path))
+  return all.filter(
+    (entry) => !all.some(({ value, end }) => value < entry.value && end >= entry.end),
+  )
+}
+
 /** A settings text in which each secret is {@link keptSecret}. */
 export function withoutSecrets(text: string): string {
   let result = text
-  for (const { path, value, end } of scanToml(text).entries.toReversed())
-    if (end > value && secrets.has(keyOf(path)))
-      result = `${result.slice(0, value)}"${keptSecret}"${result.slice(end)}`
+  for (const { value, end } of secretsIn(text).toReversed())
+    if (end > value) result = `${result.slice(0, value)}"${keptSecret}"${result.slice(end)}`
   return result
 }
 
@@ -47,13 +60,9 @@ export function withSecretsOf(text: string, current: string): string {
     ]),
   )
   let result = text
-  for (const { path, line, value, end } of scanToml(text).entries.toReversed()) {
+  for (const { path, line, value, end } of secretsIn(text).toReversed()) {
     const written = text.slice(value, end)
-    if (
-      !secrets.has(keyOf(path)) ||
-      !new RegExp(`^(["'])${RegExp.escape(keptSecret)}\\1$`).test(written)
-    )
-      continue
+    if (!new RegExp(`^(["'])${RegExp.escape(keptSecret)}\\1$`).test(written)) continue
     const secret = known.get(path.join('.'))
     if (secret === undefined)
       throw new GatehouseError(

@@ -176,6 +176,55 @@ export function listOf<T>(of: Kind<T>, max = 100): Kind<T[]> {
   }
 }
 
+/**
+ * A table of names that the person chooses, with text: `[table.key]` and a line for each, or in
+ * braces. No message ever holds a value.
+ *
+ * @param check what is wrong with a name
+ */
+export function tableOfText(
+  check: (name: string) => Wrong | undefined,
+  max = 100,
+): Kind<Record<string, string>> {
+  return {
+    read: (value, key) => {
+      const wrong = (message: string, cure: string) => ({ wrong: { message, cure } })
+      if (
+        typeof value !== 'object' ||
+        value === null ||
+        Array.isArray(value) ||
+        value instanceof Date
+      )
+        return {
+          type: true,
+          ...wrong(`${key.name} must be a table`, `Write ${key.example}`),
+        }
+      const entries = Object.entries(value)
+      if (entries.length > max)
+        return wrong(
+          `${key.name} has ${entries.length} entries; ${max} are the most`,
+          'Remove some',
+        )
+      for (const [name, content] of entries) {
+        const bad = check(name)
+        if (bad !== undefined) return { wrong: bad }
+        if (typeof content !== 'string')
+          return {
+            type: true,
+            ...wrong(`${name} in ${key.name} must be text in quotes`, `Write ${name} = "…"`),
+          }
+        if (content.length > 32_768 || content.includes('\0'))
+          return wrong(
+            `${name} in ${key.name} is longer than 32 KiB, or holds a zero byte`,
+            'Shorten it',
+          )
+      }
+      return { value: { ...(value as Record<string, string>) } }
+    },
+    write: identity,
+  }
+}
+
 /** A list of values of one kind, or one of them without brackets. */
 export function oneOrMore<T>(of: Kind<T>, max?: number): Kind<T[]> {
   const list = listOf(of, max)

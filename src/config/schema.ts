@@ -3,7 +3,17 @@ import { parseEgress } from './egress.ts'
 import { parseIngress } from './ingress.ts'
 import { checkHeader } from './header-rules.ts'
 import type { Direction } from './header-rules.ts'
-import { duration, flag, integer, listOf, oneOf, oneOrMore, quote, text } from './kinds.ts'
+import {
+  duration,
+  flag,
+  integer,
+  listOf,
+  oneOf,
+  oneOrMore,
+  quote,
+  tableOfText,
+  text,
+} from './kinds.ts'
 import { ports } from './ports.ts'
 import type { Kind, Wrong } from './kinds.ts'
 
@@ -334,9 +344,14 @@ export const schema = {
      */
     timezone: key(text(checkTimezone), { example: '"Europe/Berlin"' }),
     /**
-     * How long flows may take from the end of a request to the headers of their answer. What
-     * changes something in the editor (installing nodes, deploying) takes as long as it takes.
-     * Default: 120 s.
+     * Environment variables of flows, `[node_red.env]`: names and text. All of them count as
+     * secrets. Default: none.
+     */
+    env: key(tableOfText(checkVariable), { example: '{ INFLUX_TOKEN = "…" }', secret: true }),
+    /**
+     * How long flows may take from the end of a request to the headers of their answer. What changes
+     * something in the editor (installing nodes, deploying) takes as long as it takes. Default: 120
+     * s.
      */
     responseTimeout: key(duration(100, 86_400_000), { default: 120_000, example: '"10 min"' }),
     /** JavaScript file beside gatehouse.toml with more of Node-RED's settings. Default: none. */
@@ -1325,6 +1340,28 @@ function checkClientSecret(value: string): Wrong | undefined {
         message: 'client_secret is not an OAuth client secret: it begins with tskey-client-',
         cure: make,
       }
+}
+
+/** What is Node.js's, the loader's, systemd's or the appliance's own would break Node-RED's start. */
+function checkVariable(name: string): Wrong | undefined {
+  if (!/^[A-Za-z_][A-Za-z0-9_]{0,127}$/.test(name))
+    return {
+      message: `${quote(name)} in [node_red.env] is not a name of an environment variable`,
+      cure: 'Write letters, digits and underscores, the first not a digit: INFLUX_TOKEN = "…"',
+    }
+  if (name === 'TZ')
+    return {
+      message: 'TZ in [node_red.env] is what timezone sets',
+      cure: 'Write timezone = "Europe/Berlin" in [node_red]',
+    }
+  return /^(?:NODE_|LD_|GATEHOUSE_|LISTEN_|CREDENTIALS_DIRECTORY$|NOTIFY_SOCKET$|HOME$|PATH$|[A-Z]+_DIRECTORY$)/.test(
+    name,
+  )
+    ? {
+        message: `${name} in [node_red.env] is set by the appliance`,
+        cure: 'Choose another name, in the flows and here',
+      }
+    : undefined
 }
 
 function checkListen(value: string): Wrong | undefined {

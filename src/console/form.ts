@@ -6,13 +6,14 @@ import { scanToml } from '../base/toml-scan.ts'
 export const keptSecret = '(kept)'
 
 /** How a key is asked for. */
-export type Field = 'flag' | 'list' | 'number' | 'text'
+export type Field = 'flag' | 'list' | 'number' | 'table' | 'text'
 
 /** The field for a key, by its example: its value as TOML writes it. */
 export function fieldOf(example: string): Field {
   const value = read(example)
   if (typeof value === 'boolean') return 'flag'
   if (Array.isArray(value)) return 'list'
+  if (typeof value === 'object' && value !== null) return 'table'
   return typeof value === 'number' ? 'number' : 'text'
 }
 
@@ -28,6 +29,7 @@ export function valuesOf(text: string): Map<string, { written: string; line: num
 
 /** A value as a field shows it; undefined where the field cannot: it is changed as text then. */
 export function shown(written: string | undefined, field: Field): string | undefined {
+  if (field === 'table') return undefined
   if (written === undefined) return ''
   const value = read(written)
   switch (field) {
@@ -58,6 +60,8 @@ export function written(entered: string, field: Field): string | undefined {
         .map(quoted)
         .join(', ')}]`
     }
+    case 'table':
+      return undefined
     case 'text':
       return quoted(entered)
   }

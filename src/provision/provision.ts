@@ -414,6 +414,8 @@ function secretsOf({
     authkey: config?.tailnet.authKey ?? clientKey(config?.tailnet.clientSecret),
     'eab-hmac-key': config?.certificates.eabHmacKey,
     alerts: alertsOf(config),
+    'node-red-env':
+      config?.node_red.env === undefined ? undefined : JSON.stringify(config.node_red.env),
   }
 }
 

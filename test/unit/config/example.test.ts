@@ -22,6 +22,9 @@ test('every key of every table is in the example, and nothing that there is not'
   }
   // In words, within another key's.
   documented.add('wifi.ssid_hex')
+  // A table of its own.
+  assert.match(text, /^#\[node_red\.env\]$/m)
+  documented.add('node_red.env')
   const known = Object.entries(schema as Record<string, Keys | [Keys]>).flatMap(([name, keys]) =>
     Object.keys(Array.isArray(keys) ? keys[0] : keys).map((key) => `${name}.${tomlName(key)}`),
   )

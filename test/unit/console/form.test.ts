@@ -16,6 +16,11 @@ test('every example of the schema is shown by its field and written back as the 
     for (const [name, { example }] of Object.entries(Array.isArray(keys) ? keys[0] : keys)) {
       const field = fieldOf(example)
       const content = shown(example, field)
+      // A table has no field: it is changed as text.
+      if (field === 'table') {
+        assert.equal(content, undefined)
+        continue
+      }
       assert.notEqual(content, undefined, `${table}.${name} = ${example}`)
       assert.equal(shown(written(content!, field), field), content, `${table}.${name}`)
       count++

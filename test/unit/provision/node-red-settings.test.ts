@@ -29,12 +29,14 @@ function run(
   own: string | undefined,
   program: string,
   env: Record<string, string> = {},
+  handed?: string,
 ): { stdout: string; stderr: string } {
   const directory = mkdtempSync(join(root, 's-'))
   const credentials = join(directory, 'credentials')
   mkdirSync(credentials)
   writeFileSync(join(credentials, 'channel'), 'c'.repeat(64))
   writeFileSync(join(credentials, 'credential-secret'), 'ab'.repeat(32))
+  if (handed !== undefined) writeFileSync(join(credentials, 'env'), handed)
   if (own !== undefined) writeFileSync(join(credentials, 'settings.js'), own)
   // Beside no package.json that says "module".
   copyFileSync(join(source, 'node-red-settings.js'), join(directory, 'settings.cjs'))
@@ -254,4 +256,22 @@ test("a user's own httpNodeAuth counts for what flows serve, in each of its form
     response.sendStatus(418)
   assert.equal(onTheWay(teapot, '/x'), 418)
   assert.equal(onTheWay([teapot], '/x'), 418)
+})
+
+test('variables of [node_red.env] are in the process, and not in what the kernel shows of it', () => {
+  const program =
+    'require(process.argv[1]); console.log(JSON.stringify([process.env.TOKEN, require("node:child_process").execSync("echo $TOKEN", { encoding: "utf8" }).trim(), require("node:fs").readFileSync("/proc/self/environ", "utf8").includes("s3cret")]))'
+  const { stdout } = run(undefined, program, {}, JSON.stringify({ TOKEN: 's3cret' }))
+  assert.deepEqual(JSON.parse(stdout), ['s3cret', 's3cret', false])
+  assert.deepEqual(JSON.parse(run(undefined, program, {}, '\n').stdout), [null, '', false])
+})
+
+test('what flows keep outlives a restart, unless settings_file says otherwise', () => {
+  assert.equal(settings(undefined).settings['contextStorage'].default.module, 'localfilesystem')
+  assert.deepEqual(
+    settings('module.exports = { contextStorage: { default: "memory" } }').settings[
+      'contextStorage'
+    ],
+    { default: 'memory' },
+  )
 })

@@ -189,6 +189,7 @@ const secrets = [
   'acme-dns-password',
   'certificate-key',
   'alerts',
+  'node-red-env',
 ]
 
 test('the firewall is told by a file that the gateway has targets, as long as it has', () => {
@@ -257,4 +258,21 @@ test('the key for the credentials in flows is made once, and never replaced', as
   assert.equal(mode(join(config, 'credential-secret')), 0o600)
   await makeCredentialSecret(config)
   assert.equal(readFileSync(join(config, 'credential-secret'), 'utf8'), first)
+})
+
+test("flows' environment goes to a file for systemd alone to hand over, and into nothing else", async () => {
+  const paths = machine()
+  writeFileSync(
+    join(paths.boot, 'gatehouse.toml'),
+    '[node_red.env]\nTOKEN = "s3cret"\nB = "two words"\n',
+  )
+  await provision(paths)
+  const file = join(paths.problem, '../node-red-env')
+  assert.deepEqual(JSON.parse(readFileSync(file, 'utf8')), { TOKEN: 's3cret', B: 'two words' })
+  assert.equal(statSync(file).mode & 0o777, 0o600)
+  assert.doesNotMatch(readFileSync(join(paths.config, 'gatehouse.toml'), 'utf8'), /s3cret|TOKEN/)
+  // Taken out, it is gone.
+  writeFileSync(join(paths.boot, 'gatehouse.toml'), '')
+  await provision(paths)
+  assert.equal(readFileSync(file, 'utf8'), '')
 })

@@ -18,6 +18,21 @@ const gate = require('./node-red-auth.cjs')
 const channel = fs.readFileSync(credential('channel'))
 
 /**
+ * [node_red.env]: flows read it as `$(NAME)` or env.get. Put here and not by the unit, whose settings
+ * every user of the machine may read; and it is not in what the kernel shows of the process either.
+ */
+function environment() {
+  let text = ''
+  try {
+    text = fs.readFileSync(credential('env'), 'utf8').trim()
+  } catch {
+    // None is handed over.
+  }
+  if (text !== '') Object.assign(process.env, JSON.parse(text))
+}
+environment()
+
+/**
  * What gatehouse.toml switches on, as gatehouse-provision passes it on in the unit's environment.
  */
 const palette = process.env.GATEHOUSE_PALETTE === 'yes'
@@ -66,6 +81,12 @@ const defaults = {
     tours: false,
   },
   logging: { console: { level: 'info', metrics: false, audit: false } },
+  // What flows keep outlives a restart, within their share of the disk. Written once a minute, which
+  // spares the card, and when Node-RED ends; a store `memory` beside it is for what need not.
+  contextStorage: {
+    default: { module: 'localfilesystem', config: { flushInterval: 60 } },
+    memory: { module: 'memory' },
+  },
 }
 
 /**
