@@ -33,10 +33,13 @@ export interface PresetDescription {
 /** The presets, by the word in the list ({@link file://./presets.ts} expands them). */
 export const presets = {
   palette: { means: 'the registry that npm fetches nodes from', targets: [] },
-  'github-releases': {
+  // prebuild-install and node-pre-gyp fetch a release of a project on GitHub for most add-ons: the
+  // first host leads to one of the others.
+  prebuilt: {
     means: 'compiled add-ons and firmware that packages fetch from GitHub releases',
     targets: [
       'github.com:443',
+      'codeload.github.com:443',
       'objects.githubusercontent.com:443',
       'release-assets.githubusercontent.com:443',
     ],

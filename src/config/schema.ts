@@ -307,7 +307,7 @@ export const schema = {
       example: '["1883/tcp from 192.168.1.0/24", "5683/udp from lan"]',
     }),
     /** Hardware Node-RED may use, each given by itself. Default: none. */
-    devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth')), {
+    devices: key(listOf(oneOf('serial', 'gpio', 'i2c', 'spi', '1-wire', 'camera', 'bluetooth')), {
       default: [],
       example: '["serial"]',
     }),

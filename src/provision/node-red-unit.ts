@@ -22,6 +22,8 @@ const hardware: Record<
   gpio: { allow: ['char-gpiochip'], group: 'gpio' },
   i2c: { allow: ['char-i2c'], group: 'i2c', modules: ['i2c_dev'] },
   spi: { allow: ['char-spi'], group: 'spi', modules: ['spidev'] },
+  // Sensors are files of sysfs, which whoever sees it may read: without the modules there are none.
+  '1-wire': { allow: [], modules: ['w1_gpio', 'w1_therm'] },
   camera: { allow: ['char-video4linux', 'char-media'], group: 'video', modules: ['uvcvideo'] },
   bluetooth: { allow: [], families: 'AF_BLUETOOTH', modules: ['bluetooth'] },
 }
@@ -93,13 +95,17 @@ export function nodeRedDropIn(
     const { group, port } = discovery[preset]
     service.push(`IPAddressAllow=${group}`, `SocketBindAllow=udp:${port}`)
   }
+  const programs = [
+    ...(config.devices.includes('gpio') ? ['/usr/lib/gatehouse/gpio'] : []),
+    ...(config.allow.includes('palette') ? ['/usr/lib/node-red/node_modules/.bin'] : []),
+  ]
+  if (programs.length > 0)
+    service.push(`Environment=PATH=${[...programs, '/usr/bin', '/bin'].join(':')}`)
   if (config.allow.includes('palette')) {
-    service.push(
-      'Environment=GATEHOUSE_PALETTE=yes',
-      'Environment=PATH=/usr/lib/node-red/node_modules/.bin:/usr/bin:/bin',
-    )
+    service.push('Environment=GATEHOUSE_PALETTE=yes')
     if (config.registry !== undefined)
       service.push(`Environment=${quoted(`npm_config_registry=${config.registry}`)}`)
+    if (config.allow.includes('prebuilt')) service.push('Environment=GATEHOUSE_PREBUILT=yes')
   }
   // What JavaScript calls local time, and so what inject nodes and the log mean.
   if (config.timezone !== undefined) service.push(`Environment=TZ=${config.timezone}`)
@@ -128,7 +134,7 @@ export function nodeRedDropIn(
       if (families !== undefined) service.push(`RestrictAddressFamilies=${families}`)
     }
   }
-  if (service.length === 0) return ''
+  if (service.length === 0 && unit.length === 0) return ''
   return [
     '# Written by gatehouse provision: [node_red] in gatehouse.toml.',
     ...(unit.length === 0 ? [] : ['[Unit]', ...unit]),

@@ -102,6 +102,62 @@ function connectUnix(name) {
   return got.find((error) => error !== 'EPROTOTYPE') ?? got[0]
 }
 
+/**
+ * A program of its own: in every directory that takes a file, and what it may be there. It runs in
+ * `options.home` alone, without more rights than JavaScript has.
+ */
+function programOfItsOwn() {
+  const folders = execFileSync('/bin/bash', [
+    '-c',
+    'find / -path /proc -prune -o -path /sys -prune -o -type d -writable -print 2>/dev/null; true',
+  ])
+    .toString()
+    .split('\n')
+    .filter(Boolean)
+  const ran = []
+  let tried = 0
+  for (const folder of folders) {
+    const file = `${folder}/gatehouse-mine`
+    try {
+      fs.copyFileSync('/usr/bin/true', file)
+      fs.chmodSync(file, 0o755)
+      tried++
+      execFileSync(file, { stdio: 'ignore' })
+      ran.push(folder)
+    } catch {
+      // No file there, or it does not run.
+    }
+    fs.rmSync(file, { force: true })
+  }
+  // /tmp and /dev/shm are memory of its own, and were never noexec.
+  const own = (folder) =>
+    folder === options.home ||
+    folder.startsWith(`${options.home}/`) ||
+    /^\/(?:tmp|var\/tmp|dev\/shm)(?:\/|$)/.test(folder)
+  const others = ran.filter((folder) => !own(folder))
+  note(
+    `run a program of its own in each of the ${tried} directories that take one`,
+    others.join(' ') || `in its own alone: ${ran.join(' ')}`,
+    others.length === 0 && tried > ran.length,
+  )
+  note(
+    '(allowed) run a program of its own in its directory',
+    ran.length,
+    ran.includes(options.home),
+  )
+  const file = `${options.home}/gatehouse-mine`
+  fs.copyFileSync('/usr/bin/true', file)
+  fs.chmodSync(file, 0o755)
+  attempt('make it set-uid', () => {
+    fs.chmodSync(file, 0o4755)
+    return 'set-uid'
+  })
+  attempt('make it a device', () =>
+    execFileSync('/usr/bin/mknod', [`${options.home}/device`, 'c', '1', '1'], { stdio: 'pipe' }),
+  )
+  fs.rmSync(file)
+}
+
 const kinds = {
   /** Files nobody but their owner is to read, and what else is to be seen of others. */
   read() {
@@ -417,17 +473,7 @@ const kinds = {
       fs.writeFileSync('/sys/fs/cgroup/cgroup.procs', String(process.pid))
       return 'left'
     })
-    attempt('run a program of its own from its directory', () => {
-      const file = `${options.home}/mine`
-      fs.copyFileSync('/usr/bin/true', file)
-      fs.chmodSync(file, 0o755)
-      try {
-        execFileSync(file)
-        return 'ran'
-      } finally {
-        fs.rmSync(file)
-      }
-    })
+    programOfItsOwn()
     const limit = /Max core file size\s+(\d+)/.exec(
       fs.readFileSync('/proc/self/limits', 'utf8'),
     )?.[1]

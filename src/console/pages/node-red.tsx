@@ -8,7 +8,7 @@ import { Card, Failure, Outcome, Twice, useLoaded, useWork } from '../parts.tsx'
 import { local } from '../time.ts'
 
 /** Words of [node_red] devices. */
-const granted = new Set(['serial', 'gpio', 'i2c', 'spi', 'camera', 'bluetooth'])
+const granted = new Set(['serial', 'gpio', 'i2c', 'spi', '1-wire', 'camera', 'bluetooth'])
 
 /** Node-RED: its state, its log, and what is plugged in. */
 export function NodeRedPage(): JSX.Element {

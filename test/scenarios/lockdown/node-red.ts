@@ -50,6 +50,11 @@ export async function secrets(): Promise<void> {
   assert.equal((await machine.run(`ls ${all.join(' ')}`)).code, 0, 'what is to be stolen is there')
   noteAll(from, await asNodeRed(await breakIn('read', { secrets: all, victim, sockets })))
   noteAll(from, await asNodeRed(await breakIn('syscalls', { victim })))
+  // The same by a program that it has brought itself, which runs in its own directory.
+  const brought = (await breakIn('syscalls', { victim })).replace('| node ', '| ~/mine ')
+  const rows = await asNodeRed(`cp /usr/bin/node ~/mine && ${brought}; rm ~/mine`)
+  assert.ok(noteAll(`${from}, own program`, rows) > 15, rows)
+  held(`${from}, own program`)
   noteAll(from, await asNodeRed(await breakIn('programs', { unit: 'node-red.service' })))
   noteAll(
     from,

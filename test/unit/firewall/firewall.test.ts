@@ -92,6 +92,18 @@ test('a wrong entry is told with its line in gatehouse.toml', () => {
   assert.deepEqual(parseConfig('', 'gatehouse.toml').node_red.allow, [])
 })
 
+test("the preset prebuilt stands for GitHub's releases, and what they lead to", () => {
+  assert.deepEqual(
+    targets(['prebuilt']).map(({ host, ports }) => [host, ports]),
+    [
+      'github.com',
+      'codeload.github.com',
+      'objects.githubusercontent.com',
+      'release-assets.githubusercontent.com',
+    ].map((name) => [{ name }, [443, 443]]),
+  )
+})
+
 test('the preset palette stands for the registry that is set', () => {
   assert.deepEqual(targets(['palette'], 'https://npm.example.org'), [
     { text: 'palette', host: { name: 'npm.example.org' }, ports: [443, 443], protocol: 'tcp' },

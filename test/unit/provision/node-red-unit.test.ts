@@ -59,6 +59,20 @@ test("each device gives its own class and group, and none another's", () => {
   assert.doesNotMatch(dropIn('devices = ["i2c"]'), /tty|dialout/)
 })
 
+test('gpio has a program in PATH, beside npm where that is; 1-wire loads drivers and opens nothing', () => {
+  const path = (toml: string): string | undefined =>
+    /^Environment=PATH=(.*)$/m.exec(dropIn(toml))?.[1]
+  assert.equal(path('devices = ["gpio"]'), '/usr/lib/gatehouse/gpio:/usr/bin:/bin')
+  assert.equal(
+    path('devices = ["gpio"]\nallow = ["palette"]'),
+    '/usr/lib/gatehouse/gpio:/usr/lib/node-red/node_modules/.bin:/usr/bin:/bin',
+  )
+  assert.equal(path('devices = ["serial"]'), undefined)
+  const wire = dropIn('devices = ["1-wire"]')
+  assert.match(wire, /^Wants=modprobe@w1_gpio\.service modprobe@w1_therm\.service$/m)
+  assert.doesNotMatch(wire, /Device/)
+})
+
 test("with [console] login, the console's own line is no serial port of Node-RED's", () => {
   const { node_red } = parseConfig('[node_red]\ndevices = ["serial", "gpio"]\n', 'gatehouse.toml')
   const masked = (active: string): string | undefined =>
@@ -77,6 +91,11 @@ test("with [console] login, the console's own line is no serial port of Node-RED
   assert.doesNotMatch(unknown, /ttyAMA|ttyS\b/)
   const gpio = parseConfig('[node_red]\ndevices = ["gpio"]\n', 'gatehouse.toml').node_red
   assert.doesNotMatch(nodeRedDropIn(gpio, '/config', ['ttyS0']), /Inaccessible/)
+})
+
+test('what the list has of prebuilt add-ons is passed on, for what npm is told', () => {
+  assert.match(dropIn('allow = ["palette", "prebuilt"]'), /^Environment=GATEHOUSE_PREBUILT=yes$/m)
+  assert.doesNotMatch(dropIn('allow = ["palette"]'), /PREBUILT/)
 })
 
 test('projects are switched on by the environment', () => {

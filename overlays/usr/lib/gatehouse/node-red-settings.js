@@ -38,6 +38,11 @@ environment()
 const palette = process.env.GATEHOUSE_PALETTE === 'yes'
 const projects = process.env.GATEHOUSE_PROJECTS === 'yes'
 const functionModules = process.env.GATEHOUSE_FUNCTION_MODULES === 'yes'
+const prebuilt = process.env.GATEHOUSE_PREBUILT === 'yes'
+
+// npm within bounds, and a sentence for the editor where it fails.
+if (palette && require.main !== undefined)
+  require('./node-red-install.cjs').bound(require.main.require('@node-red/util').exec, { prebuilt })
 
 /**
  * What belongs to the appliance: the door, the keys, the limits. A user's own settings cannot
