@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app cli wasm lab setup clean help package
+.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app cli wasm gpio lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -91,7 +91,7 @@ bench-tsnet: lab wasm ## the bindings against native tsnet: ratios, plot and JSO
 bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside the bare system, bytes written idle, memory; some 8 minutes
 	@$(SUDO) $(NODE) bench/appliance.ts $(RUN_ARCH) $(BENCH_FLAGS)
 
-app: wasm ## the program as the image ships it: out/app
+app: wasm gpio ## the program as the image ships it: out/app
 	@$(NODE) tools/bundle.ts out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
 	@$(NODE) src/tsnet/third-party.ts out/app/THIRD_PARTY.txt
@@ -108,6 +108,12 @@ cli: setup ## the laptop's command line as an npm package: out/gatehouse-cli.tgz
 
 wasm: setup ## the bindings' module: src/tsnet/build/tsnet.wasm
 	@src/tsnet/build.sh
+
+# What stands in for Python where node-red-node-pi-gpio wants it, for both processors.
+gpio: setup
+	@mkdir -p out/gpio
+	@cd src/gpio && for arch in amd64 arm64; do GOARCH=$$arch CGO_ENABLED=0 GOWORK=off GOFLAGS= GOTOOLCHAIN=$$(sed -n 's/^toolchain //p' ../tsnet/go/go.mod) \
+		go build -trimpath -buildvcs=false -ldflags='-s -w' -o ../../out/gpio/$$arch . || exit 1; done
 
 lab: setup ## the offline tailnet: out/bin/lab
 	@echo "lab: compiling the control server, DERP, ACME authority and client"

@@ -1,0 +1,3 @@
+module gatehouse/gpio
+
+go 1.24
