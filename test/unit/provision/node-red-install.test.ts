@@ -20,7 +20,7 @@ const { bound, reason } = require(`${overlays}/node-red-install.cjs`) as {
   bound(exec: { run: Run }, options: { prebuilt: boolean; free?: () => number }): void
   reason(
     result: { code: number | null; stderr: string },
-    options: { prebuilt: boolean },
+    options: { prebuilt: boolean; asked?: string },
   ): string | undefined
 }
 
@@ -124,6 +124,12 @@ test('the rest of what goes wrong: room, versions, hosts; a name that is not the
   assert.match(
     said('npm error code ETIMEDOUT\nnpm error connect ETIMEDOUT 192.0.2.7:443')!,
     /^192\.0\.2\.7:443 cannot be reached\..*gatehouse\.toml$/,
+  )
+  const needed =
+    "npm error code ETARGET\nnpm error notarget No matching version found for stream@'^3'."
+  assert.match(
+    reason({ code: 1, stderr: needed }, { prebuilt: false, asked: 'node-red-contrib-x' })!,
+    /^npm says: notarget No matching version found for stream/,
   )
   assert.equal(said("npm error code E404\nnpm error 404 'x@*' is not in this registry."), undefined)
   assert.equal(

@@ -44,10 +44,11 @@ function frugal(free) {
  * own word is as good (no such package).
  *
  * @param {{code: number | null, stderr: string}} result of npm; `code` null: a signal ended it
- * @param {{prebuilt: boolean}} options `prebuilt`: what `allow` of gatehouse.toml has
+ * @param {{prebuilt: boolean, asked?: string}} options `prebuilt`: whether `allow` of gatehouse.toml
+ *   has that; `asked`: the package that was asked for
  * @returns {string | undefined}
  */
-function reason({ code, stderr }, { prebuilt }) {
+function reason({ code, stderr }, { prebuilt, asked }) {
   const bake =
     'have it built into the image: make image NODES="…" on the computer that the image is built on'
   if (code === null || code >= 128 || /heap out of memory/.test(stderr))
@@ -64,7 +65,9 @@ function reason({ code, stderr }, { prebuilt }) {
         : 'Add "prebuilt" to allow in [node_red] of gatehouse.toml, so that what its maker has compiled can be fetched, and try again; if there is no such thing, '
     }${bake}`
   }
-  if (/E404|ETARGET/.test(stderr)) return undefined
+  // Of what was asked for itself Node-RED says it; of what that needs it would say nothing.
+  if (/E404|ETARGET/.test(stderr) && (asked === undefined || stderr.includes(`'${asked}@`)))
+    return undefined
   if (/EBADENGINE/.test(stderr)) {
     const wants = /Required: (\{.*\})/.exec(stderr)?.[1]
     return `it does not work with this device's Node.js, which is ${process.version}${wants === undefined ? '' : `; it asks for ${wants}`}. Ask for another version of it`
@@ -103,7 +106,9 @@ function bound(exec, { prebuilt, free = freeMemory }) {
         emit,
       )
     } catch (result) {
-      const why = reason({ code: result.code, stderr: String(result.stderr ?? '') }, { prebuilt })
+      const asked = args.at(-1).replace(/(?<=.)@[^@/]*$/, '')
+      const stderr = String(result.stderr ?? '')
+      const why = reason({ code: result.code, stderr }, { prebuilt, asked })
       if (why === undefined) throw result
       // All of it, for the log: Node-RED keeps only the sentence.
       console.error(String(result.stderr ?? '').slice(-8192))
