@@ -10,6 +10,8 @@ export const journalUnits = [
   'gatehouse-certs',
   'gatehouse-alerts@watch',
   'gatehouse-firewall',
+  'gatehouse-names',
+  'gatehouse-learn',
   'gatehouse-provision',
   'gatehouse-report',
   'gatehouse-update',

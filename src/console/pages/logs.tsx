@@ -9,6 +9,8 @@ const units = [
   'gatehouse-broker',
   'gatehouse-certs',
   'gatehouse-firewall',
+  'gatehouse-names',
+  'gatehouse-learn',
   'gatehouse-provision',
   'gatehouse-report',
   'gatehouse-update',
