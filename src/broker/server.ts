@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import { constants, createWriteStream } from 'node:fs'
 import { mkdir, open, rm, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { PassThrough, Transform } from 'node:stream'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -12,6 +13,9 @@ import type { Paths } from '../base/paths.ts'
 import type { Tested } from '../alerts/run.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
+import { readApplied } from '../firewall/apply.ts'
+import { refusedIn, shownOf } from '../firewall/drop-log.ts'
+import { readRefused } from '../firewall/refused.ts'
 import { archive, checkPassphrase, quiet, restore } from './archive.ts'
 import { examineSystem } from './checks.ts'
 import { devices } from './devices.ts'
@@ -22,7 +26,7 @@ import type { System } from './system.ts'
 
 /** Options of {@link createBroker}. */
 export interface BrokerOptions {
-  paths: Pick<Paths, 'boot' | 'problem'>
+  paths: Pick<Paths, 'boot' | 'problem'> & Partial<Pick<Paths, 'firewall'>>
   settings: Settings
   system: System
   /** One line for the journal: every verb that changes something says who asked for it. */
@@ -72,6 +76,8 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/restore | takes one, likewise; the device restarts when it is in place |
  * | GET /v1/journal | lines of Gatehouse's own units, NDJSON |
  * | GET /v1/devices | what is plugged in |
+ * | GET /v1/refused | what Node-RED tried to reach and was not allowed to |
+ * | POST /v1/learn | for ten minutes, by name too: nothing is let through |
  * | GET /v1/doctor | whether clock, resolver and services are well |
  */
 export async function createBroker(options: BrokerOptions): Promise<FastifyInstance> {
@@ -264,6 +270,30 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
         }),
       ),
   )
+  app.get('/v1/refused', async () => {
+    const directory = options.paths.firewall ?? '/run/gatehouse-firewall'
+    const child = system.stream('journalctl', [
+      ...['--dmesg', '--boot', '--quiet', '--output=json', '--output-fields=MESSAGE'],
+      // Not --grep=: with --lines= it turns the order.
+      '--lines=5000',
+    ])
+    const lines: string[] = []
+    for await (const line of createInterface({ input: child.stdout!, crlfDelay: Infinity }))
+      lines.push(line)
+    const applied = await readApplied(directory)
+    const { learning, refused } = await readRefused(directory)
+    const learned = shownOf(refused)
+    const known = new Set(learned.map(({ entry }) => entry))
+    // By name where that was learned, else as the firewall's lines say.
+    const logged = refusedIn(lines, applied?.names).filter(({ entry }) => !known.has(entry))
+    const all = [...learned, ...logged].toSorted((x, y) => (x.last < y.last ? 1 : -1))
+    return { refused: all, ...(learning === undefined ? {} : { learning }) }
+  })
+  app.post<{ Body: { by: string } }>('/v1/learn', asked, async ({ body: { by } }) => {
+    say(`what flows want is learned for ten minutes, as ${by} asks`)
+    await system.systemctl('--no-block', 'start', 'gatehouse-learn.service')
+    return { done: true }
+  })
   app.get('/v1/devices', async () => ({ devices: await devices() }))
   app.get('/v1/doctor', async () => ({ checks: await examineSystem(options.paths) }))
   return app

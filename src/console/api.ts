@@ -1,11 +1,23 @@
+import type { ShownRefusal } from '../firewall/drop-log.ts'
 import type { Tested } from '../alerts/run.ts'
 import type { Checked, ShownSettings, Trial } from '../broker/settings.ts'
 import type { Device } from '../broker/devices.ts'
 import type { JournalLine } from '../broker/journal.ts'
 import type { Outcome } from '../update/outcome.ts'
+import type { Shown } from '../gateway/operate/figures.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 
-export type { Checked, Device, GatewayStatus, JournalLine, ShownSettings, Tested, Trial }
+export type {
+  Checked,
+  Device,
+  GatewayStatus,
+  JournalLine,
+  ShownRefusal,
+  Shown,
+  ShownSettings,
+  Tested,
+  Trial,
+}
 
 /** `GET /api/v1/me`: who asks, and what they may do. */
 export interface Me {

@@ -106,6 +106,17 @@ export function refusals(
     .toSorted((a, b) => (a.last < b.last ? 1 : -1))
 }
 
+/** What was written down last; nothing where there is no such file, or it cannot be read. */
+export async function readRefused(
+  directory: string,
+): Promise<Partial<RefusedRecord> & { refused: Refused[] }> {
+  try {
+    return JSON.parse(await readFile(join(directory, refusedFile), 'utf8')) as RefusedRecord
+  } catch {
+    return { refused: [] }
+  }
+}
+
 /** Collects it and writes it down. */
 export async function collectRefused(paths: Pick<Paths, 'firewall'>): Promise<RefusedRecord> {
   const read = async <T>(file: string, otherwise: T): Promise<T> => {

@@ -27,6 +27,7 @@ import { createAdminServer, createCertsServer } from './operate/control.ts'
 import { Audit } from './console/audit.ts'
 import { Delivery } from './cache/deliver.ts'
 import { OriginPorts } from './listen/origin-ports.ts'
+import { controlWords } from './shared/control-words.ts'
 import { examine } from './operate/doctor.ts'
 import type { Check } from './operate/doctor.ts'
 import { Forwards } from './listen/forward.ts'
@@ -47,6 +48,7 @@ import { Reloader } from './operate/reload.ts'
 import { listenOn } from '../base/sockets.ts'
 import type { ListenSocket } from '../base/sockets.ts'
 import { Services } from './tailnet/services.ts'
+import { Figures, judgeKey } from './operate/figures.ts'
 import { examineStorage } from './operate/storage.ts'
 import { collectStatus, judgeConfiguration, pathTo } from './operate/collect-status.ts'
 import type { GatewayStatus } from './operate/status.ts'
@@ -133,6 +135,7 @@ export class Gateway {
   #front: Front
   #watch: CertificateWatch
   #localRights: readonly Right[] = []
+  readonly #figures: Figures
   #line = ''
   #wrong = ''
   #closing = false
@@ -142,6 +145,7 @@ export class Gateway {
     this.#options = options
     const { log } = options
     this.problems = new Problems(log)
+    this.#figures = new Figures(options.state)
     this.certificates = new Certificates(options.tls, log)
     this.#watch = new CertificateWatch({
       log,
@@ -356,6 +360,7 @@ export class Gateway {
           text: await this.metrics.registry.metrics(),
         }),
         doctor: async () => await this.examine(),
+        figures: () => this.#figures.show(),
         access: () => this.guard.settings,
         self: async () => await this.guard.self(),
       },
@@ -377,9 +382,11 @@ export class Gateway {
     await this.certificates.start()
     this.upstream.start()
     await this.#judgeStorage()
+    await this.#judgeBoard()
     // Expiry comes with time alone, and the last run's record may be older than this process.
     this.#timer = setInterval(() => {
       void this.#judgeStorage()
+      void this.#judgeBoard()
       void this.#judgeCertificates()
     }, 60_000)
     this.#timer.unref()
@@ -581,6 +588,16 @@ export class Gateway {
     if (problem === undefined)
       this.problems.clear('storage', `the data partition is well: ${found}`)
     else this.problems.set('storage', problem.error, problem.severity)
+  }
+
+  async #judgeBoard(): Promise<void> {
+    await this.#figures.look(this.problems)
+    if (this.#node?.running === true)
+      judgeKey(
+        this.problems,
+        this.#node.status?.self?.keyExpiry,
+        controlWords(this.#controlURL).keepKey,
+      )
   }
 
   #notReady(): Pick<Problem, 'code' | 'message' | 'cure'> | undefined {

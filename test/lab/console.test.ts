@@ -103,8 +103,9 @@ test(
   async () => {
     await open('', 'Overview')
     await page.getByText('All is well').waitFor()
+    await page.getByRole('heading', { name: 'Board' }).waitFor()
     const said = await text()
-    for (const part of ['Editor', 'Certificates', 'laptop', 'does not end'])
+    for (const part of ['Editor', 'Certificates', 'laptop', 'does not end', 'Memory', 'Disk'])
       assert.ok(said.includes(part), `${part}: ${said}`)
     await accessible('overview')
   },
@@ -122,6 +123,21 @@ test(
     await button('Yes, restart node-red').click()
     await page.getByText('Node-RED was restarted.').waitFor()
     assert.ok(systemd.includes('restart node-red.service'), systemd.join())
+  },
+)
+
+test(
+  'Node-RED: what it was not allowed to reach is allowed by a change of settings',
+  { timeout: 120_000 },
+  async () => {
+    await open('node-red', 'Node-RED')
+    await page.getByText('192.168.1.10:1883').waitFor()
+    await button('Allow 192.168.1.10:1883').click()
+    await page.getByRole('heading', { level: 1, name: 'Settings' }).waitFor()
+    await page.getByRole('row', { name: /node_red\.allow.*192\.168\.1\.10:1883/ }).waitFor()
+    // Left as it was, for what comes next.
+    await page.getByRole('textbox', { name: 'gatehouse.toml' }).fill(await readFile(card, 'utf8'))
+    await open('', 'Overview')
   },
 )
 

@@ -70,8 +70,17 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
       await options.does?.(args)
       return ''
     },
-    stream: (_program: string, args: string[]) =>
-      spawn(process.execPath, [
+    stream: (_program: string, args: string[]) => {
+      // What the kernel notes of a flow's try (overlays/etc/nftables.conf).
+      if (args.includes('--dmesg'))
+        return spawn('echo', [
+          JSON.stringify({
+            __REALTIME_TIMESTAMP: String(Date.now() * 1000),
+            MESSAGE:
+              'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=192.168.1.5 DST=192.168.1.10 LEN=60 PROTO=TCP SPT=40000 DPT=1883 UID=603',
+          }),
+        ])
+      return spawn(process.execPath, [
         '-e',
         `const unit = ${JSON.stringify(args.find((arg) => arg.startsWith('--unit='))!.slice(7))}
         let n = 0
@@ -81,7 +90,8 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
         }))
         for (let i = 0; i < 20; i++) say()
         ${args.includes('--follow') ? 'setInterval(say, 500)' : ''}`,
-      ]),
+      ])
+    },
   }
   const say = (): void => {}
   const settings = new Settings({

@@ -172,6 +172,14 @@ test(
   },
 )
 
+test('what Node-RED was refused is told, and allowed', { timeout: 60_000 }, async () => {
+  assert.match(await well('refused'), /^\S+Z {2}192\.168\.1\.10:1883 {2}1\n$/)
+  const allow = await gatehouse(['allow', '192.168.1.10:1883'])
+  assert.equal(allow.code, 0, allow.stderr)
+  assert.equal(await well('get', 'node_red.allow'), '["192.168.1.10:1883"]\n')
+  assert.ok('memory' in JSON.parse(await well('status', '--json')).board)
+})
+
 test('edit: in the editor of the person, mistakes first', { timeout: 60_000 }, async () => {
   const wrong = await gatehouse(['edit'], '', ['EDITOR=sed -i s,Europe/Berlin,Europe/Nowhere,'])
   assert.equal(wrong.code, 1)

@@ -1,5 +1,5 @@
 import { createReadStream } from 'node:fs'
-import { open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { open, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pipeline } from 'node:stream/promises'
 import { Transform } from 'node:stream'
@@ -8,7 +8,9 @@ import { GatehouseError, printable, reason } from '../../base/errors.ts'
 import { version } from '../../base/version.ts'
 import type { Tested } from '../../alerts/run.ts'
 import type { JournalLine } from '../../broker/journal.ts'
+import type { ShownRefusal } from '../../firewall/drop-log.ts'
 import type { Check } from '../../broker/checks.ts'
+import type { Shown } from '../../gateway/operate/figures.ts'
 import type { GatewayStatus } from '../../gateway/operate/status.ts'
 import { table } from '../../gateway/operate/status-text.ts'
 import type { Outcome } from '../../update/outcome.ts'
@@ -17,7 +19,7 @@ import { report } from '../findings.ts'
 import { Device, RemoteError, readHost } from './device.ts'
 import { progress, size, withCode } from './parts.ts'
 import type { Manner } from './parts.ts'
-import { edit, get, set } from './settings.ts'
+import { allow, edit, get, set } from './settings.ts'
 
 /** What `gatehouse --host NAME help` says. */
 export const usage = `Usage: gatehouse --host NAME COMMAND      (or NAME in GATEHOUSE_HOST)
@@ -40,8 +42,11 @@ the tailnet; what you may do is what the device grants you. No password is asked
   reboot                 start the device anew, and wait until it is back; --no-wait: do not wait
   power-off              switch it off: somebody beside it must switch it on again
   reset NAME             forget everything, as if new; NAME is the device's short name, typed again
+  support FILE           how the device is and was, without secrets, for somebody who helps
   test-alert             send one alert to where [alerts] says
   devices                what is plugged in, that flows may be given
+  refused                what Node-RED tried to reach and was not allowed to
+  allow ENTRY            add one to [node_red] allow, as set does
   access WHO             what a login name or a tag could do, and why
   audit                  who changed what
 
@@ -75,7 +80,7 @@ const commands: Record<string, [least: number, most: number]> = {
   ...{ status: [0, 0], doctor: [0, 0], logs: [0, 0], get: [0, 1], set: [2, 1000], unset: [1, 1] },
   ...{ edit: [0, 0], update: [0, 0], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
   ...{ reboot: [0, 0], 'power-off': [0, 0], reset: [1, 1], devices: [0, 0], access: [1, 1] },
-  ...{ audit: [0, 0], 'test-alert': [0, 0] },
+  ...{ audit: [0, 0], 'test-alert': [0, 0], refused: [0, 0], allow: [1, 1], support: [1, 1] },
 }
 
 /**
@@ -210,6 +215,25 @@ async function run(
       show(tested, results.map(({ channel, said }) => `${channel}: ${said}\n`).join(''))
       return results.every(({ ok }) => ok) ? 0 : 1
     }
+    case 'support': {
+      const bundle = await device.get<object>('support', { patience: 120_000 })
+      const text = `${JSON.stringify(bundle, undefined, 2)}\n`
+      await writeFile(first, text, { mode: 0o600, flag: 'wx' })
+      show(
+        { file: first, bytes: Buffer.byteLength(text) },
+        `${first} is written. There are names and addresses in it, and no secrets.\n`,
+      )
+      return 0
+    }
+    case 'refused': {
+      const { refused } = await device.get<{ refused: ShownRefusal[] }>('refused')
+      const row = ({ host, port, protocol, times, last, entry }: ShownRefusal): string =>
+        `${last}  ${entry ?? `${host} port ${port}/${protocol}, never allowed`}  ${times}\n`
+      show(refused, refused.map(row).join('') || 'Nothing since the device was started.\n')
+      return 0
+    }
+    case 'allow':
+      return (await allow(device, first, manner)) ? 0 : 1
     case 'devices': {
       type Plugged = { devices: Array<{ kind: string; path: string; label: string }> }
       const { devices } = await device.get<Plugged>('devices')
@@ -263,11 +287,25 @@ async function status(device: Device, show: Show): Promise<number> {
   const row = (name: string, { failed, text }: { failed: boolean; text: string }): string =>
     `${failed ? '! ' : ''}${name.padEnd(13)} ${text}\n`
   const { last, attempt } = updates
+  const { now: board } = await device.get<Shown>('figures')
   show(
-    { ...found, update: last, attempt },
-    `${table(found)}${last ? row('Update', last) : ''}${attempt ? row(attempt.source, attempt) : ''}`,
+    { ...found, board, update: last, attempt },
+    `${table(found)}${boardRow(board)}${last ? row('Update', last) : ''}${attempt ? row(attempt.source, attempt) : ''}`,
   )
   return found.ok ? 0 : 1
+}
+
+/** Memory, disk, temperature, what is written to the card: what of them is known. */
+function boardRow(board: Shown['now']): string {
+  const part = (what: string, value: number | undefined): string[] =>
+    value === undefined ? [] : [`${what} ${Math.round(value * 100)} % used`]
+  const { memory, disk, files, temperature, writtenADay } = board
+  const known = [
+    ...[...part('memory', memory), ...part('disk', disk), ...part('files', files)],
+    ...(temperature === undefined ? [] : [`${Math.round(temperature)} °C`]),
+    ...(writtenADay === undefined ? [] : [`${size(writtenADay)} written a day`]),
+  ]
+  return known.length === 0 ? '' : `${'Board'.padEnd(13)} ${known.join(', ')}\n`
 }
 
 const levels: Record<string, number> = { error: 3, warning: 4, info: 6, debug: 7 }

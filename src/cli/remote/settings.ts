@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { GatehouseError, printable } from '../../base/errors.ts'
 import type { Checked, ShownSettings, Trial } from '../../broker/settings.ts'
-import { fieldOf, setKey, valuesOf, written } from '../../console/form.ts'
+import { fieldOf, setKey, valuesOf, withWord, written } from '../../console/form.ts'
 import { askLine } from '../ask.ts'
 import { RemoteError } from './device.ts'
 import type { Device } from './device.ts'
@@ -44,6 +44,12 @@ export async function set(
   const { text, digest } = await device.get<ShownSettings>('settings')
   const value = values === undefined ? undefined : valueFor(example, values)
   return await change(device, { text: setKey(text, table, name, value), digest }, manner)
+}
+
+/** `allow ENTRY`: one more in [node_red] allow. @returns whether it is kept */
+export async function allow(device: Device, entry: string, manner: Manner): Promise<boolean> {
+  const { text, digest } = await device.get<ShownSettings>('settings')
+  return await change(device, { text: withWord(text, 'node_red', 'allow', entry), digest }, manner)
 }
 
 /** A value for a key as TOML writes it, by the key's example. */

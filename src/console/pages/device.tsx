@@ -49,6 +49,17 @@ export function DevicePage(): JSX.Element {
       <Card title="Alerts">
         <Alerts />
       </Card>
+      <Card title="Support bundle">
+        <p>
+          How the device is and was, for somebody who helps: status, checks, settings, log. Secrets
+          are not in it; names and addresses are.
+        </p>
+        <p>
+          <a href="/api/v1/support" download>
+            Download it
+          </a>
+        </p>
+      </Card>
       <Card title="Factory reset">
         <Reset name={name} />
       </Card>

@@ -1,6 +1,6 @@
 import type { JSX } from 'preact'
 import { get, post } from '../api.ts'
-import type { Device, GatewayStatus, ShownSettings } from '../api.ts'
+import type { Device, GatewayStatus, ShownRefusal, ShownSettings } from '../api.ts'
 import { keepDraft } from '../draft.ts'
 import { withWord } from '../form.ts'
 import { LogView } from '../log-view.tsx'
@@ -42,6 +42,9 @@ export function NodeRedPage(): JSX.Element {
       </Card>
       <Card title="What is plugged in">
         <Devices />
+      </Card>
+      <Card title="What it was not allowed to reach">
+        <Refusals />
       </Card>
       <Card title="Log">
         <LogView units={['node-red']} />
@@ -115,6 +118,99 @@ function Devices(): JSX.Element {
       >
         Look again
       </button>
+      <Failure error={work.error} />
+    </>
+  )
+}
+
+function Refusals(): JSX.Element {
+  const { value, error, again } = useLoaded<{ refused: ShownRefusal[]; learning?: string }>(
+    'refused',
+    15_000,
+  )
+  const work = useWork()
+  return (
+    <>
+      <Failure error={error} />
+      <p>
+        Flows may reach what <code>[node_red] allow</code> in gatehouse.toml names, and nothing
+        else. <em>Allow</em> prepares that change; it is tried on the page Settings. <em>Learn</em>{' '}
+        finds names with their ports, too, for ten minutes: nothing is let through meanwhile. Where
+        the list is empty, Node-RED is restarted for it, and once more at the end: without a list it
+        has no network, and nothing is refused.
+      </p>
+      {value?.refused.length === 0 && <p>Nothing since the device was started.</p>}
+      {value !== undefined && value.refused.length > 0 && (
+        <div class="wide" tabIndex={0} role="region" aria-label="Refused">
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Where to</th>
+                <th scope="col">Last</th>
+                <th scope="col">Noted</th>
+                <th scope="col">Allow</th>
+              </tr>
+            </thead>
+            <tbody>
+              {value.refused.map(({ host, address, port, protocol, times, last, entry }) => (
+                <tr>
+                  <th scope="row">
+                    <code>{entry ?? `${host} port ${port}`}</code>
+                    {host !== address && ` (${address})`} {protocol.toUpperCase()}
+                  </th>
+                  <td>{local(last)}</td>
+                  <td>{times === 1 ? 'once' : `${times} times`}</td>
+                  <td>
+                    {entry === undefined ? (
+                      'never: it is this device, the tailnet or the link'
+                    ) : (
+                      <button
+                        type="button"
+                        aria-label={`Allow ${entry}`}
+                        disabled={work.busy}
+                        onClick={() => {
+                          work.run(async () => {
+                            const { text, digest } = await get<ShownSettings>('settings')
+                            keepDraft({ text: withWord(text, 'node_red', 'allow', entry), digest })
+                            location.hash = '#/settings'
+                            return undefined
+                          })
+                        }}
+                      >
+                        Allow
+                      </button>
+                    )}
+                  </td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+      <button
+        type="button"
+        onClick={() => {
+          void again()
+        }}
+      >
+        Look for refusals again
+      </button>{' '}
+      {value?.learning === undefined ? (
+        <Twice
+          label="Learn"
+          question="For ten minutes what flows want is written down. Node-RED may be restarted."
+          disabled={work.busy}
+          onSure={() => {
+            work.run(async () => {
+              await post('learn')
+              await again()
+              return undefined
+            })
+          }}
+        />
+      ) : (
+        <p role="status">Learning until {local(value.learning)}.</p>
+      )}
       <Failure error={work.error} />
     </>
   )

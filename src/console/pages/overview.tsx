@@ -1,6 +1,7 @@
 import type { JSX } from 'preact'
-import type { GatewayStatus } from '../api.ts'
+import type { GatewayStatus, Shown } from '../api.ts'
 import { deviceNow } from '../api.ts'
+import { BoardFigures } from '../figures.tsx'
 import { Card, Cure, Failure, sentence, useLoaded } from '../parts.tsx'
 import { ago, local, until } from '../time.ts'
 
@@ -9,15 +10,22 @@ const day = 86_400_000
 /** How the device is: one sentence, what is wrong with its cure, and the parts. */
 export function OverviewPage(): JSX.Element {
   const { value: status, error } = useLoaded<GatewayStatus>('status', 5_000)
+  const { value: figures } = useLoaded<Shown>('figures', 60_000)
   return (
     <>
       <Failure error={error} />
-      {status !== undefined && <Overview status={status} />}
+      {status !== undefined && <Overview status={status} figures={figures} />}
     </>
   )
 }
 
-function Overview({ status }: { status: GatewayStatus }): JSX.Element {
+function Overview({
+  status,
+  figures,
+}: {
+  status: GatewayStatus
+  figures: Shown | undefined
+}): JSX.Element {
   const { tailnet, certificate, upstream, problems } = status
   return (
     <>
@@ -91,6 +99,11 @@ function Overview({ status }: { status: GatewayStatus }): JSX.Element {
             ))}
           </dl>
         </Card>
+        {figures !== undefined && (
+          <Card title="Board">
+            <BoardFigures figures={figures} />
+          </Card>
+        )}
         <Card title="Parts">
           <dl>
             <dt>Node-RED</dt>

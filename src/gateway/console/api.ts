@@ -13,8 +13,10 @@ import { apiPrefix, decide, policyFor } from '../access/access.ts'
 import type { Access, AccessSettings } from '../access/access.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problem } from '../shared/problems.ts'
+import type { Shown } from '../operate/figures.ts'
 import type { GatewayStatus } from '../operate/status.ts'
 import type { Audit } from './audit.ts'
+import { supportBundle } from './support.ts'
 
 /** Who asks, as the gateway knows it. */
 export interface Asker {
@@ -33,6 +35,8 @@ export interface ApiOptions {
   notReady: () => Pick<Problem, 'code' | 'message' | 'cure'> | undefined
   /** What the gateway counts, in Prometheus's text format. */
   metrics: () => Promise<{ type: string; text: string }>
+  /** Memory, disk, temperature and the like, now and of the last day. */
+  figures: () => Shown
   /** What the gateway can check (operate/doctor.ts). */
   doctor: () => Promise<Check[]>
   /** Settings of [access], and who the node itself is. */
@@ -85,12 +89,22 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
     throw new GatehouseError(error.code, error.message, error.cure)
   }
 
+  const examine = async (): Promise<Check[]> => {
+    const own = await options.doctor()
+    // The gateway's part says much by itself, also where the broker does not answer.
+    const { checks } = (await ask('GET', '/v1/doctor').catch((err: GatehouseError) => ({
+      checks: [{ name: 'system', result: 'skip', found: err.message, cure: err.cure }],
+    }))) as { checks: Check[] }
+    return [...checks, ...own]
+  }
+
   api.addHook('onRequest', async (_request, reply) => {
     reply.header('cache-control', 'no-store').header('x-content-type-options', 'nosniff')
   })
   await api.register(
     async (v1) => {
       v1.get('/status', async () => await options.status())
+      v1.get('/figures', async () => options.figures())
       v1.get('/me', async (request) => ({
         who: who(request),
         rights: [...options.asker(request.raw).access.rights],
@@ -108,13 +122,25 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
         return await reply.type(type).send(text)
       })
       v1.get('/schema', async () => ({ tables: describe() }))
-      v1.get('/doctor', async () => {
-        const own = await options.doctor()
-        // The gateway's part says much by itself, also where the broker does not answer.
-        const { checks } = (await ask('GET', '/v1/doctor').catch((err: GatehouseError) => ({
-          checks: [{ name: 'system', result: 'skip', found: err.message, cure: err.cure }],
-        }))) as { checks: Check[] }
-        return { checks: [...checks, ...own] }
+      v1.get('/doctor', async () => ({ checks: await examine() }))
+      v1.get('/support', async (request, reply) => {
+        await audit.note(who(request), 'support')
+        const name = `gatehouse-support-${new Date().toISOString().slice(0, 10)}.json`
+        reply.header('content-disposition', `attachment; filename="${name}"`)
+        return await supportBundle({
+          status: options.status,
+          figures: async () => await Promise.resolve(options.figures()),
+          doctor: examine,
+          settings: async () => await ask('GET', '/v1/settings'),
+          update: async () => await ask('GET', '/v1/update'),
+          devices: async () => await ask('GET', '/v1/devices'),
+          refused: async () => await ask('GET', '/v1/refused'),
+          audit: async () => await audit.entries(),
+          journal: async () => {
+            const lines = await ask('GET', '/v1/journal?lines=2000')
+            return String(lines).trimEnd().split('\n')
+          },
+        })
       })
       v1.get('/audit', async () => ({ entries: await audit.entries() }))
       v1.get<{ Querystring: { who: string } }>(
@@ -194,6 +220,7 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
     '/device/power-off': 'device.power-off',
     '/update/check': 'update.check',
     '/alerts/test': 'alerts.test',
+    '/learn': 'learn',
   }
   for (const [path, what] of Object.entries(verbs))
     v1.post(path, texts([]), async (request) => {
@@ -216,6 +243,7 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
   })
   v1.get('/update', async () => await ask('GET', '/v1/update'))
   v1.get('/devices', async () => await ask('GET', '/v1/devices'))
+  v1.get('/refused', async () => await ask('GET', '/v1/refused'))
 }
 
 function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audit): void {

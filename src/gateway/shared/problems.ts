@@ -22,8 +22,10 @@ export interface Problem {
 const parts = [
   'storage',
   'memory',
+  'power',
   'configuration',
   'tailnet',
+  'node key',
   'https',
   'listener',
   'ports',

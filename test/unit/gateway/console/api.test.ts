@@ -94,13 +94,23 @@ test('the owner changes settings from the tailnet, and the audit log says so', a
 test('every call as one who may see the status, who may edit flows, and who may nothing', async () => {
   await using device = await start()
   const { bench, call, asked } = device
-  const reads = ['/status', '/me', '/schema', '/metrics', '/healthz', '/access?who=a%40b']
+  const reads = [
+    '/status',
+    '/figures',
+    '/me',
+    '/schema',
+    '/metrics',
+    '/healthz',
+    '/access?who=a%40b',
+  ]
   const changes: Array<[string, string, unknown]> = [
     ['GET', '/settings', undefined],
     ['GET', '/audit', undefined],
     ['GET', '/journal?unit=node-red', undefined],
     ['GET', '/devices', undefined],
     ['GET', '/doctor', undefined],
+    ['GET', '/refused', undefined],
+    ['GET', '/support', undefined],
     ['GET', '/update', undefined],
     ['POST', '/settings/check', { text: '' }],
     ['POST', '/settings/try', { text: '', digest: '0'.repeat(64) }],
