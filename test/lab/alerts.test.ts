@@ -5,12 +5,10 @@
  */
 import assert from 'node:assert/strict'
 import { chmod, chown, mkdir, readFile, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
 import type { Server } from 'node:http'
 import { once } from 'node:events'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { text as readText } from 'node:stream/consumers'
 import { provision } from '../../src/provision/provision.ts'
 import { eventually } from './appliance.ts'
 import { bundleConsole } from '../../tools/console.ts'
@@ -18,14 +16,9 @@ import { Lab } from './lab.ts'
 import type { LabClient, Result } from './lab.ts'
 import { startManaged } from './managed.ts'
 import type { Managed } from './managed.ts'
+import { receiver } from './receiver.ts'
+import type { Received } from './receiver.ts'
 import { ruleset, users } from './ruleset.ts'
-
-interface Got {
-  host: string
-  path: string
-  authorization: string | undefined
-  body: Record<string, string>
-}
 
 let lab: Lab
 let device: Managed
@@ -33,7 +26,7 @@ let laptop: LabClient
 let name: string
 let uid: string
 let paths: { boot: string; config: string; problem: string }
-const got: Got[] = []
+const got: Received[] = []
 let refuse = false
 const servers: Server[] = []
 
@@ -61,8 +54,17 @@ before(async () => {
   laptop = await lab.client('laptop')
   uid = (await users()).get('gatehouse-alerts')!
   await chown(alerts, Number(uid), Number(uid))
-  await receiver('receiver', '10.77.0.90', 'hooks.lab.test')
-  await receiver('stranger', '10.77.0.91', 'elsewhere.lab.test')
+  for (const [host, ip, full] of [
+    ['receiver', '10.77.0.90', 'hooks.lab.test'],
+    ['stranger', '10.77.0.91', 'elsewhere.lab.test'],
+  ] as const)
+    servers.push(
+      await receiver(lab, host, ip, full, (alert) => {
+        if (refuse) return 503
+        got.push(alert)
+        return 200
+      }),
+    )
   await writeFile(path.join(lab.dir, 'hosts'), '')
   await eventually(
     'the gateway knows the client',
@@ -76,37 +78,6 @@ after(async () => {
   await device?.appliance.stop()
   await lab?.stop()
 })
-
-/** A server of plain http on the segment, at port 8080; what it gets is kept. */
-async function receiver(host: string, ip: string, full: string): Promise<void> {
-  const ns = await lab.host(host, ip)
-  await lab.setHost(full, ip)
-  const socket = path.join(lab.dir, `${host}.sock`)
-  const server = createServer((request, response) => {
-    void readText(request).then((body) => {
-      const { authorization } = request.headers
-      if (!refuse)
-        got.push({
-          ...{ host: full, path: request.url!, authorization },
-          body: JSON.parse(body) as Record<string, string>,
-        })
-      response.writeHead(refuse ? 503 : 200).end()
-    })
-  })
-  server.listen(socket)
-  await once(server, 'listening')
-  servers.push(server)
-  const program = `const net = require('node:net')
-    net.createServer((incoming) => {
-      const outgoing = net.connect(${JSON.stringify(socket)})
-      const end = () => { incoming.destroy(); outgoing.destroy() }
-      incoming.on('error', end).on('close', end)
-      outgoing.on('error', end).on('close', end)
-      incoming.pipe(outgoing).pipe(incoming)
-    }).listen(8080, () => console.log('up'))`
-  const child = lab.exec(ns, [process.execPath, '-e', program])
-  await once(child.stdout!, 'data')
-}
 
 const main = path.resolve(import.meta.dirname, '../../src/main.ts')
 
@@ -269,6 +240,7 @@ test('what is no longer named is closed again', async () => {
   assert.equal((await sender('test')).code, 0)
   assert.deepEqual([...new Set(got.map(({ host }) => host))], ['elsewhere.lab.test'])
   await configure('')
-  const rules = await lab.within(device.appliance.ns, ...'nft list ruleset'.split(' '))
-  assert.doesNotMatch(rules, /10\.77\.0\.9[01]/)
+  const list = 'nft list chain inet gatehouse gatehouse-alerts-allow'.split(' ')
+  const rules = await lab.within(device.appliance.ns, ...list)
+  assert.match(rules, /chain gatehouse-alerts-allow \{\s*\}/)
 })
