@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults check bench-tsnet bench-gateway bench-appliance image app cli wasm gpio lab setup clean help package
+.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes check bench-tsnet bench-gateway bench-appliance image app cli wasm gpio lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -54,6 +54,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64 image-arm64
+	@$(NODE) test/nodes/fetch.ts quick
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
 test-long: lab wasm image-amd64 image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
@@ -64,6 +65,11 @@ test-update: lab image-amd64 update-amd64 ## an update on the booted image: refu
 
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
+
+test-nodes: lab image-amd64 ## the 40 nodes that people install most, through the editor; writes docs/nodes.md; some 15 minutes; GATEHOUSE_TRY=name,… for some
+	@$(NODE) test/nodes/fetch.ts quick all
+	@$(SUDO) env GATEHOUSE_TRY=$(or $(GATEHOUSE_TRY),all) $(NODE) --test test/lab/nodes.test.ts
+	@$(NODE) test/nodes/report.ts
 
 check: setup ## format, types, lint, layers, documents, unit tests: about a minute
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --check --log-level warn .

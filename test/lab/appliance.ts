@@ -47,6 +47,8 @@ export interface ApplianceOptions {
   flows?: readonly object[]
   /** A node_modules directory with nodes for Node-RED. Default: none but its own. */
   modules?: string
+  /** Nodes may be installed, from this registry, as the image does it. Default: none may. */
+  registry?: string
   /** Until when {@link Appliance.start} waits: HTTPS is served, or the node has joined. */
   until?: 'serving' | 'joined'
   /** Auth key. Default: the lab's. */
@@ -58,6 +60,7 @@ export class Appliance {
   readonly ns: string
   readonly dir: string
   readonly env: Record<string, string>
+  #registry: string | undefined
   #gateway: ChildProcess | undefined
   #nodeRed: ChildProcess | undefined
   /** What the gateway logged. */
@@ -99,6 +102,7 @@ export class Appliance {
       await writeFile(path.join(dir, 'node-red', 'flows.json'), JSON.stringify(options.flows))
     if (options.modules !== undefined)
       await symlink(options.modules, path.join(dir, 'node-red', 'node_modules'))
+    appliance.#registry = options.registry
     await appliance.startNodeRed()
     await appliance.startGateway()
     if (options.until === 'joined') {
@@ -184,6 +188,8 @@ export class Appliance {
     })
     const socket = this.env['GATEHOUSE_NODE_RED_SOCKET']!
     const settings = path.join(this.dir, 'node-red', 'settings.cjs')
+    const installs = this.#registry !== undefined
+    const bounds = path.join(repository, 'overlays/usr/lib/gatehouse/node-red-install.cjs')
     await writeFile(
       settings,
       `
@@ -194,12 +200,21 @@ export class Appliance {
         uiPort: ${JSON.stringify(socket)}, httpAdminRoot: auth.editorRoot(channel), httpNodeRoot: '/', httpNodeAuth: auth.beforeFlows(auth.editorRoot(channel)), credentialSecret: 'lab', flowFile: 'flows.json', telemetry: { enabled: false, updateNotification: false },
         adminAuth: auth(channel),
         editorTheme: { tours: false, palette: { catalogues: [] } },
-      }`,
+        externalModules: { autoInstall: false, palette: { allowInstall: ${installs} } },
+      }
+      if (${installs}) require(${JSON.stringify(bounds)}).bound(require.main.require('@node-red/util').exec, { prebuilt: false })`,
     )
     this.#nodeRed = this.#lab.exec(
       this.ns,
       [process.execPath, cache, '-s', settings, '-u', path.join(this.dir, 'node-red')],
-      { stdio: ['ignore', 'ignore', 'ignore'] },
+      {
+        stdio: ['ignore', 'ignore', 'ignore'],
+        env: {
+          ...process.env,
+          HOME: path.join(this.dir, 'node-red'),
+          ...(installs && { npm_config_registry: this.#registry }),
+        },
+      },
     )
     await eventually('Node-RED listens', 120, async () => {
       await access(socket)
