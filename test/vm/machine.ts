@@ -85,6 +85,11 @@ export interface MachineOptions {
    * amd64, whose kernel knows no USB. Default: false.
    */
   sticks?: boolean
+  /**
+   * arm64: `false` describes the machine by a device tree, as a Pi is. It then has a GPIO chip of
+   * eight lines, which the firmware's tables do not name. Default: true.
+   */
+  acpi?: boolean
   /** The card's hardware address. Default: a random one with QEMU's prefix. */
   mac?: string
   /**
@@ -414,6 +419,36 @@ export class Machine {
         await sleep(200)
       }
     }
+  }
+
+  /**
+   * Plugs in a USB serial adapter (an FTDI's, as QEMU has it) whose line is the unix socket `path`,
+   * on which QEMU listens. arm64 with `sticks`. Pull it out with what is returned.
+   */
+  async plugSerial(path: string): Promise<() => Promise<void>> {
+    if (this.options.sticks !== true || this.options.arch !== 'arm64')
+      throw new Error('machine: plugSerial: boot arm64 with sticks: true')
+    const id = `adapter${++this.#sticks}`
+    const backend = {
+      type: 'socket',
+      data: { addr: { type: 'unix', data: { path } }, server: true, wait: false },
+    }
+    await monitor(this.#sockets, { execute: 'chardev-add', arguments: { id, backend } })
+    await monitor(this.#sockets, {
+      execute: 'device_add',
+      arguments: { driver: 'usb-serial', bus: 'sticks.0', id: `${id}-device`, chardev: id },
+    })
+    return async () => {
+      await monitor(this.#sockets, { execute: 'device_del', arguments: { id: `${id}-device` } })
+    }
+  }
+
+  /**
+   * Presses the power button for a tenth of a second: without `acpi`, line 3 of the GPIO chip goes
+   * high and low again.
+   */
+  async pressButton(): Promise<void> {
+    await monitor(this.#sockets, { execute: 'system_powerdown' })
   }
 
   /**

@@ -140,7 +140,7 @@ function virtual(
     '-parallel',
     'none',
     '-machine',
-    arch === 'amd64' ? 'q35' : 'virt,gic-version=3',
+    arch === 'amd64' ? 'q35' : `virt,gic-version=3${options.acpi === false ? ',acpi=off' : ''}`,
     '-accel',
     accelerator === 'kvm' ? 'kvm' : 'tcg,thread=multi,tb-size=512',
     '-cpu',
