@@ -7,7 +7,7 @@ NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
 # Where tools/setup put npm and Go, on a machine whose own are missing or too old.
 export PATH := $(CURDIR)/out/cache/npm/bin:$(CURDIR)/out/cache/go/bin:$(PATH)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$(PATH)" "SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)" "BUILD_BEGAN=$(BUILD_BEGAN)" \
-	$(foreach v,GATEHOUSE_IMAGE_VERSION GATEHOUSE_KEYS GATEHOUSE_DOWNLOAD_URL GATEHOUSE_DEBIAN_MIRROR GATEHOUSE_FRESH GATEHOUSE_PROFILE GATEHOUSE_RASPIOS_ARCHIVE GATEHOUSE_RASPIOS_KEYRING,$(if $($(v)),"$(v)=$($(v))")))
+	$(foreach v,GATEHOUSE_IMAGE_VERSION GATEHOUSE_KEYS GATEHOUSE_DOWNLOAD_URL GATEHOUSE_DEBIAN_MIRROR GATEHOUSE_FRESH GATEHOUSE_PROFILE GATEHOUSE_NODES GATEHOUSE_RASPIOS_ARCHIVE GATEHOUSE_RASPIOS_KEYRING,$(if $($(v)),"$(v)=$($(v))")))
 # The build date in the program: that of the commit, so that one commit gives one program.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
@@ -23,7 +23,8 @@ run: lab image-$(RUN_ARCH) ## build the image, boot it in QEMU in an offline tai
 	@$(SUDO) $(NODE) test/showcase.ts $(RUN_ARCH) $(RUN_FLAGS)
 
 image: export GATEHOUSE_PROFILE = $(PROFILE)
-image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios)
+image: export GATEHOUSE_NODES = $(NODES)
+image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios; NODES='…': nodes to build in)
 	@$(SUDO) image/build $(ARCH)
 
 # Of the same commit, with a version of today, so that devices take it.
@@ -66,9 +67,9 @@ test-update: lab image-amd64 update-amd64 ## an update on the booted image: refu
 test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
 
-test-nodes: lab image-amd64 ## the 40 nodes that people install most, through the editor, in the lab and on the booted image; writes docs/nodes.md; GATEHOUSE_TRY=name,… for some
+test-nodes: lab image-amd64 ## the 40 nodes that people install most, on the booted image; writes docs/nodes.md; an hour and more; GATEHOUSE_TRY=name,… for some
 	@$(NODE) test/nodes/fetch.ts quick all
-	@$(SUDO) env GATEHOUSE_TRY=$(or $(GATEHOUSE_TRY),all) $(NODE) --test test/lab/nodes.test.ts
+	@$(SUDO) env GATEHOUSE_TRY=$(or $(GATEHOUSE_TRY),all) $(call given,GATEHOUSE_TRY_ARCH) $(NODE) --test test/lab/nodes.test.ts
 	@$(SUDO) $(call given,GATEHOUSE_TRY GATEHOUSE_TRY_ARCH) GATEHOUSE_ROUNDS=20 $(NODE) test/run.ts nodes
 	@$(NODE) test/nodes/report.ts
 
