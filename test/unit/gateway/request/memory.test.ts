@@ -93,7 +93,12 @@ test('what was freed is given back before anybody is refused', async () => {
   const before = full()
   // What the stack or a page half in use holds is another matter at each run: a fifth is enough.
   await new Promise((resolve) => setTimeout(resolve, 50))
-  memory.look((before - 40 * mib) / mib, 0)
+  // V8 gives back what buffers held on a thread of its own: at the next look at the latest.
+  for (let looks = 0; looks < 2; looks++) {
+    memory.look((before - 40 * mib) / mib, 0)
+    if (!memory.short) break
+    await new Promise((resolve) => setTimeout(resolve, 1_000))
+  }
   assert.ok(!memory.short, `${(process.memoryUsage.rss() - before) / mib} MiB`)
 })
 
