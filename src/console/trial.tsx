@@ -1,5 +1,5 @@
 import type { JSX } from 'preact'
-import { useEffect, useState } from 'preact/hooks'
+import { useEffect, useRef, useState } from 'preact/hooks'
 import { deviceNow, get, post } from './api.ts'
 import type { ApiError, ShownSettings, Trial as OnTrial } from './api.ts'
 import { Differences } from './differences.tsx'
@@ -24,12 +24,15 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
   const [busy, setBusy] = useState(false)
   const [said, setSaid] = useState('')
   const [error, setError] = useState<ApiError>()
+  // Once somebody has decided here, that the trial is over is no news.
+  const decided = useRef(false)
 
   useEffect(() => {
     if (first !== undefined) setTrial(first)
   }, [first])
   useEffect(() => {
     const begin = (event: Event): void => {
+      decided.current = false
       setTrial((event as CustomEvent<OnTrial>).detail)
       setSaid('')
       setError(undefined)
@@ -58,7 +61,7 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
       get<ShownSettings>('settings', 3_000).then(
         (settings) => {
           setReached(true)
-          if (settings.trial?.id !== trial.id)
+          if (settings.trial?.id !== trial.id && !decided.current)
             end('The change is over: the settings are loaded again.')
         },
         (err: unknown) => {
@@ -74,6 +77,7 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
   }, [id])
 
   const decide = (verb: 'confirm' | 'revert'): void => {
+    decided.current = true
     setBusy(true)
     setError(undefined)
     post(`settings/${verb}`, { id })
@@ -86,6 +90,7 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
           )
         },
         (err: unknown) => {
+          decided.current = false
           setError(errorOf(err))
         },
       )

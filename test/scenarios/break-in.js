@@ -473,7 +473,8 @@ const kinds = {
       fs.writeFileSync('/sys/fs/cgroup/cgroup.procs', String(process.pid))
       return 'left'
     })
-    programOfItsOwn()
+    // Node-RED alone has a directory from which it may run programs.
+    if (options.executes) programOfItsOwn()
     const limit = /Max core file size\s+(\d+)/.exec(
       fs.readFileSync('/proc/self/limits', 'utf8'),
     )?.[1]

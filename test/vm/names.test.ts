@@ -75,6 +75,8 @@ test(
       (await machine.run('systemctl is-active gatehouse-names')).stdout.trim(),
       'inactive',
     )
+    // The first question is answered when the resolver is there: longer than an attempt, emulated.
+    await asFlow(`return await look('broker.lab.test')`)
     assert.equal(
       await asFlow(
         `return [await reach('${stranger}', 8081), await reach('broker.lab.test', 8081), await reach('broker.lab.test', 8082), await reach('${stranger}', 1883)]`,
@@ -95,7 +97,7 @@ test(
   async () => {
     assert.equal(
       await asFlow(
-        `return [await look('secret-words.lab.test'), await look('public.wild.lab.test'), await look('data.wild.lab.test'), await look('localhost'), await reach('127.0.0.53', 53)]`,
+        `return [await look('secret-words.lab.test'), await look('public.wild.lab.test'), await look('data.wild.lab.test'), (await look('localhost')).split(',')[0], await reach('127.0.0.53', 53)]`,
       ),
       JSON.stringify(['ENOTFOUND', '203.0.113.7', 'ENOTFOUND', '127.0.0.1', 'silence']),
     )

@@ -47,6 +47,8 @@ export async function network(): Promise<void> {
   )?.[1]
   const own = (await machine.run('ls /sys/class/net | grep -v lo')).stdout.trim()
   const from = 'Node-RED'
+  // The first question starts what answers them, which takes a slow machine longer than an attempt.
+  await asNodeRed('for i in 1 2 3 4 5 6; do getent hosts broker.lab.test && break; done', 150)
   const allowed = [
     ['to what the list names', stranger, 8080],
     ['to a name on the list', 'broker.lab.test', 8081],

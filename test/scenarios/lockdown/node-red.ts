@@ -61,6 +61,7 @@ export async function secrets(): Promise<void> {
     await asNodeRed(
       await breakIn('write', {
         home: '/var/lib/node-red',
+        executes: true,
         places: [
           '/var/lib/gatehouse',
           '/var/lib/gatehouse-tls',
