@@ -32,7 +32,6 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
   }, [first])
   useEffect(() => {
     const begin = (event: Event): void => {
-      decided.current = false
       setTrial((event as CustomEvent<OnTrial>).detail)
       setSaid('')
       setError(undefined)
@@ -52,6 +51,7 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
   const id = trial?.id
   useEffect(() => {
     if (trial === undefined) return undefined
+    decided.current = false
     const count = (): void => {
       setLeft(Math.max(0, Math.ceil((Date.parse(trial.until) - deviceNow()) / 1000)))
     }

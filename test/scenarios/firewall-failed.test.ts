@@ -25,7 +25,9 @@ test('a ruleset that does not load: the network stays down, nothing is asked of 
       )
       return stdout === 'inactive\ninactive\nfailed\n' ? true : undefined
     })
-    // Whoever could still bring it up has had time to.
+    // A slow machine finds its network card after that. Whoever could still bring it up has had time
+    // to.
+    await machine.run('udevadm settle -t 150', { timeout: 160 })
     await sleep(10_000)
     const { stdout } = await machine.run(
       'for i in /sys/class/net/*; do [ "${i##*/}" = lo ] || echo "$((0x$(cut -c3- $i/flags) & 1))"; done; grep -v " lo$" /proc/net/if_inet6',
