@@ -85,21 +85,7 @@ function Devices(): JSX.Element {
                   <td>{label}</td>
                   <td>
                     {granted.has(kind) ? (
-                      <button
-                        type="button"
-                        aria-label={`Allow ${kind}, ${path}`}
-                        disabled={work.busy}
-                        onClick={() => {
-                          work.run(async () => {
-                            const { text, digest } = await get<ShownSettings>('settings')
-                            keepDraft({ text: withWord(text, 'node_red', 'devices', kind), digest })
-                            location.hash = '#/settings'
-                            return undefined
-                          })
-                        }}
-                      >
-                        Allow
-                      </button>
+                      <Allow work={work} list="devices" word={kind} what={`${kind}, ${path}`} />
                     ) : (
                       'always'
                     )}
@@ -120,6 +106,37 @@ function Devices(): JSX.Element {
       </button>
       <Failure error={work.error} />
     </>
+  )
+}
+
+/** Puts a word into a list of [node_red] in the draft, and goes to where it is tried. */
+function Allow({
+  work,
+  list,
+  word,
+  what,
+}: {
+  work: ReturnType<typeof useWork>
+  list: 'devices' | 'allow'
+  word: string
+  what: string
+}): JSX.Element {
+  return (
+    <button
+      type="button"
+      aria-label={`Allow ${what}`}
+      disabled={work.busy}
+      onClick={() => {
+        work.run(async () => {
+          const { text, digest } = await get<ShownSettings>('settings')
+          keepDraft({ text: withWord(text, 'node_red', list, word), digest })
+          location.hash = '#/settings'
+          return undefined
+        })
+      }}
+    >
+      Allow
+    </button>
   )
 }
 
@@ -164,21 +181,7 @@ function Refusals(): JSX.Element {
                     {entry === undefined ? (
                       'never: it is this device, the tailnet or the link'
                     ) : (
-                      <button
-                        type="button"
-                        aria-label={`Allow ${entry}`}
-                        disabled={work.busy}
-                        onClick={() => {
-                          work.run(async () => {
-                            const { text, digest } = await get<ShownSettings>('settings')
-                            keepDraft({ text: withWord(text, 'node_red', 'allow', entry), digest })
-                            location.hash = '#/settings'
-                            return undefined
-                          })
-                        }}
-                      >
-                        Allow
-                      </button>
+                      <Allow work={work} list="allow" word={entry} what={entry} />
                     )}
                   </td>
                 </tr>
