@@ -10,7 +10,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { inside, ruleset, run, users } from './ruleset.ts'
+import { cable, inside, ruleset, run, users } from './ruleset.ts'
 
 const main = path.resolve(import.meta.dirname, '../../src/main.ts')
 const [box, other] = [`gh-eg-box-${process.pid}`, `gh-eg-out-${process.pid}`]
@@ -80,29 +80,10 @@ before(async () => {
   ids = await users()
   directory = await mkdtemp(path.join(tmpdir(), 'gh-egress-'))
   await writeFile(path.join(directory, 'hosts'), '')
-  for (const ns of [box, other]) await run(['ip', 'netns', 'add', ns])
-  await run([
-    'ip',
-    '-n',
-    box,
-    'link',
-    'add',
-    'eth0',
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'eth0',
-    'netns',
-    other,
+  await cable([
+    [box, '192.168.78.1/24'],
+    [other, '192.168.78.2/24'],
   ])
-  for (const [ns, address] of [
-    [box, '192.168.78.1'],
-    [other, '192.168.78.2'],
-  ] as const) {
-    await run(['ip', '-n', ns, 'addr', 'add', `${address}/24`, 'dev', 'eth0'])
-    for (const link of ['lo', 'eth0']) await run(['ip', '-n', ns, 'link', 'set', link, 'up'])
-  }
   await run(inside(box, 'nft', '-f', '-'), await ruleset())
   await start(box, echo([3000, 3001]))
   await start(other, echo([80, 2222, 2223]))

@@ -7,7 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { redirection } from '../../src/firewall/apply.ts'
-import { inside, ruleset, run } from './ruleset.ts'
+import { cable, inside, ruleset, run } from './ruleset.ts'
 
 const root = path.resolve(import.meta.dirname, '../..')
 const [box, stranger] = [`gh-ln-box-${process.pid}`, `gh-ln-out-${process.pid}`]
@@ -31,29 +31,10 @@ const load = async (text: string): Promise<unknown> =>
   await run(inside(box, 'nft', '-f', '-'), text)
 
 before(async () => {
-  for (const ns of [box, stranger]) await run(['ip', 'netns', 'add', ns])
-  await run([
-    'ip',
-    '-n',
-    box,
-    'link',
-    'add',
-    'eth0',
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'eth0',
-    'netns',
-    stranger,
+  await cable([
+    [box, `${address}/24`, '203.0.113.1/24'],
+    [stranger, '192.168.77.2/24', '203.0.113.2/24'],
   ])
-  for (const [ns, addresses] of [
-    [box, [`${address}/24`, '203.0.113.1/24']],
-    [stranger, ['192.168.77.2/24', '203.0.113.2/24']],
-  ] as [string, string[]][]) {
-    for (const one of addresses) await run(['ip', '-n', ns, 'addr', 'add', one, 'dev', 'eth0'])
-    for (const link of ['lo', 'eth0']) await run(['ip', '-n', ns, 'link', 'set', link, 'up'])
-  }
   await load(await ruleset())
   // The gateway's own listener on its own ports, as the user the firewall knows it by; each
   // connection is told which it came to.

@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { inside, ruleset, run, users } from './ruleset.ts'
+import { cable, inside, ruleset, run, users } from './ruleset.ts'
 
 const source = path.resolve(import.meta.dirname, '../../src')
 const [box, other] = [`gh-nm-box-${process.pid}`, `gh-nm-out-${process.pid}`]
@@ -86,22 +86,7 @@ before(async () => {
   directory = await mkdtemp(path.join(tmpdir(), 'gh-names-'))
   await chown(directory, Number(ids.get('gatehouse-firewall')), 0)
   await chmod(directory, 0o755)
-  for (const ns of [box, other]) await run(['ip', 'netns', 'add', ns])
-  await run([
-    'ip',
-    '-n',
-    box,
-    'link',
-    'add',
-    'eth0',
-    'type',
-    'veth',
-    'peer',
-    'eth0',
-    'netns',
-    other,
-  ])
-  for (const [ns, ...addresses] of [
+  await cable([
     [box, '192.168.79.1/24'],
     [
       other,
@@ -111,11 +96,7 @@ before(async () => {
       '203.0.113.7/32',
       '203.0.113.8/32',
     ],
-  ] as const) {
-    for (const address of addresses)
-      await run(['ip', '-n', ns, 'addr', 'add', address, 'dev', 'eth0'])
-    for (const link of ['lo', 'eth0']) await run(['ip', '-n', ns, 'link', 'set', link, 'up'])
-  }
+  ])
   await run(['ip', '-n', box, 'route', 'add', 'default', 'via', '192.168.79.2'])
   await run(inside(box, 'sysctl', '-qw', 'net.ipv4.ip_unprivileged_port_start=0'))
   await run(inside(box, 'nft', '-f', '-'), await ruleset())

@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { inside, ruleset, run, users } from './ruleset.ts'
+import { cable, inside, ruleset, run, users } from './ruleset.ts'
 
 const root = path.resolve(import.meta.dirname, '../..')
 const [box, other] = [`gh-li-box-${process.pid}`, `gh-li-out-${process.pid}`]
@@ -72,28 +72,10 @@ const scan = async (): Promise<{ tcp: number[]; udp: number[] }> =>
 before(async () => {
   ids = await users()
   directory = await mkdtemp(path.join(tmpdir(), 'gh-listen-'))
-  for (const ns of [box, other]) await run(['ip', 'netns', 'add', ns])
-  await run([
-    'ip',
-    '-n',
-    box,
-    'link',
-    'add',
-    'eth0',
-    'type',
-    'veth',
-    'peer',
-    'eth0',
-    'netns',
-    other,
-  ])
-  for (const [ns, ...addresses] of [
+  await cable([
     [box, `${address}/24`],
     [other, `${near}/24`, `${far}/24`],
-  ] as const) {
-    for (const own of addresses) await run(['ip', '-n', ns, 'addr', 'add', own, 'dev', 'eth0'])
-    for (const link of ['lo', 'eth0']) await run(['ip', '-n', ns, 'link', 'set', link, 'up'])
-  }
+  ])
   await run(inside(box, 'nft', '-f', '-'), await ruleset())
   const uid = ids.get('node-red')!
   await start(box, [

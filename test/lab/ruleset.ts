@@ -27,6 +27,21 @@ export const inside = (ns: string, ...argv: string[]): string[] => [
   ...argv,
 ]
 
+/** Two namespaces of the names given, with a cable between their eth0; addresses with prefixes. */
+export async function cable(
+  ends: readonly [readonly [string, ...string[]], readonly [string, ...string[]]],
+): Promise<void> {
+  const [[one], [other]] = ends
+  for (const [ns] of ends) await run(['ip', 'netns', 'add', ns])
+  const pair = ['type', 'veth', 'peer', 'name', 'eth0', 'netns', other]
+  await run(['ip', '-n', one, 'link', 'add', 'eth0', ...pair])
+  for (const [ns, ...addresses] of ends) {
+    for (const address of addresses)
+      await run(['ip', '-n', ns, 'addr', 'add', address, 'dev', 'eth0'])
+    for (const link of ['lo', 'eth0']) await run(['ip', '-n', ns, 'link', 'set', link, 'up'])
+  }
+}
+
 /** Users of the image by number: this machine does not have them. */
 export async function users(): Promise<Map<string, string>> {
   const own = [
