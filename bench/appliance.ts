@@ -165,7 +165,8 @@ try {
   await sleep(minutes * 60_000)
   const bytes = (await written(machine)) - before
   const { stdout } = await machine.run(
-    'for u in gatehouse node-red; do systemctl show -P MemoryCurrent $u; done; sed -n "s/^MemAvailable: *//p" /proc/meminfo',
+    'for u in gatehouse node-red; do systemctl show -P MemoryCurrent $u; done; sed -n ' +
+      '"s/^MemAvailable: *//p" /proc/meminfo',
   )
   const [gatewayMemory, nodeRedMemory, available] = stdout
     .trim()

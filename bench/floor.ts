@@ -14,7 +14,8 @@ const server = createServer({ cert: pem, key: pem })
 server.on('upgrade', (request, socket) => {
   const origin = connect(path)
   origin.write(
-    `${request.method} ${request.url} HTTP/1.1\r\n${request.rawHeaders.map((text, i) => text + (i % 2 === 0 ? ': ' : '\r\n')).join('')}\r\n`,
+    `${request.method} ${request.url} HTTP/1.1\r\n` +
+      `${request.rawHeaders.map((text, i) => text + (i % 2 === 0 ? ': ' : '\r\n')).join('')}\r\n`,
   )
   for (const [from, to] of [
     [socket, origin],

@@ -167,7 +167,9 @@ const proxies: Record<string, (origin: Origin, port: number) => ChildProcess> = 
   caddy: (origin, port) => {
     writeFileSync(
       at('Caddyfile'),
-      `{\n admin off\n persist_config off\n log {\n  output discard\n }\n auto_https off\n servers {\n  protocols h1 h2\n }\n}\nhttps://${name}:${port} {\n bind 127.0.0.1\n tls ${chain} ${key}\n reverse_proxy unix/${origins[origin]}\n}\n`,
+      '{\n admin off\n persist_config off\n log {\n  output discard\n }\n auto_https off\n ' +
+        `servers {\n  protocols h1 h2\n }\n}\nhttps://${name}:${port} {\n bind 127.0.0.1\n tls ` +
+        `${chain} ${key}\n reverse_proxy unix/${origins[origin]}\n}\n`,
     )
     return start(
       path.join(root, 'out/bin/caddy'),
@@ -191,7 +193,10 @@ location / { proxy_pass http://o; proxy_http_version 1.1; proxy_set_header Conne
   haproxy: (origin, port) => {
     writeFileSync(
       at('haproxy.cfg'),
-      `global\n maxconn 4096\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n timeout tunnel 1h\n option http-keep-alive\n http-reuse always\nfrontend f\n bind 127.0.0.1:${port} ssl crt ${pem} alpn h2,http/1.1\n default_backend o\nbackend o\n server s unix@${origins[origin]}\n`,
+      'global\n maxconn 4096\ndefaults\n mode http\n timeout connect 5s\n timeout client ' +
+        '60s\n timeout server 60s\n timeout tunnel 1h\n option http-keep-alive\n http-reuse ' +
+        `always\nfrontend f\n bind 127.0.0.1:${port} ssl crt ${pem} alpn h2,http/1.1\n ` +
+        `default_backend o\nbackend o\n server s unix@${origins[origin]}\n`,
     )
     return start('/usr/sbin/haproxy', ['-f', at('haproxy.cfg'), '-db'])
   },
@@ -282,7 +287,9 @@ async function measureAll(): Promise<void> {
       say(
         proxy,
         `${kind} c=${connections}`,
-        `${load.rps.toFixed(0)} req/s, p50 ${load.p50.toFixed(2)} p99 ${load.p99.toFixed(2)} p999 ${load.p999.toFixed(2)} ms, ${load.mbps.toFixed(0)} MB/s${load.failed > 0 ? `, ${load.failed} FAILED` : ''}`,
+        `${load.rps.toFixed(0)} req/s, p50 ${load.p50.toFixed(2)} p99 ${load.p99.toFixed(2)} ` +
+          `p999 ${load.p999.toFixed(2)} ms, ${load.mbps.toFixed(0)} ` +
+          `MB/s${load.failed > 0 ? `, ${load.failed} FAILED` : ''}`,
       )
       if (kind === 'big') result.big = better(result.big, load)
       else result[kind][connections] = better(result[kind][connections], load)
@@ -366,7 +373,8 @@ server { listen unix:${origins.http} backlog=4096; root ${at('www')}; location =
     mkdirSync(at('node-red'))
     writeFileSync(
       at('node-red/settings.js'),
-      `module.exports = { uiPort: ${JSON.stringify(origins.editor)}, credentialSecret: 'bench', telemetry: { enabled: false }, logging: { console: { level: 'error' } } }\n`,
+      `module.exports = { uiPort: ${JSON.stringify(origins.editor)}, credentialSecret: ` +
+        `'bench', telemetry: { enabled: false }, logging: { console: { level: 'error' } } }\n`,
     )
     start(process.execPath, [
       nodeRed,

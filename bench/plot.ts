@@ -29,14 +29,16 @@ export function ratioPlot(title: string, subtitle: string, rows: Row[], axis: nu
   const text = (at: number, y: number, s: string, more = ''): string =>
     `<text x="${at.toFixed(1)}" y="${y}" ${more}>${escape(s)}</text>`
   const out = [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="sans-serif" font-size="14" fill="#222">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" ` +
+      `width="${width}" height="${height}" font-family="sans-serif" font-size="14" fill="#222">`,
     `<rect width="${width}" height="${height}" fill="#fff"/>`,
     text(20, 30, title, 'font-size="18" font-weight="bold"'),
     text(20, 52, subtitle, 'font-size="12" fill="#555"'),
   ]
   for (const v of axis) {
     out.push(
-      `<line x1="${x(v).toFixed(1)}" x2="${x(v).toFixed(1)}" y1="${top - 8}" y2="${height - 36}" stroke="${v === 1 ? '#888' : '#e2e2e2'}"/>`,
+      `<line x1="${x(v).toFixed(1)}" x2="${x(v).toFixed(1)}" y1="${top - 8}" ` +
+        `y2="${height - 36}" stroke="${v === 1 ? '#888' : '#e2e2e2'}"/>`,
       text(x(v), height - 18, `${v}×`, 'text-anchor="middle" font-size="12" fill="#555"'),
     )
   }
@@ -48,7 +50,9 @@ export function ratioPlot(title: string, subtitle: string, rows: Row[], axis: nu
     out.push(
       text(20, y, r.label, 'font-weight="bold"'),
       text(20, y + 17, r.note, 'font-size="11" fill="#555"'),
-      `<line x1="${x(r.min).toFixed(1)}" x2="${x(r.max).toFixed(1)}" y1="${y - 4}" y2="${y - 4}" stroke="${colour}" stroke-width="4" stroke-linecap="round" opacity="0.45"/>`,
+      `<line x1="${x(r.min).toFixed(1)}" x2="${x(r.max).toFixed(1)}" y1="${y - 4}" ` +
+        `y2="${y - 4}" stroke="${colour}" stroke-width="4" stroke-linecap="round" ` +
+        'opacity="0.45"/>',
       `<circle cx="${x(r.median).toFixed(1)}" cy="${y - 4}" r="6" fill="${colour}"/>`,
       text(width - right + 16, y, `${r.median.toFixed(2)}×`, `font-weight="bold" fill="${colour}"`),
       text(

@@ -82,7 +82,10 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
       const sockets = Array.from({ length: 4 }, () => connect(gateway.port).on('error', () => {}))
       await Promise.all(sockets.map(async (socket) => await records(socket)))
       const { cpu, blocked } = await gateway.figures()
-      return `4 connections of 10,000 records in 300 segments: ${cpu.toFixed(2)} s of CPU time, nobody else served for ${blocked.toFixed(2)} s`
+      return (
+        `4 connections of 10,000 records in 300 segments: ${cpu.toFixed(2)} s of CPU time, ` +
+        `nobody else served for ${blocked.toFixed(2)} s`
+      )
     },
     interim: async (gateway) => {
       const before = await gateway.figures()
@@ -91,7 +94,10 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
       socket.write(`GET /hints HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
       await pause(8_000)
       const after = await gateway.figures()
-      return `8 s of 103s to a peer that does not read: ${after.sent} sent, ${(after.rss - before.rss).toFixed(0)} MiB more, ${after.cpu.toFixed(2)} s of CPU time`
+      return (
+        `8 s of 103s to a peer that does not read: ${after.sent} sent, ` +
+        `${(after.rss - before.rss).toFixed(0)} MiB more, ${after.cpu.toFixed(2)} s of CPU time`
+      )
     },
     'cached-http1': async (gateway) => {
       await stored(gateway)
@@ -106,7 +112,11 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
       }
       await pause(2_000)
       const after = await gateway.figures()
-      return `250 stalled GETs of ${bodySize / 1024 / 1024} MiB: ${(after.rss - before.rss).toFixed(0)} MiB more (${before.rss.toFixed(0)} to ${after.rss.toFixed(0)}), ${after.connections} open`
+      return (
+        `250 stalled GETs of ${bodySize / 1024 / 1024} MiB: ` +
+        `${(after.rss - before.rss).toFixed(0)} MiB more (${before.rss.toFixed(0)} to ` +
+        `${after.rss.toFixed(0)}), ${after.connections} open`
+      )
     },
     'cached-http2': async (gateway) => {
       await stored(gateway)
@@ -130,7 +140,11 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
       }
       await pause(3_000)
       const after = await gateway.figures()
-      return `250 stalled streams of ${bodySize / 1024 / 1024} MiB on 5 connections: ${(after.rss - before.rss).toFixed(0)} MiB more (${before.rss.toFixed(0)} to ${after.rss.toFixed(0)})`
+      return (
+        `250 stalled streams of ${bodySize / 1024 / 1024} MiB on 5 connections: ` +
+        `${(after.rss - before.rss).toFixed(0)} MiB more (${before.rss.toFixed(0)} to ` +
+        `${after.rss.toFixed(0)})`
+      )
     },
     'cached-speed': async (gateway) => {
       await stored(gateway)
@@ -145,7 +159,11 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
         if (bytes > wanted) break
       }
       const { cpu } = await gateway.figures()
-      return `200 times 2 MiB from the cache to a peer that reads: ${((bytes * 8) / 1e6 / ((performance.now() - begun) / 1000)).toFixed(0)} Mbit/s, ${cpu.toFixed(2)} s of CPU time`
+      return (
+        '200 times 2 MiB from the cache to a peer that reads: ' +
+        `${((bytes * 8) / 1e6 / ((performance.now() - begun) / 1000)).toFixed(0)} Mbit/s, ` +
+        `${cpu.toFixed(2)} s of CPU time`
+      )
     },
     'two-addresses': async (gateway) => {
       let open = 0
@@ -187,7 +205,10 @@ function attacks(): Record<string, (gateway: Gateway) => Promise<string>> {
         )
         if (answer.startsWith('HTTP/1.1 200')) served++
       }
-      return `5 nodes without rights hold what they can get of 100 connections: one with rights gets ${served} of 20 connections`
+      return (
+        '5 nodes without rights hold what they can get of 100 connections: one with rights ' +
+        `gets ${served} of 20 connections`
+      )
     },
     'python-413': async (gateway) => {
       const child = spawn('python3', ['-c', python, gateway.port, name], {

@@ -106,7 +106,10 @@ export async function measureTailnet({
       const round = { ours: load(ours), go: load(go) }
       result.rounds.push(round)
       say(
-        `tailnet    round ${i + 1}          ours ${round.ours.rps.toFixed(0)} req/s, p99 ${round.ours.p99.toFixed(1)} ms${round.ours.failed > 0 ? ` (${round.ours.failed} FAILED)` : ''}; Go, native ${round.go.rps.toFixed(0)} req/s, p99 ${round.go.p99.toFixed(1)} ms`,
+        `tailnet    round ${i + 1}          ours ${round.ours.rps.toFixed(0)} req/s, p99 ` +
+          `${round.ours.p99.toFixed(1)} ` +
+          `ms${round.ours.failed > 0 ? ` (${round.ours.failed} FAILED)` : ''}; Go, native ` +
+          `${round.go.rps.toFixed(0)} req/s, p99 ${round.go.p99.toFixed(1)} ms`,
       )
     }
     result.ratio = result.rounds

@@ -115,7 +115,8 @@ try {
     const idle = await idleCPU(program)
     about[kind] = { joinedMs: program.joinedMs, idleRSS, idleCPU: idle }
     say(
-      `${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ${idle.toFixed(2)} % of a core`,
+      `${kind}: joined in ${program.joinedMs.toFixed(0)} ms; idle ${idleRSS.toFixed(0)} MB, ` +
+        `${idle.toFixed(2)} % of a core`,
     )
     resetPeak(program.pid)
     // Unmeasured: the path settles, code is compiled by use.
@@ -144,7 +145,8 @@ try {
     a.afterRSS = memory(program.pid).rss
     a.afterCPU = await idleCPU(program)
     say(
-      `${program.kind}: peak ${a.peakRSS.toFixed(0)} MB under load; ${manyStreams} connections opened and used in ${(many.ms / 1000).toFixed(1)} s, ` +
+      `${program.kind}: peak ${a.peakRSS.toFixed(0)} MB under load; ${manyStreams} ` +
+        `connections opened and used in ${(many.ms / 1000).toFixed(1)} s, ` +
         `peak ${a.manyRSS.toFixed(0)} MB; afterwards ${a.afterRSS.toFixed(0)} MB, ${a.afterCPU.toFixed(2)} % of a core`,
     )
   }
@@ -197,7 +199,8 @@ try {
     })
     const plot = ratioPlot(
       'tsnet: WebAssembly on Node.js / native',
-      `Median, minimum and maximum of ${rounds} rounds; blue: the goal. ${machine.cpus} cores (${machine.model}), Node.js ${machine.node}, ${when.slice(0, 10)}`,
+      `Median, minimum and maximum of ${rounds} rounds; blue: the goal. ${machine.cpus} ` +
+        `cores (${machine.model}), Node.js ${machine.node}, ${when.slice(0, 10)}`,
       rows,
       [0.1, 0.2, 0.5, 1, 2, 5, 10],
     )
@@ -210,7 +213,8 @@ try {
       )
     say(`JSON and plot: ${path.relative(process.cwd(), outDir)}/tsnet.json, tsnet.svg`)
     say(
-      `RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`,
+      `RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} ` +
+        `rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`,
     )
   }
 } finally {

@@ -32,7 +32,8 @@ const { values, positionals: asked } = parseArgs({
 const unknown = asked.filter((name) => !(name in folders))
 if (asked.length === 0 || unknown.length > 0) {
   console.error(
-    `test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; there are ${Object.keys(folders).join(', ')}`,
+    `test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; ` +
+      `there are ${Object.keys(folders).join(', ')}`,
   )
   process.exit(2)
 }
@@ -60,7 +61,8 @@ for (const name of asked) {
     count.failed++
     // The reporter gives the details at its end; in a long run one wants to know now.
     console.log(
-      `${path.relative(root, t.file ?? name)}: ${t.name}: ${String((t.details.error.cause as Error | undefined)?.message ?? t.details.error.message).slice(0, 1000)}`,
+      `${path.relative(root, t.file ?? name)}: ${t.name}: ` +
+        `${String((t.details.error.cause as Error | undefined)?.message ?? t.details.error.message).slice(0, 1000)}`,
     )
   })
   const shown = events.compose(new spec())

@@ -107,7 +107,8 @@ ${url}
       ['', ':8443', ':10000'].map(async (port) => client.browse(`https://${node.name}${port}`)),
     )
     console.log(
-      `In a browser on this machine (each forwards into the tailnet):\n  editor  ${editor}\n  flows   ${flows}\n  status  ${own}\nCtrl-C ends it all.`,
+      `In a browser on this machine (each forwards into the tailnet):\n  editor  ${editor}\n ` +
+        ` flows   ${flows}\n  status  ${own}\nCtrl-C ends it all.`,
     )
     while (vm.running) await sleep(1000)
     throw new Error('the machine has ended')

@@ -128,7 +128,8 @@ export async function report(before: string, after: string, debs: string): Promi
   lines.push(
     all.length === 0
       ? 'No package has changed.'
-      : `${all.length} packages have changed; ${advisory.length === 0 ? 'their changelogs name no advisory' : `advisories closed: ${advisory.join(', ')}`}.`,
+      : `${all.length} packages have changed; ` +
+          `${advisory.length === 0 ? 'their changelogs name no advisory' : `advisories closed: ${advisory.join(', ')}`}.`,
   )
   return `${lines.join('\n')}\n`
 }

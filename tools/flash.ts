@@ -86,7 +86,9 @@ export function card(device: string, sysfs = '/sys'): Card {
   // is soldered in.
   if (attribute('removable') !== '1' && attribute('device/type') !== 'SD') {
     throw new Error(
-      `${device} (${attribute('device/model') || 'no model'}) is not removable, so it may be this computer's own disk: it is not touched. Use a card reader, or write the image with dd if you are sure`,
+      `${device} (${attribute('device/model') || 'no model'}) is not removable, so it may be ` +
+        `this computer's own disk: it is not touched. Use a card reader, or write the image ` +
+        'with dd if you are sure',
     )
   }
   if (attribute('ro') === '1')
@@ -98,7 +100,8 @@ export function card(device: string, sysfs = '/sys'): Card {
     .filter((line) => line.split(' ')[0]!.startsWith(path))
   if (used.length > 0)
     throw new Error(
-      `${device} is in use: ${used.map((line) => line.split(' ')[1]).join(', ')}. Unmount it first: umount ${used.map((line) => line.split(' ')[0]).join(' ')}`,
+      `${device} is in use: ${used.map((line) => line.split(' ')[1]).join(', ')}. Unmount it ` +
+        `first: umount ${used.map((line) => line.split(' ')[0]).join(' ')}`,
     )
   return {
     path,
@@ -169,7 +172,9 @@ export async function keeping(disk: FileHandle, size: number, { head }: Examined
     record.toString('latin1', 120, 136).replace(/\0.*$/s, '') !== data
   ) {
     throw new Error(
-      'there is no data partition of Gatehouse on the card, or it has been overwritten: nothing can be kept. Write it without KEEP=1, and bring back a backup with gatehouse restore',
+      'there is no data partition of Gatehouse on the card, or it has been overwritten: ' +
+        'nothing can be kept. Write it without KEEP=1, and bring back a backup with gatehouse ' +
+        'restore',
     )
   }
   const behind = old.partitions.filter(({ first }) => first > root.first)
@@ -178,7 +183,9 @@ export async function keeping(disk: FileHandle, size: number, { head }: Examined
     behind.some(({ first }) => first <= root.last)
   ) {
     throw new Error(
-      'the card has another layout than the image, so its data cannot stay where they are. Make a backup on the device (gatehouse backup), write the card without KEEP=1, and bring it back with gatehouse restore',
+      'the card has another layout than the image, so its data cannot stay where they are. ' +
+        'Make a backup on the device (gatehouse backup), write the card without KEEP=1, and ' +
+        'bring it back with gatehouse restore',
     )
   }
   return {
@@ -311,7 +318,8 @@ async function main(device: string, image: string, keep: boolean): Promise<void>
     })
   }
   console.log(
-    `${target.path}: ${target.model}, ${gb(target.size)}. All of this is erased${keep ? `, but for the data partition (${data})` : ''}:\n`,
+    `${target.path}: ${target.model}, ${gb(target.size)}. All of this is ` +
+      `erased${keep ? `, but for the data partition (${data})` : ''}:\n`,
   )
   console.log(
     execFileSync('lsblk', ['-o', 'NAME,SIZE,FSTYPE,LABEL,PARTLABEL', target.path], {
@@ -343,7 +351,8 @@ async function main(device: string, image: string, keep: boolean): Promise<void>
     { keep },
   )
   console.log(
-    `\nwritten and verified: sha256 ${expected.sha256}. ${keep ? 'Start from it: settings and identity are as they were.' : "Copy gatehouse.toml to the card's first partition, or just start from it."}`,
+    `\nwritten and verified: sha256 ${expected.sha256}. ` +
+      `${keep ? 'Start from it: settings and identity are as they were.' : "Copy gatehouse.toml to the card's first partition, or just start from it."}`,
   )
 }
 

@@ -31,7 +31,8 @@ const out = join(root, 'out')
 const key = signingKey(process.env.GATEHOUSE_KEYS ?? join(root, 'keys'))
 if (key.made)
   console.error(
-    `release: made a signing key: keep ${key.privateKey}. Devices flashed with your images take updates signed with it alone`,
+    `release: made a signing key: keep ${key.privateKey}. Devices flashed with your images ` +
+      'take updates signed with it alone',
   )
 
 async function sha256(path: string): Promise<string> {

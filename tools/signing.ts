@@ -38,7 +38,8 @@ export function signingKey(directory: string): {
   const derived = createPublicKey(readFileSync(privateKey)).export({ type: 'spki', format: 'pem' })
   if (derived !== readFileSync(publicKey, 'utf8'))
     throw new Error(
-      `${publicKey} is not the public half of ${privateKey}: restore both, or delete both to start with a new key (devices in the field accept the old one alone)`,
+      `${publicKey} is not the public half of ${privateKey}: restore both, or delete both to ` +
+        'start with a new key (devices in the field accept the old one alone)',
     )
   return { privateKey, publicKey, made }
 }

@@ -132,7 +132,9 @@ function withoutKeys(text: string, once: ReadonlyMap<string, string>): string | 
   for (const { expression, end } of outer.toReversed()) {
     const [first, last] = [lineStart(result, expression), lineEnd(result, end)]
     const commented = result.slice(first, last).replaceAll(/^/gm, '# ')
-    result = `${result.slice(0, first)}# The key could not be taken out alone: what was written with it is a comment now.\n${commented}${result.slice(last)}`
+    result =
+      `${result.slice(0, first)}# The key could not be taken out alone: what was written with ` +
+      `it is a comment now.\n${commented}${result.slice(last)}`
   }
   for (const { value, end } of outer)
     result = result.replaceAll(text.slice(value, end), '(taken off the card)')

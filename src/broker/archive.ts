@@ -143,7 +143,8 @@ export async function restore(root: string, file: string, passphrase: string): P
         throw new GatehouseError(
           'GH_RESTORE_PASSPHRASE',
           `${file} cannot be decrypted: ${reason(err)}`,
-          'Nothing was changed. Check the passphrase, and that it is a file that the page Backup of the console gave, or gatehouse backup wrote',
+          'Nothing was changed. Check the passphrase, and that it is a file that the page ' +
+            'Backup of the console gave, or gatehouse backup wrote',
         )
       })
     await tool(

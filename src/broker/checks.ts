@@ -114,7 +114,9 @@ async function units(): Promise<Check[]> {
         name: 'services',
         result: 'fail',
         found: `failed: ${failed.join(', ')}`,
-        cure: 'Look at what it says: page Logs of the console, or gatehouse logs; a restart of the device tries it again',
+        cure:
+          'Look at what it says: page Logs of the console, or gatehouse logs; a restart of the ' +
+          'device tries it again',
       },
     ]
   } catch (err) {

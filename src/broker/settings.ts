@@ -281,7 +281,8 @@ export class Settings {
     throw new GatehouseError(
       'GH_SETTINGS_CODE',
       `${what} would hand over the device, so a code is needed that its console shows`,
-      'Type the six digits from the screen or serial line of the device; settings can be changed in gatehouse.toml on the card, too',
+      'Type the six digits from the screen or serial line of the device; settings can be ' +
+        'changed in gatehouse.toml on the card, too',
     )
   }
 

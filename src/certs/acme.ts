@@ -142,7 +142,8 @@ export async function createIssuer({
       if (told.getTime() > now().getTime() + day) {
         throw new IssueError(
           'GH_CERTS_CLOCK',
-          `the clock says ${now().toISOString()}, and the authority ${URL.parse(directory)?.host} that it is ${told.toISOString()}`,
+          `the clock says ${now().toISOString()}, and the authority ` +
+            `${URL.parse(directory)?.host} that it is ${told.toISOString()}`,
           checkClock,
         )
       }

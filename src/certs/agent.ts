@@ -104,7 +104,9 @@ export async function renew({
       if (certificate.notBefore.getTime() > now().getTime() + day) {
         // Nobody knows then whether it has expired. The authority's clock was right when it issued
         // it.
-        const text = `the clock says ${now().toISOString()}, which is before the certificate for ${name} was issued (${certificate.notBefore.toISOString()}). ${checkClock}`
+        const text =
+          `the clock says ${now().toISOString()}, which is before the certificate for ${name} ` +
+          `was issued (${certificate.notBefore.toISOString()}). ${checkClock}`
         later('failed', 'GH_CERTS_CLOCK', text, undefined, certificate)
         say(text, 'warning')
         continue
@@ -204,7 +206,8 @@ export async function renew({
         },
       )
       say(
-        `certificate for ${name} (${due}): ${fresh.serial} by ${fresh.issuer}, valid until ${fresh.notAfter.toISOString()}`,
+        `certificate for ${name} (${due}): ${fresh.serial} by ${fresh.issuer}, valid until ` +
+          `${fresh.notAfter.toISOString()}`,
       )
     } catch (err) {
       const { code, retryAfter, cure } =
@@ -215,7 +218,9 @@ export async function renew({
               retryAfter: undefined,
               cure: makeSpace,
             }
-      const text = `no certificate for ${name}: ${reason(err instanceof IssueError ? err.message : err)}. ${oneLine(cure)}`
+      const text =
+        `no certificate for ${name}: ${reason(err instanceof IssueError ? err.message : err)}. ` +
+        `${oneLine(cure)}`
       // Where it cannot be written, nothing was asked for either: what holds is the wait in memory,
       // for as long as this run goes on.
       const at = await ledger
@@ -348,7 +353,9 @@ function judge(
   const when =
     left <= 0
       ? `The one in use expired at ${certificate.notAfter.toISOString()}`
-      : `The one in use is good for ${left < day ? `${(left / 3_600_000).toFixed(1)} hours` : `${daysLeft} ${daysLeft === 1 ? 'day' : 'days'}`} more`
+      : 'The one in use is good for ' +
+        `${left < day ? `${(left / 3_600_000).toFixed(1)} hours` : `${daysLeft} ${daysLeft === 1 ? 'day' : 'days'}`} ` +
+        'more'
   return { code, text: `${text.replace(/\.$/, '')}. ${when}`, severity, daysLeft }
 }
 
@@ -370,7 +377,8 @@ function prove(pem: string, name: string, now: Date): Certificate {
   if (notAfter <= now || notBefore.getTime() > now.getTime() + day) {
     throw new IssueError(
       'GH_CERTS_UNFIT',
-      `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ${notAfter.toISOString()}, and now is ${now.toISOString()}`,
+      `what the authority sent is not used: it is valid from ${notBefore.toISOString()} to ` +
+        `${notAfter.toISOString()}, and now is ${now.toISOString()}`,
       checkClock,
     )
   }
@@ -407,7 +415,9 @@ async function look(
       certificate,
       found: {
         code: 'GH_CERTS_TAMPERED',
-        message: `${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} again. Find out what changed it`,
+        message:
+          `${path} had mode ${(stat.mode & 0o7777).toString(8)} and has ${mode.toString(8)} ` +
+          'again. Find out what changed it',
       },
     }
   } catch (err) {

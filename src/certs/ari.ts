@@ -181,7 +181,9 @@ export class Plans {
           if (plan.window?.start !== start || plan.window.end !== end) {
             plan.window = { start, end, at: Math.round(start + Math.random() * (end - start)) }
             said(
-              `${name}: the authority would have its certificate renewed between ${info.start.toISOString()} and ${info.end.toISOString()}, which is done at ${cap(plan.window.at, certificate).toISOString()}${info.explanation === undefined ? '' : `: see ${info.explanation}`}`,
+              `${name}: the authority would have its certificate renewed between ` +
+                `${info.start.toISOString()} and ${info.end.toISOString()}, which is done at ` +
+                `${cap(plan.window.at, certificate).toISOString()}${info.explanation === undefined ? '' : `: see ${info.explanation}`}`,
             )
           }
           plan.check = now + Math.min(latest, Math.max(soonest, info.retryAfter ?? usual))
@@ -191,7 +193,8 @@ export class Plans {
         // An hour later at the latest, which is when the timer comes round.
         plan.check = now + Math.min(latest, Math.max(soonest, retryAfter ?? 60 * minute))
         said(
-          `${name}: the authority does not say when to renew (${message}): ${plan.window === undefined ? 'two thirds of the lifetime count' : 'what it said before counts'}`,
+          `${name}: the authority does not say when to renew (${message}): ` +
+            `${plan.window === undefined ? 'two thirds of the lifetime count' : 'what it said before counts'}`,
         )
       }
       this.#plans[name] = plan

@@ -43,7 +43,8 @@ export function readChain(text: string, key?: KeyObject): X509Certificate[] {
   }
   if (rest.length > 0)
     throw new Error(
-      `${rest[0]!.subject.replaceAll('\n', ', ')} in it does not belong to the chain of ${leaf.subject.replaceAll('\n', ', ')}`,
+      `${rest[0]!.subject.replaceAll('\n', ', ')} in it does not belong to the chain of ` +
+        `${leaf.subject.replaceAll('\n', ', ')}`,
     )
   return chain
 }

@@ -53,7 +53,8 @@ export class GoodTime {
     if (this.#time !== undefined && now.getTime() < this.#time - minute) {
       throw new GatehouseError(
         'GH_CERTS_CLOCK',
-        `the clock says ${now.toISOString()}, which is before ${new Date(this.#time).toISOString()}, when it was certainly right`,
+        `the clock says ${now.toISOString()}, which is before ` +
+          `${new Date(this.#time).toISOString()}, when it was certainly right`,
         cure,
       )
     }

@@ -55,7 +55,8 @@ export async function installFiles({
       history.totals.issued++
       history.totals.lastSuccess = now.toISOString()
       say(
-        `certificate for ${name} from the card: ${certificate.serial} by ${certificate.issuer}, valid until ${certificate.notAfter.toISOString()}`,
+        `certificate for ${name} from the card: ${certificate.serial} by ` +
+          `${certificate.issuer}, valid until ${certificate.notAfter.toISOString()}`,
       )
     }
     const notAfter = certificate.notAfter.toISOString()
@@ -77,7 +78,8 @@ function unfit(message: string): GatehouseError {
   return new GatehouseError(
     'GH_CERTS_FILES',
     `the certificate from the card is not used: ${oneLine(message)}`,
-    'Put cert_file and key_file, a certificate and its key, on the card once more, as gatehouse.toml names them, and restart the device',
+    'Put cert_file and key_file, a certificate and its key, on the card once more, as ' +
+      'gatehouse.toml names them, and restart the device',
   )
 }
 

@@ -94,7 +94,9 @@ export class Ledger {
       .filter((at) => near(at, now, hour))
       .toSorted((a, b) => a - b)
     if (validations.length >= limits.validationsAnHour) {
-      const problem = `${validations.length} validations were asked for within an hour, and the authority counts. Wait; restarting does not help`
+      const problem =
+        `${validations.length} validations were asked for within an hour, and the authority ` +
+        'counts. Wait; restarting does not help'
       waits.push({
         next: validations.at(-limits.validationsAnHour)! + hour,
         ...(entry.problem === ''
@@ -113,7 +115,9 @@ export class Ledger {
       if (at + wait > now)
         waits.push({
           next: at + wait,
-          problem: `${issues.length} certificates for ${name} were asked for within a week, and the authority counts. Find out why so many. ${seeLogs('gatehouse-certs')}`,
+          problem:
+            `${issues.length} certificates for ${name} were asked for within a week, and the ` +
+            `authority counts. Find out why so many. ${seeLogs('gatehouse-certs')}`,
           code: 'GH_CERTS_RATE_LIMITED',
         })
     }
@@ -133,7 +137,9 @@ export class Ledger {
     entry.failures++
     entry.code = 'GH_CERTS_INTERRUPTED'
     entry.next = now + this.#wait(entry)
-    entry.problem = `the attempt for ${name} begun at ${new Date(now).toISOString()} was cut short. It is made again by itself`
+    entry.problem =
+      `the attempt for ${name} begun at ${new Date(now).toISOString()} was cut short. It is ` +
+      'made again by itself'
     await this.#write(now)
     return cut
   }

@@ -185,10 +185,13 @@ function missing(key: string, what: string): IssueError {
 function notUpdated(server: string, key: string, err: unknown): IssueError {
   const code = err instanceof DNSRefusal ? err.code : (err as NodeJS.ErrnoException).code
   const cures: Record<string, string> = {
-    BADKEY: `It knows no key ${key} of this algorithm, or does not let it change this zone: check tsig_name and tsig_algorithm in gatehouse.toml`,
+    BADKEY:
+      `It knows no key ${key} of this algorithm, or does not let it change this zone: check ` +
+      'tsig_name and tsig_algorithm in gatehouse.toml',
     BADSIG: 'Its secret is another: check tsig_key in gatehouse.toml',
     BADTIME:
-      'The clocks differ by more than five minutes: check the network, which the clock is set from, and the name server’s clock',
+      'The clocks differ by more than five minutes: check the network, which the clock is ' +
+      'set from, and the name server’s clock',
     REFUSED: `Let the key ${key} change TXT records of ${prefix}… at the name server`,
     NOTAUTH: 'It is not the primary of the zone: check dns_server and dns_zone in gatehouse.toml',
     NOTZONE: 'It has no such zone: check dns_server and dns_zone in gatehouse.toml',
@@ -304,7 +307,8 @@ function notThere({ name, type, value }: DNSRecord): IssueError {
   return new IssueError(
     'GH_CERTS_RECORD',
     `the record ${name} is not in DNS yet`,
-    `Set, where the records of your domain are: ${name} ${type} ${type === 'TXT' ? JSON.stringify(value) : value}. It is looked for by itself`,
+    `Set, where the records of your domain are: ${name} ${type} ` +
+      `${type === 'TXT' ? JSON.stringify(value) : value}. It is looked for by itself`,
   )
 }
 

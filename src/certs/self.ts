@@ -63,7 +63,10 @@ function serial(): string {
 
 async function pem(key: webcrypto.CryptoKey): Promise<string> {
   const der = Buffer.from(await webcrypto.subtle.exportKey('pkcs8', key))
-  return `-----BEGIN PRIVATE KEY-----\n${der.toString('base64').replaceAll(/.{64}(?=.)/g, '$&\n')}\n-----END PRIVATE KEY-----\n`
+  return (
+    `-----BEGIN PRIVATE KEY-----\n${der.toString('base64').replaceAll(/.{64}(?=.)/g, '$&\n')}\n` +
+    '-----END PRIVATE KEY-----\n'
+  )
 }
 
 async function makeRoot(names: string[], now: Date): Promise<Stored> {

@@ -27,7 +27,8 @@ export async function runBackup(
         await backup(root, file, passphrase)
       })
       process.stdout.write(
-        `${file} is written. Keep it and its passphrase apart from the device. (age -d ${file} | tar tv shows what is in it)\n`,
+        `${file} is written. Keep it and its passphrase apart from the device. (age -d ` +
+          `${file} | tar tv shows what is in it)\n`,
       )
     } else {
       const names = await quiet(async () => await restore(root, file, passphrase))

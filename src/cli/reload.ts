@@ -24,7 +24,8 @@ export async function runReload(
       await promisify(execFile)('systemctl', ['restart', 'gatehouse-provision.service'])
   } catch (err) {
     process.stderr.write(
-      `gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  → ${asRoot}. ${seeLogs('gatehouse-provision')}.\n`,
+      `gatehouse reload: the boot partition's file cannot be taken over: ${reason(err)}.\n  ` +
+        `→ ${asRoot}. ${seeLogs('gatehouse-provision')}.\n`,
     )
     return 1
   }

@@ -56,7 +56,9 @@ export function report(status: GatewayStatus): string {
   if (status.certificate.authority !== undefined && status.certificate.names.length > 0)
     lines.push(
       'Certificates are of an authority of this device alone. Let your devices trust its root once,',
-      `gatehouse-ca.crt on this card or http://${new URL(status.url ?? 'https://gatehouse/').hostname}/ca.crt, whose SHA-256 fingerprint is`,
+      'gatehouse-ca.crt on this card or ' +
+        `http://${new URL(status.url ?? 'https://gatehouse/').hostname}/ca.crt, whose SHA-256 ` +
+        'fingerprint is',
       '',
       `  ${status.certificate.authority.fingerprint}`,
       '',

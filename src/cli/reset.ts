@@ -14,7 +14,8 @@ export async function runReset(
 ): Promise<number> {
   if (!yes) {
     process.stderr.write(
-      'gatehouse reset: flows, tailnet identity, certificates and settings would be lost for good. A backup first: gatehouse backup FILE. Then: gatehouse reset --yes\n',
+      'gatehouse reset: flows, tailnet identity, certificates and settings would be lost for ' +
+        'good. A backup first: gatehouse backup FILE. Then: gatehouse reset --yes\n',
     )
     return 64
   }

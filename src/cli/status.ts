@@ -28,7 +28,8 @@ export async function runStatus(paths: Paths, { json }: { json: boolean }): Prom
       )
     } else {
       process.stderr.write(
-        `The gateway cannot be reached: ${message}.\n  → ${cure}.\n${configuration === '' ? '' : `Configuration: ${configuration}\n`}`,
+        `The gateway cannot be reached: ${message}.\n  → ${cure}.\n` +
+          `${configuration === '' ? '' : `Configuration: ${configuration}\n`}`,
       )
     }
     return 2

@@ -248,7 +248,8 @@ export function serialize(config: Config): string {
     }),
   )
   return (
-    '# Written by gatehouse provision from gatehouse.toml on the boot partition. Change that one: this file is replaced at each boot.\n' +
+    '# Written by gatehouse provision from gatehouse.toml on the boot partition. Change that ' +
+    'one: this file is replaced at each boot.\n' +
     `# Program of ${builtAt.toISOString()}\n` +
     stringify(document) +
     '\n'

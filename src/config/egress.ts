@@ -86,7 +86,9 @@ export const presets = {
 export type Preset = keyof typeof presets
 
 const form =
-  'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", "[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp", "*.example.org:443", "lan:1883", "internet:443"'
+  'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", ' +
+  '"[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp", ' +
+  '"*.example.org:443", "lan:1883", "internet:443"'
 
 /**
  * Reads one entry of the list: `host:port[-port][/tcp|/udp]`, TCP when nothing is said; or a
@@ -112,7 +114,8 @@ export function parseEgress(
   if (text.includes('://'))
     return wrong(
       'a URL, not a host and port',
-      `Write ${URL.parse(text) === null ? 'the host and its port' : `"${URL.parse(text)!.host}${/:\d+$/.test(URL.parse(text)!.host) ? '' : ':443'}"`} alone`,
+      `Write ${URL.parse(text) === null ? 'the host and its port' : `"${URL.parse(text)!.host}${/:\d+$/.test(URL.parse(text)!.host) ? '' : ':443'}"`} ` +
+        'alone',
     )
   const parts = /^(?:\[([^\]]+)\]|([^[\]:]+)):(\d+)(?:-(\d+))?(?:\/([a-z]+))?$/.exec(text)
   if (parts === null) {

@@ -78,7 +78,9 @@ export function checkHeader(
   if (owner !== undefined) return { message: `${name} is ${owner}`, cure: 'Remove it' }
   if (!removes && direction === 'request' && /^(?:authorization|cookie)$/i.test(name!)) {
     return {
-      message: `${name} is a secret, and the configuration can be read by every user of the device, Node-RED's flows among them`,
+      message:
+        `${name} is a secret, and the configuration can be read by every user of the device, ` +
+        `Node-RED's flows among them`,
       cure: 'Remove it, and let the app trust Tailscale-User-Login from the gateway',
     }
   }

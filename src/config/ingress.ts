@@ -86,7 +86,9 @@ function readNetwork(
   if (!local)
     return {
       wrong: `${text} is not within a local network`,
-      cure: 'Write "lan" for the networks that the device is in, or a part of 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or fc00::/7',
+      cure:
+        'Write "lan" for the networks that the device is in, or a part of 10.0.0.0/8, ' +
+        '172.16.0.0/12, 192.168.0.0/16 or fc00::/7',
     }
   return { network: `${address}/${length}`, family }
 }

@@ -67,7 +67,10 @@ function controlCharacter(value: string, { name }: KeyText): Wrong | undefined {
 
 /** The cure for values with backslashes and double quotes in them. */
 export function singleQuotes(name: string): string {
-  return `Use single quotes, in which backslashes and double quotes stand for themselves: ${/^[a-z_]+$/.test(name) ? name : 'key'} = '…'`
+  return (
+    'Use single quotes, in which backslashes and double quotes stand for themselves: ' +
+    `${/^[a-z_]+$/.test(name) ? name : 'key'} = '…'`
+  )
 }
 
 /** One of a few words, in quotes. */

@@ -808,7 +808,9 @@ export const entryChecks: {
       ? {
           message:
             '[local_network] listen = true does not say what everybody on the local network may do',
-          cure: 'Write rights = ["use"] for what flows serve, or ["view", "use"] to show the flows too; or remove listen',
+          cure:
+            'Write rights = ["use"] for what flows serve, or ["view", "use"] to show the flows ' +
+            'too; or remove listen',
         }
       : undefined,
   app: (entry: Config['app'][number], others: Config['app']) => {
@@ -998,7 +1000,10 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
     given(key)
       ? undefined
       : {
-          message: `[certificates] mode = "${mode}"${proof === undefined ? '' : ` with proof = "${proof}"`} needs ${tomlName(key)}`,
+          message:
+            '[certificates] mode = ' +
+            `"${mode}"${proof === undefined ? '' : ` with proof = "${proof}"`} needs ` +
+            `${tomlName(key)}`,
           cure: `Write ${tomlName(key)} = ${example}`,
         }
   if (mode === 'files')
@@ -1038,7 +1043,9 @@ function checkCertificates(certificates: Config['certificates']): Wrong | undefi
       ? undefined
       : {
           message: `acme_dns_${acmeDnsUser === undefined ? 'subdomain' : 'user'} is set without the others`,
-          cure: 'Write acme_dns_user, acme_dns_password and acme_dns_subdomain; or none of them, and the device makes an account',
+          cure:
+            'Write acme_dns_user, acme_dns_password and acme_dns_subdomain; or none of them, ' +
+            'and the device makes an account',
         })
   )
 }
@@ -1074,7 +1081,10 @@ export function appIdentity({
 
 function notPath(path: string): Wrong {
   return {
-    message: `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at the device's name is not below /app/ (an old address of what flows serve) or /.gatehouse/`,
+    message:
+      `path ${quote(path)} is not a path of an app: it begins and ends with a slash, and at ` +
+      `the device's name is not below /app/ (an old address of what flows serve) or ` +
+      '/.gatehouse/',
     cure: 'Write path = "/grafana/"',
   }
 }
@@ -1110,7 +1120,9 @@ function checkService(value: string): Wrong | undefined {
   return /^svc:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(value)
     ? undefined
     : {
-        message: `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of a-z, 0-9 and inner hyphens`,
+        message:
+          `service ${quote(value)} is not the name of a Tailscale Service: svc: and 1 to 63 of ` +
+          'a-z, 0-9 and inner hyphens',
         cure: 'Write service = "svc:grafana"',
       }
 }
@@ -1123,7 +1135,9 @@ function checkOrigin(value: string, key: { name: string }): Wrong | undefined {
       : undefined
   if (origin === value) return undefined
   return {
-    message: `${key.name}, ${quote(value)}, is not an origin: https:// or http://, a host in lower case, a port unless it is the usual one, and nothing after it`,
+    message:
+      `${key.name}, ${quote(value)}, is not an origin: https:// or http://, a host in lower ` +
+      'case, a port unless it is the usual one, and nothing after it',
     cure: `Write allow_origins = [${JSON.stringify(origin ?? 'https://panel.example')}]`,
   }
 }
@@ -1134,7 +1148,9 @@ function checkWho(value: string, key: { name: string }): Wrong | undefined {
     return undefined
   return {
     message: `${key.name}, ${quote(value)}, is neither a login name nor a tag`,
-    cure: 'Write the name as the control server shows it, such as "alice@example.com" or "alice@github" (with Headscale also "alice"), or a tag such as "tag:sensor"',
+    cure:
+      'Write the name as the control server shows it, such as "alice@example.com" or ' +
+      '"alice@github" (with Headscale also "alice"), or a tag such as "tag:sensor"',
   }
 }
 
@@ -1239,7 +1255,9 @@ function checkNetwork({ addresses, gateway }: Config['network'][number]): Wrong 
     ? undefined
     : {
         message: `gateway ${quote(far)} is not in the network of any of addresses, and cannot be reached`,
-        cure: "Write the router's address as another device of your network shows it, and the prefix length that goes with it (24 for most)",
+        cure:
+          "Write the router's address as another device of your network shows it, and the " +
+          'prefix length that goes with it (24 for most)',
       }
 }
 
@@ -1295,14 +1313,17 @@ function checkFile(...endings: string[]) {
     new RegExp(`^[A-Za-z0-9_][A-Za-z0-9_.-]*\\.(?:${endings.join('|')})$`).test(value)
       ? undefined
       : {
-          message: `${key.name} ${quote(value)} is not a plain file name ending in ${endings.map((ending) => `.${ending}`).join(' or ')}`,
+          message:
+            `${key.name} ${quote(value)} is not a plain file name ending in ` +
+            `${endings.map((ending) => `.${ending}`).join(' or ')}`,
           cure: `Put the file beside gatehouse.toml and write its name alone: ${key.example}`,
         }
 }
 
 function checkAuthKey(value: string): Wrong | undefined {
   const make =
-    'Make an auth key in the admin console (Settings, Keys), with Headscale by `headscale preauthkeys create`, and write it whole: auth_key = "tskey-auth-…"'
+    'Make an auth key in the admin console (Settings, Keys), with Headscale by `headscale ' +
+    'preauthkeys create`, and write it whole: auth_key = "tskey-auth-…"'
   if (value === '')
     return {
       message: 'auth_key is empty',
@@ -1331,7 +1352,8 @@ function checkWindow(value: string): Wrong | undefined {
 
 function checkClientSecret(value: string): Wrong | undefined {
   const make =
-    'Make an OAuth client with the scope auth_keys in the admin console (Settings, OAuth clients) and write its secret whole: client_secret = "tskey-client-…"'
+    'Make an OAuth client with the scope auth_keys in the admin console (Settings, OAuth ' +
+    'clients) and write its secret whole: client_secret = "tskey-client-…"'
   if (value.includes('…') || value.endsWith('...'))
     return { message: 'client_secret is the example, not a secret', cure: make }
   return /^tskey-client-[\x21-\x7e]+$/.test(value)

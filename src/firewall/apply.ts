@@ -95,7 +95,10 @@ export function script(
 /** Ports, verdict and comment of a rule. */
 function ending(caller: Caller, { ports, protocol, text }: Egress, before = ''): string {
   const [first, last] = ports
-  return `${protocol} dport ${first === last ? first : `${first}-${last}`} ${before}accept comment "${`${caller}: ${text}`.slice(0, 120)}"`
+  return (
+    `${protocol} dport ${first === last ? first : `${first}-${last}`} ${before}accept comment ` +
+    `"${`${caller}: ${text}`.slice(0, 120)}"`
+  )
 }
 
 /**
@@ -156,7 +159,8 @@ export function nodeRedScript(
     ...(namedEntries(list).length === 0 && !learning
       ? []
       : [
-          `add rule inet gatehouse node-red-names ip daddr ${resolverAddress} udp dport 53 accept comment "node-red: its resolver, for the names on its list"`,
+          `add rule inet gatehouse node-red-names ip daddr ${resolverAddress} udp dport 53 ` +
+            'accept comment "node-red: its resolver, for the names on its list"',
         ]),
     ...lines,
     '',
@@ -208,7 +212,8 @@ export function redirection(listen: boolean, before: boolean): string {
       [ports.flows, localPorts.flows],
     ] as const)
       lines.push(
-        `add rule ${redirect} fib daddr type local tcp dport ${from} redirect to :${to} comment "local network: TCP ${from}, from everybody there ([local_network] listen)"`,
+        `add rule ${redirect} fib daddr type local tcp dport ${from} redirect to :${to} ` +
+          `comment "local network: TCP ${from}, from everybody there ([local_network] listen)"`,
       )
   return `${lines.join('\n')}\n`
 }
@@ -368,11 +373,14 @@ export async function runApply(paths: Paths): Promise<number> {
   for (const { text, addresses, refused, problem } of all) {
     for (const [address, why] of Object.entries(refused))
       process.stderr.write(
-        `gatehouse firewall: ${text} leads to ${address}, ${why}: not allowed. If that is not your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)\n`,
+        `gatehouse firewall: ${text} leads to ${address}, ${why}: not allowed. If that is ` +
+          'not your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)\n',
       )
     if (problem !== undefined)
       process.stderr.write(
-        `gatehouse firewall: ${text}: ${problem}${addresses.length === 0 ? '' : '; what was known of it stays allowed'}. (GH_FIREWALL_NAME)\n`,
+        `gatehouse firewall: ${text}: ` +
+          `${problem}${addresses.length === 0 ? '' : '; what was known of it stays allowed'}. ` +
+          '(GH_FIREWALL_NAME)\n',
       )
   }
   const count = applied.entries.filter(

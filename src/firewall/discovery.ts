@@ -36,9 +36,12 @@ export function discoveryScript(
           const from = `ip saddr { ${lan.join(', ')} }`
           const accept = `limit rate 100/second burst 200 packets accept comment "node-red: ${preset}`
           return [
-            `${out} ip daddr ${group} udp dport ${port} update @discovery-ports { udp sport } accept comment "node-red: ${preset}, questions and announcements"`,
-            `${out} ip daddr { ${lan.join(', ')} } udp sport ${port} ip daddr . udp dport @discovery-askers accept comment "node-red: ${preset}, answers to who asked"`,
-            `${into} ${from} ip daddr ${group} udp dport ${port} update @discovery-askers { ip saddr . udp sport } ${accept}, questions and announcements"`,
+            `${out} ip daddr ${group} udp dport ${port} update @discovery-ports { udp sport ` +
+              `} accept comment "node-red: ${preset}, questions and announcements"`,
+            `${out} ip daddr { ${lan.join(', ')} } udp sport ${port} ip daddr . udp dport ` +
+              `@discovery-askers accept comment "node-red: ${preset}, answers to who asked"`,
+            `${into} ${from} ip daddr ${group} udp dport ${port} update @discovery-askers { ` +
+              `ip saddr . udp sport } ${accept}, questions and announcements"`,
             `${into} ${from} ip daddr != ${group} ${answersFrom}udp dport @discovery-ports ${accept}, answers"`,
           ]
         })

@@ -77,7 +77,9 @@ export function drops(journal: string): Drop[] {
       {
         at: new Date(Number(__REALTIME_TIMESTAMP) / 1000).toISOString(),
         why: parts[1]!,
-        what: `${field('PROTO') ?? '?'} ${field('SRC') ?? '?'} → ${field('DST') ?? '?'}${port === undefined ? '' : ` port ${port}`}${uid === undefined ? '' : `, user ${uid}`}`,
+        what:
+          `${field('PROTO') ?? '?'} ${field('SRC') ?? '?'} → ` +
+          `${field('DST') ?? '?'}${port === undefined ? '' : ` port ${port}`}${uid === undefined ? '' : `, user ${uid}`}`,
       },
     ]
   })

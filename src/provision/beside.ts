@@ -47,7 +47,9 @@ async function missing(boot: string): Promise<GatehouseError> {
     ? new GatehouseError(
         'GH_CONFIG_MISSING',
         "There is no gatehouse.toml on the card's first partition",
-        'Put the card into a computer and make a text file gatehouse.toml there with the lines [tailnet] and auth_key = "tskey-auth-…"; without a key, open the login URL that the screen and gatehouse-status.txt on the card show',
+        'Put the card into a computer and make a text file gatehouse.toml there with the ' +
+          'lines [tailnet] and auth_key = "tskey-auth-…"; without a key, open the login URL ' +
+          'that the screen and gatehouse-status.txt on the card show',
       )
     : new Misnamed(
         'GH_CONFIG_MISSING',

@@ -54,7 +54,8 @@ export async function readCertificate(
       throw new GatehouseError(
         'GH_CONFIG_KEY_FILE',
         `key_file ${keyFile}: ${reason(err)}`,
-        'Write the private key of the certificate into it, in PEM form and without a passphrase (openssl pkey -in old.key -out gatehouse.key)',
+        'Write the private key of the certificate into it, in PEM form and without a ' +
+          'passphrase (openssl pkey -in old.key -out gatehouse.key)',
         { cause: err },
       )
     }

@@ -178,7 +178,8 @@ class Reader {
       .filter((key) => !silent.has(key) && !known.has(key))
     if (unknown.length > 0)
       found.ignored.push(
-        `${unknown.slice(0, 5).map(short).join(', ')}${unknown.length > 5 ? ' and more' : ''} (user-data): nothing here does that`,
+        `${unknown.slice(0, 5).map(short).join(', ')}${unknown.length > 5 ? ' and more' : ''} ` +
+          '(user-data): nothing here does that',
       )
   }
 
@@ -260,7 +261,10 @@ class Reader {
     country ??= await this.#kernelCountry()
     if (country !== undefined) for (const network of wifi) network.country = country
     else
-      this.#found.countryless = `${misspelt ? 'the country of the WiFi network is not understood' : 'no country is named for the WiFi network'} (regulatory-domain), so only channels that may be used all over the world are; write country = "DE", with your country's letters, below [wifi] in gatehouse.toml`
+      this.#found.countryless =
+        `${misspelt ? 'the country of the WiFi network is not understood' : 'no country is named for the WiFi network'} ` +
+        '(regulatory-domain), so only channels that may be used all over the world are; write ' +
+        `country = "DE", with your country's letters, below [wifi] in gatehouse.toml`
   }
 
   #accessPoint(key: Item & { text: string }, point: Item): void {
@@ -326,7 +330,9 @@ class Reader {
         return
       }
       notes.push(
-        `the WiFi network ${name} (network-config line ${item!.line}) has a key instead of its password, as Imager writes it; where it speaks WPA3 alone, the password itself is needed: write [wifi] into gatehouse.toml`,
+        `the WiFi network ${name} (network-config line ${item!.line}) has a key instead of ` +
+          'its password, as Imager writes it; where it speaks WPA3 alone, the password itself ' +
+          'is needed: write [wifi] into gatehouse.toml',
       )
     }
     wifi.push({
@@ -349,7 +355,8 @@ class Reader {
     for (const { key, value } of cardsOf(cards)) {
       if (isFalse(get(value, 'dhcp4')) && !asks('addresses', get(value, 'addresses')))
         notes.push(
-          `${short(key.text)} (network-config line ${key.line}) has neither dhcp4 nor addresses; it gets its address by DHCP anyway`,
+          `${short(key.text)} (network-config line ${key.line}) has neither dhcp4 nor ` +
+            'addresses; it gets its address by DHCP anyway',
         )
       const more = (value.map ?? [])
         .map((pair) => pair.key.text)
@@ -403,7 +410,8 @@ class Reader {
         gateways.push(via)
       else
         this.#found.ignored.push(
-          `the route to ${short(to ?? '')} (network-config line ${route.line}): only the default route is supported here`,
+          `the route to ${short(to ?? '')} (network-config line ${route.line}): only the ` +
+            'default route is supported here',
         )
     }
     const servers = get(value, 'nameservers')
@@ -520,7 +528,8 @@ class Reader {
 
 const nameIt = 'Write [wifi] with ssid, password and country into gatehouse.toml'
 const inQuotes =
-  'holds a control character, as which a backslash and the letter behind it are read in double quotes; in single quotes they stand for themselves'
+  'holds a control character, as which a backslash and the letter behind it are read in ' +
+  'double quotes; in single quotes they stand for themselves'
 const passwordIt = 'Write [wifi] with ssid, the password itself and country into gatehouse.toml'
 
 /** Keys of a card that are read, or say what is the case anyway. */

@@ -74,11 +74,13 @@ export function nodeRedDropIn(
   const service: string[] = []
   if (config.allow.length + config.listen.length > 0) {
     service.push(
-      "# It calls out by this machine's network: whom, the firewall decides by user. The second belt: never this machine or the tailnet.",
+      "# It calls out by this machine's network: whom, the firewall decides by user. The " +
+        'second belt: never this machine or the tailnet.',
       'PrivateNetwork=no',
       'IPAddressDeny=',
       'IPAddressDeny=localhost link-local multicast 100.64.0.0/10 fd7a:115c:a1e0::/48',
-      '# Its own resolver (gatehouse-names.socket), which answers for names on the list and sends no other question out.',
+      '# Its own resolver (gatehouse-names.socket), which answers for names on the list and ' +
+        'sends no other question out.',
       'IPAddressAllow=127.0.0.55',
       '# Where /etc/resolv.conf leads.',
       'BindReadOnlyPaths=/usr/lib/gatehouse/node-red-resolv.conf:/run/systemd/resolve/stub-resolv.conf',

@@ -347,7 +347,8 @@ async function checkWhole(
   for (const { ssid, ssidHex, password } of config.wifi)
     if (password !== undefined && isHashed(password))
       notes.push(
-        `the WiFi network ${JSON.stringify(ssid ?? ssidHex)} (gatehouse.toml) has a key instead of its password; where it speaks WPA3 alone, the password itself is needed`,
+        `the WiFi network ${JSON.stringify(ssid ?? ssidHex)} (gatehouse.toml) has a key ` +
+          'instead of its password; where it speaks WPA3 alone, the password itself is needed',
       )
   const { eabKeyId, eabHmacKey } = certificates
   await step(

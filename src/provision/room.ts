@@ -116,7 +116,8 @@ export async function runRoom({ full }: { full: boolean }): Promise<number> {
     0o644,
   )
   process.stdout.write(
-    `Node-RED has ${has.files} files and ${Math.ceil(has.bytes / 2 ** 20)} MiB, and may have ${limit.files} and ${Math.floor(limit.bytes / 2 ** 20)} MiB\n`,
+    `Node-RED has ${has.files} files and ${Math.ceil(has.bytes / 2 ** 20)} MiB, and may have ` +
+      `${limit.files} and ${Math.floor(limit.bytes / 2 ** 20)} MiB\n`,
   )
   return 0
 }

@@ -97,7 +97,8 @@ async function copy(
   const tooLarge = (size: number): GatehouseError =>
     new GatehouseError(
       'GH_UPDATE_SIZE',
-      `${name} of ${source.name} does not fit: it has ${megabytes(size)} or more, and there is room for ${megabytes(largest(name))}`,
+      `${name} of ${source.name} does not fit: it has ${megabytes(size)} or more, and there ` +
+        `is room for ${megabytes(largest(name))}`,
       'Nothing was changed. This is not an update for this device',
     )
   try {
@@ -107,7 +108,8 @@ async function copy(
       if (length > bavail * bsize)
         throw new GatehouseError(
           'GH_UPDATE_SPACE',
-          `${name} of ${source.name} does not fit: it needs ${megabytes(length)}, and the data partition has ${megabytes(bavail * bsize)} free`,
+          `${name} of ${source.name} does not fit: it needs ${megabytes(length)}, and the ` +
+            `data partition has ${megabytes(bavail * bsize)} free`,
           'Nothing was changed. Remove what flows have written, or use a larger card',
         )
     }

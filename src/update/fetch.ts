@@ -54,7 +54,9 @@ export async function runFetch(paths: Paths): Promise<number> {
     const takes = (bundle: Bundle): boolean => {
       const mine = updates.place ?? placeOf(machine, bundle.version)
       if (asks !== undefined || mine < bundle.percentage) return true
-      waiting = `${bundle.version} is offered to ${bundle.percentage} % of all devices for now; this one's place is ${mine}, so it waits`
+      waiting =
+        `${bundle.version} is offered to ${bundle.percentage} % of all devices for now; this ` +
+        `one's place is ${mine}, so it waits`
       return false
     }
     const bundle = await collect(webSource(updates.url), where, { force: asks === 'force', takes })

@@ -98,7 +98,8 @@ export async function install(
       }).catch((err: { stderr?: string }) => {
         throw new GatehouseError(
           'GH_UPDATE_WRITE',
-          `the update could not be written: ${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? 'no reason was given'))}`,
+          'the update could not be written: ' +
+            `${reason(new Error((err.stderr ?? '').trim().split('\n').at(-1) ?? 'no reason was given'))}`,
           'The system that runs is untouched. If this goes on, the card is failing',
         )
       })
@@ -202,7 +203,9 @@ export async function runInstall(
       force,
       serving: async () => await serves(paths),
     })
-    const text = `${version} is installed; starting it. It stays once it has served through the tailnet, else this version comes back by itself`
+    const text =
+      `${version} is installed; starting it. It stays once it has served through the tailnet, ` +
+      'else this version comes back by itself'
     process.stdout.write(`${text}\n`)
     await writeOutcome(where, { source, text, failed: false })
   } catch (err) {

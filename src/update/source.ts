@@ -61,7 +61,8 @@ export function webSource(url: string): Source {
       throw new GatehouseError(
         'GH_UPDATE_UNREACHABLE',
         `${base}/${name} cannot be fetched: ${reason(err)}`,
-        'Check updates.url in gatehouse.toml and the network. What has been downloaded stays, and the next attempt goes on from there',
+        'Check updates.url in gatehouse.toml and the network. What has been downloaded ' +
+          'stays, and the next attempt goes on from there',
         { cause: err },
       )
     })

@@ -38,7 +38,8 @@ export async function takeFromStick(
   const outcome = (text: string, failed = false): Outcome => ({ source: stickName, text, failed })
   if (!fileSystems.includes(type))
     return outcome(
-      `its file system (${type === '' ? 'unknown' : type}) is not read here. Format it as FAT32, and copy the update there again (GH_UPDATE_FILE_SYSTEM)`,
+      `its file system (${type === '' ? 'unknown' : type}) is not read here. Format it as ` +
+        'FAT32, and copy the update there again (GH_UPDATE_FILE_SYSTEM)',
       true,
     )
   let found: string | undefined

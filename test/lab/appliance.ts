@@ -134,7 +134,9 @@ export class Appliance {
   async configure(more: string): Promise<void> {
     await writeFile(
       path.join(this.dir, 'config', 'gatehouse.toml'),
-      `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\nca_file = "authority.pem"\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n${more}`,
+      `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\nca_file = "authority.pem"\n` +
+        `[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = ` +
+        `"authority.pem"\n${more}`,
     )
   }
 

@@ -119,7 +119,8 @@ test("the binding's key goes from the credential to the authority, and into no l
   await writeFile(path.join(credentials, 'eab-hmac-key'), `${binding.hmacKey}\n`, { mode: 0o600 })
   await writeFile(
     path.join(config, 'gatehouse.toml'),
-    `[certificates]\ndirectory = "${lab.ready.acmeDirectory}"\nca_file = "authority.pem"\neab_key_id = "${binding.keyId}"\n`,
+    `[certificates]\ndirectory = "${lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n` +
+      `eab_key_id = "${binding.keyId}"\n`,
   )
   const gatehouse = async (): Promise<Result & { record: CertsRecord }> => {
     const env = {

@@ -157,7 +157,9 @@ test('a year of 6-day certificates, a look each six hours, with a clock that fal
   assert.equal(code, 0, stderr)
   const journey = JSON.parse(stdout) as Journey
   t.diagnostic(
-    `${journey.runs} runs, ${journey.certificates.length} certificates, ${(await noted(/Issued certificate/)) - before} by the authority's count, ${journey.troubles.length} runs in trouble`,
+    `${journey.runs} runs, ${journey.certificates.length} certificates, ` +
+      `${(await noted(/Issued certificate/)) - before} by the authority's count, ` +
+      `${journey.troubles.length} runs in trouble`,
   )
   assert.equal(journey.runs, 1460)
   assert.deepEqual(journey.expired, [], 'never expired in place')

@@ -30,7 +30,9 @@ test('client_secret and tags in gatehouse.toml: the device joins as a tagged one
   await copyFile(authority, dir('boot/authority.pem'))
   await writeFile(
     dir('boot/gatehouse.toml'),
-    `[tailnet]\ncontrol_url = "${controlURL}"\nca_file = "authority.pem"\nclient_secret = "${clientSecret}?baseURL=${controlURL}&ephemeral=false&preauthorized=true"\ntags = ["tag:lab"]\n`,
+    `[tailnet]\ncontrol_url = "${controlURL}"\nca_file = "authority.pem"\nclient_secret = ` +
+      `"${clientSecret}?baseURL=${controlURL}&ephemeral=false&preauthorized=true"\ntags = ` +
+      '["tag:lab"]\n',
   )
   const sealed: string[] = []
   const taken = await provision(

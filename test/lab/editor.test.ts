@@ -178,7 +178,8 @@ test(
     )
     // By hand, as somebody would who does not take the editor's word for it.
     const status = await page.evaluate(
-      `fetch(${JSON.stringify(`${url}flows`)}, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '[]' }).then((answer) => answer.status)`,
+      `fetch(${JSON.stringify(`${url}flows`)}, { method: 'POST', headers: { 'content-type': ` +
+        `'application/json' }, body: '[]' }).then((answer) => answer.status)`,
     )
     assert.equal(status, 403)
     assert.equal(JSON.stringify(await appliance.flows()), before)

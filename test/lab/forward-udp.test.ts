@@ -16,7 +16,8 @@ before(async () => {
   const server = lab.exec(ns, [
     process.execPath,
     '-e',
-    "const s = require('node:dgram').createSocket('udp4'); s.on('message', (m, r) => s.send(r.address + ' ' + m, r.port, r.address)).bind(502)",
+    "const s = require('node:dgram').createSocket('udp4'); s.on('message', (m, r) => " +
+      "s.send(r.address + ' ' + m, r.port, r.address)).bind(502)",
   ])
   server.stdout?.resume()
   box = await Appliance.start(lab, {

@@ -115,7 +115,8 @@ test('the rules the image ships: ports 80 and 443 elsewhere, and nothing of this
 
 test('what gatehouse.toml names is reached by the gateway, and by nobody else', async () => {
   await configure(
-    '[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n[[forward]]\nport = 22\ntarget = "192.168.78.2:2222"\n',
+    '[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n[[forward]]\nport = 22\n' +
+      'target = "192.168.78.2:2222"\n',
   )
   assert.deepEqual(await reach('gatehouse', ...targets), [
     'hello',
@@ -151,7 +152,8 @@ test('what gatehouse.toml names is reached by the gateway, and by nobody else', 
 test('changed while it runs: a connection that is open stays, and at no moment is anything reached that is on neither list', async () => {
   const holder = await start(
     box,
-    `const s = require('node:net').connect(2222, '192.168.78.2'); s.on('data', (d) => console.log(String(d))); process.stdin.on('data', (d) => s.write(d))`,
+    `const s = require('node:net').connect(2222, '192.168.78.2'); s.on('data', (d) => ` +
+      `console.log(String(d))); process.stdin.on('data', (d) => s.write(d))`,
     ids.get('gatehouse'),
   )
   const kept = '[[app]]\npath = "/a/"\nupstreams = ["http://127.0.0.1:3000"]\n'

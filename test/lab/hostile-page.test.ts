@@ -84,7 +84,10 @@ const flows: readonly object[] = [
     'worker',
     'get',
     '/sw.js',
-    `msg.payload = "self.addEventListener('install', () => self.skipWaiting()); self.addEventListener('activate', (event) => event.waitUntil(self.clients.claim())); self.addEventListener('fetch', (event) => event.respondWith(new Response('by the worker')))"`,
+    `msg.payload = "self.addEventListener('install', () => self.skipWaiting()); ` +
+      `self.addEventListener('activate', (event) => event.waitUntil(self.clients.claim())); ` +
+      `self.addEventListener('fetch', (event) => event.respondWith(new Response('by the ` +
+      `worker')))"`,
     'text/javascript',
   ),
   // A pattern that takes every first part of an address.
@@ -499,7 +502,8 @@ async function attempts(
   await opened.waitForLoadState()
   const handle = await run(
     page,
-    `(() => { try { return window.opened.closed ? 'cut off' : window.opened.document.title } catch (err) { return err.name } })()`,
+    `(() => { try { return window.opened.closed ? 'cut off' : window.opened.document.title } ` +
+      'catch (err) { return err.name } })()',
   )
   row('editor in a window that it opened', earlier.popup, String(handle))
   assert.equal(handle, 'cut off', who)
@@ -596,7 +600,8 @@ test('a page that a flow serves', { timeout: 120_000 }, async () => {
   assert.match(await page.title(), /Node-RED/)
   await run(
     page,
-    `navigator.serviceWorker.getRegistrations().then((all) => { if (all.length > 0) throw new Error('a worker at the editor') })`,
+    'navigator.serviceWorker.getRegistrations().then((all) => { if (all.length > 0) throw ' +
+      `new Error('a worker at the editor') })`,
   )
   await page.goto(`https://${name}:8443/page`)
   await run(

@@ -77,7 +77,8 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
           JSON.stringify({
             __REALTIME_TIMESTAMP: String(Date.now() * 1000),
             MESSAGE:
-              'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=192.168.1.5 DST=192.168.1.10 LEN=60 PROTO=TCP SPT=40000 DPT=1883 UID=603',
+              'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=192.168.1.5 DST=192.168.1.10 ' +
+              'LEN=60 PROTO=TCP SPT=40000 DPT=1883 UID=603',
           }),
         ])
       return spawn(process.execPath, [

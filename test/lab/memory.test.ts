@@ -105,7 +105,9 @@ test('eight downloads at a time, 40 that stall, 1,000 connections opened and clo
   )
   const end = await resident()
   t.diagnostic(
-    `${opened} of 1,000 connections let in; MiB: ${start.toFixed(0)}, with 48 downloads ${downloaded.toFixed(0)}, ${again.toFixed(0)} s later it served; at the end ${end.toFixed(0)}`,
+    `${opened} of 1,000 connections let in; MiB: ${start.toFixed(0)}, with 48 downloads ` +
+      `${downloaded.toFixed(0)}, ${again.toFixed(0)} s later it served; at the end ` +
+      `${end.toFixed(0)}`,
   )
   assert.ok(opened > 500, `${opened} opened`)
   await eventually('it serves', 90, serves)

@@ -103,7 +103,9 @@ before(async () => {
   await start(other, [
     process.execPath,
     '-e',
-    `const net = require('node:net'); let up = 0; for (const port of [443, 444, 1883]) net.createServer((s) => { s.on('error', () => {}); s.write('hello '); s.pipe(s) }).listen({ host: '::', port }, () => { if (++up === 3) console.log('up') })`,
+    `const net = require('node:net'); let up = 0; for (const port of [443, 444, 1883]) ` +
+      `net.createServer((s) => { s.on('error', () => {}); s.write('hello '); s.pipe(s) ` +
+      `}).listen({ host: '::', port }, () => { if (++up === 3) console.log('up') })`,
   ])
   const dns = spawn(
     'ip',
@@ -172,7 +174,8 @@ test('a listed name: its address is let through with its answer, not before, and
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await reach('203.0.113.5'), await call('broker.example.org'), await reach('203.0.113.5', 444), await call('nas.example.org')]`,
+      `return [await reach('203.0.113.5'), await call('broker.example.org'), await ` +
+        `reach('203.0.113.5', 444), await call('nas.example.org')]`,
     ),
     ['silence', 'hello', 'silence', 'hello'],
   )
@@ -188,7 +191,9 @@ test('a wildcard and a chain of CNAMEs', async () => {
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await call('x.y.a.wild.example'), await reach('203.0.113.7'), await call('chain.wild.example'), await look('wild.example'), await look('target.elsewhere.example')]`,
+      `return [await call('x.y.a.wild.example'), await reach('203.0.113.7'), await ` +
+        `call('chain.wild.example'), await look('wild.example'), await ` +
+        `look('target.elsewhere.example')]`,
     ),
     ['hello', 'silence', 'hello', 'ENOTFOUND', 'ENOTFOUND'],
   )
@@ -216,7 +221,8 @@ test('a name that is not listed does not leave the device, whoever asks', async 
   assert.deepEqual(
     await asking(
       'node-red',
-      `return await Promise.all(['resolveTxt', 'resolveMx', 'resolveSrv', 'resolveNs'].map((of) => dns[of]('broker.example.org').catch((error) => error.code)))`,
+      `return await Promise.all(['resolveTxt', 'resolveMx', 'resolveSrv', ` +
+        `'resolveNs'].map((of) => dns[of]('broker.example.org').catch((error) => error.code)))`,
     ),
     ['ENODATA', 'ENODATA', 'ENODATA', 'ENODATA'],
   )
@@ -227,7 +233,8 @@ test('an answer that leads inside is not followed, and said (DNS rebinding)', as
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await look('lan.wild.example'), await look('self.wild.example'), await look('own.wild.example'), await look('tailnet.wild.example')]`,
+      `return [await look('lan.wild.example'), await look('self.wild.example'), await ` +
+        `look('own.wild.example'), await look('tailnet.wild.example')]`,
     ),
     ['ENODATA', 'ENODATA', 'ENODATA', 'ENODATA'],
   )
@@ -278,7 +285,8 @@ test('an answer that is over lets nobody through; a connection of its time goes 
 test('words of a flow’s choice below a wildcard: so many questions leave and no more', async () => {
   const results = await asking<string[]>(
     'node-red',
-    `return await Promise.all(Array.from({ length: 120 }, (_, i) => look('data' + i + '.a.wild.example').then((all) => Array.isArray(all) ? 'told' : all)))`,
+    `return await Promise.all(Array.from({ length: 120 }, (_, i) => look('data' + i + ` +
+      `'.a.wild.example').then((all) => Array.isArray(all) ? 'told' : all)))`,
   )
   const left = new Set([...asked.matchAll(/query\[A\] (data\d+)\.a/g)].map(([, name]) => name))
   assert.ok(left.size > 10 && left.size <= 45, `${left.size} left`)
@@ -288,13 +296,17 @@ test('words of a flow’s choice below a wildcard: so many questions leave and n
 
 test('lan and internet: the one is not the other, and neither is this machine', async () => {
   await configure(allow(['lan:1883']))
-  const three = `return [await reach('192.168.79.2', 1883), await reach('203.0.113.5', 1883), await reach('192.168.79.1', 1883), await reach('192.168.79.2', 443)]`
+  const three =
+    `return [await reach('192.168.79.2', 1883), await reach('203.0.113.5', 1883), await ` +
+    `reach('192.168.79.1', 1883), await reach('192.168.79.2', 443)]`
   assert.deepEqual(await asking('node-red', three), ['hello', 'silence', 'silence', 'silence'])
   await configure(allow(['internet:443']))
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await reach('203.0.113.5'), await reach('192.168.79.2'), await call('other.example.org'), await look('nas.example.org'), await reach('203.0.113.5', 444)]`,
+      `return [await reach('203.0.113.5'), await reach('192.168.79.2'), await ` +
+        `call('other.example.org'), await look('nas.example.org'), await reach('203.0.113.5', ` +
+        '444)]',
     ),
     ['hello', 'silence', 'hello', 'ENODATA', 'silence'],
   )
@@ -319,7 +331,8 @@ test('learning: what a flow wants is written down by name and port, and the fire
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await call('broker.example.org', 8883), await call('api.cloud.example', 443), await reach('192.168.79.2', 1883)]`,
+      `return [await call('broker.example.org', 8883), await call('api.cloud.example', 443), ` +
+        `await reach('192.168.79.2', 1883)]`,
     ),
     ['silence', 'silence', 'silence'],
   )

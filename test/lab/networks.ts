@@ -166,7 +166,8 @@ export async function nat64(lab: Lab, ip: string): Promise<void> {
   const config = path.join(lab.dir, 'tayga.conf')
   await writeFile(
     config,
-    `tun-device nat64\nipv4-addr 192.168.255.1\nprefix ${nat64Prefix}/96\ndynamic-pool 192.168.255.0/24\ndata-dir ${lab.dir}\n`,
+    `tun-device nat64\nipv4-addr 192.168.255.1\nprefix ${nat64Prefix}/96\ndynamic-pool ` +
+      `192.168.255.0/24\ndata-dir ${lab.dir}\n`,
   )
   await lab.within(ns, 'tayga', '--config', config, '--mktun')
   await lab.ip(ns, 'link', 'set', 'nat64', 'up')

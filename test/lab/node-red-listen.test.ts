@@ -112,7 +112,9 @@ test('what is listed opens, from where it is listed, and nothing else does', asy
     inside(
       box,
       ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', process.execPath, '-e'],
-      `const s = require('node:net').connect({ host: '${near}', port: 22, localPort: 0 }); s.setTimeout(700, () => { console.log('silence'); process.exit() }).on('error', (e) => { console.log(e.code); process.exit() })`,
+      `const s = require('node:net').connect({ host: '${near}', port: 22, localPort: 0 }); ` +
+        `s.setTimeout(700, () => { console.log('silence'); process.exit() }).on('error', (e) ` +
+        '=> { console.log(e.code); process.exit() })',
     ),
   )
   assert.equal(called.trim(), 'silence')
@@ -122,7 +124,9 @@ test('taken off the list it ends at once, an open connection too', async () => {
   const holder = await start(other, [
     process.execPath,
     '-e',
-    `const s = require('node:net').connect({ host: '${address}', port: 1883, localAddress: '${near}' }); s.on('data', (d) => console.log(String(d))); process.stdin.on('data', (d) => s.write(d))`,
+    `const s = require('node:net').connect({ host: '${address}', port: 1883, localAddress: ` +
+      `'${near}' }); s.on('data', (d) => console.log(String(d))); process.stdin.on('data', (d) ` +
+      '=> s.write(d))',
   ])
   holder.stdin!.write('one')
   await once(holder.stdout!, 'data')

@@ -114,7 +114,8 @@ class Agent {
   async configure(settings: string): Promise<void> {
     await writeFile(
       path.join(this.dir, 'config', 'gatehouse.toml'),
-      `[certificates]\ndirectory = "${lab.ready.acmeDirectory}"\nca_file = "authority.pem"\ndns_wait = "0 s"\n${settings}`,
+      `[certificates]\ndirectory = "${lab.ready.acmeDirectory}"\nca_file = "authority.pem"\n` +
+        `dns_wait = "0 s"\n${settings}`,
     )
   }
 
@@ -389,7 +390,8 @@ logformat = "text"
       return code === 0
     })
     const settings =
-      'mode = "acme"\nproof = "acme-dns"\nacme_dns = "http://auth.lab.test"\nname = ["far.example.test", "*.far.example.test"]\n'
+      'mode = "acme"\nproof = "acme-dns"\nacme_dns = "http://auth.lab.test"\n' +
+      'name = ["far.example.test", "*.far.example.test"]\n'
     const agent = await Agent.make('acmedns', settings)
     const first = await agent.run()
     assert.equal(first.record.code, 'GH_CERTS_RECORD', first.stdout + first.stderr)

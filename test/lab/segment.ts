@@ -82,7 +82,8 @@ export class Segment extends Processes {
    */
   #startReaper(): void {
     const script =
-      'cat >/dev/null; for n in /run/netns/"$1"-*; do [ -e "$n" ] && ip netns del "${n##*/}"; done; rm -rf /etc/netns/"$1"-* "$2"'
+      'cat >/dev/null; for n in /run/netns/"$1"-*; do [ -e "$n" ] && ip netns del ' +
+      '"${n##*/}"; done; rm -rf /etc/netns/"$1"-* "$2"'
     const remove = this.#ownDir && !process.env['LAB_KEEP'] ? this.dir : ''
     const reaper = spawn('sh', ['-c', script, 'lab-reaper', this.id, remove], {
       detached: true,

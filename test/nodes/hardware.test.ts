@@ -161,7 +161,9 @@ test('serial: a native add-on is installed and loads, and a flow talks through a
 test('gpio: node-red-node-pi-gpio drives a pin, and hears of a button', async () => {
   // The button's driver has the line that is to be read.
   const { stdout: freed } = await machine.run(
-    'for k in /sys/bus/platform/drivers/gpio-keys/*; do [ ! -L "$k" ] || [ ! -d "$k/input" ] || basename "$k" >/sys/bus/platform/drivers/gpio-keys/unbind; done; mount -t debugfs none /sys/kernel/debug 2>/dev/null; cat /sys/kernel/debug/gpio',
+    'for k in /sys/bus/platform/drivers/gpio-keys/*; do [ ! -L "$k" ] || [ ! -d "$k/input" ] ' +
+      '|| basename "$k" >/sys/bus/platform/drivers/gpio-keys/unbind; done; mount -t debugfs ' +
+      'none /sys/kernel/debug 2>/dev/null; cat /sys/kernel/debug/gpio',
   )
   assert.match(freed, /^gpiochip0/m)
   const installed = await install(owner, name, 'node-red-node-pi-gpio')
@@ -225,7 +227,8 @@ test('gpio: node-red-node-pi-gpio drives a pin, and hears of a button', async ()
     return /10$|01$/.test(await ask('pressed')) ? true : undefined
   })
   const sizes = await machine.run(
-    'for p in $(pgrep -f gatehouse/gpio/python3 || pidof python3); do grep -E "^(VmRSS|Threads)" /proc/$p/status | tr -s "\\t\\n " " "; echo; done',
+    'for p in $(pgrep -f gatehouse/gpio/python3 || pidof python3); do grep -E ' +
+      '"^(VmRSS|Threads)" /proc/$p/status | tr -s "\\t\\n " " "; echo; done',
   )
   attempts.note(from, '(allowed) pins: memory and threads of each', sizes.stdout, true)
 })

@@ -55,7 +55,8 @@ test('what becomes of each node that is asked for', { timeout: 6 * 3_600_000 }, 
   for (const [i, { name: module }] of chosen.entries()) {
     if (i > 0 && i % batch === 0) {
       await machine.run(
-        'systemctl stop node-red; cd /var/lib/node-red && rm -rf node_modules package.json package-lock.json .config.nodes.json; systemctl start node-red',
+        'systemctl stop node-red; cd /var/lib/node-red && rm -rf node_modules package.json ' +
+          'package-lock.json .config.nodes.json; systemctl start node-red',
         { timeout: 240 },
       )
       await editor(owner, name, 400)

@@ -40,7 +40,10 @@ export function shopList({
   allow = [] as readonly string[],
   devices = [] as readonly string[],
 } = {}): string {
-  return `[node_red]\nallow = ${JSON.stringify(['palette', ...allow])}\nregistry = "${registry}"\ndevices = ${JSON.stringify(devices)}\n`
+  return (
+    `[node_red]\nallow = ${JSON.stringify(['palette', ...allow])}\nregistry = "${registry}"\n` +
+    `devices = ${JSON.stringify(devices)}\n`
+  )
 }
 
 /** What came of an install. */

@@ -101,7 +101,8 @@ async function lock(from: string): Promise<void> {
   const holding = asNodeRed(await breakIn('lock', { state, seconds: 45 }))
   await new Promise((done) => setTimeout(done, 15_000))
   const { code, stdout } = await machine.run(
-    'systemctl start gatehouse-certs; systemctl show -P Result gatehouse-certs; journalctl -q -u gatehouse-certs -o cat -n 3',
+    'systemctl start gatehouse-certs; systemctl show -P Result gatehouse-certs; journalctl ' +
+      '-q -u gatehouse-certs -o cat -n 3',
     { timeout: 300 },
   )
   noteAll(attempts, from, await holding)
@@ -242,7 +243,8 @@ test(
     const from = 'the updater'
     const outcome = async (put: string): Promise<string> => {
       await root(
-        `cd /var/lib/gatehouse-update && rm -rf SHA256SUMS* && ${put} && chown -h gatehouse-update SHA256SUMS* && touch SHA256SUMS.sig`,
+        `cd /var/lib/gatehouse-update && rm -rf SHA256SUMS* && ${put} && chown -h ` +
+          'gatehouse-update SHA256SUMS* && touch SHA256SUMS.sig',
       )
       const { stdout } = await machine.run(
         'timeout 100 systemctl start gatehouse-update-install; cat /run/gatehouse-update/outcome',
@@ -266,7 +268,8 @@ test(
     // What it says of an update is shown on the console.
     const escape = '\\\\u001b[2J'
     await root(
-      `printf '{"source":"USB stick","text":"fine ${escape}","failed":true}' >/run/gatehouse-update/outcome; chown gatehouse-update /run/gatehouse-update/outcome`,
+      `printf '{"source":"USB stick","text":"fine ${escape}","failed":true}' ` +
+        '>/run/gatehouse-update/outcome; chown gatehouse-update /run/gatehouse-update/outcome',
     )
     const shown = await root('gatehouse status || true')
     attempts.note(
@@ -290,7 +293,9 @@ test(
     const asking = machine.run('gatehouse update', { timeout: 200 })
     for (let i = 0; i < 20; i++) {
       await machine.run(
-        `printf '${forged} \\033[2J\\n' | systemd-cat -t gatehouse-update; printf 'MESSAGE=${forged}\\nSYSLOG_IDENTIFIER=gatehouse-update\\nUNIT=gatehouse-update.service\\n' | logger --journald`,
+        `printf '${forged} \\033[2J\\n' | systemd-cat -t gatehouse-update; printf ` +
+          `'MESSAGE=${forged}\\nSYSLOG_IDENTIFIER=gatehouse-update\\nUNIT=gatehouse-update.service\\n' ` +
+          '| logger --journald',
         { user: 'gatehouse' },
       )
     }
@@ -316,7 +321,8 @@ test(
       `${settings(lab)}[node_red]\nallow = ["10.77.0.60:8080"]\ndevices = ["serial"]\n[console]\nlogin = true\n`,
     ).toString('base64')
     await root(
-      `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; systemctl restart gatehouse-provision`,
+      `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o ` +
+        'remount,ro /efi; systemctl restart gatehouse-provision',
     )
     await eventually('Node-RED shares the network', 300, async () =>
       /^no$/m.test((await machine.run('systemctl show -P PrivateNetwork node-red')).stdout)

@@ -30,7 +30,8 @@ test('a ruleset that does not load: the network stays down, nothing is asked of 
     await machine.run('udevadm settle -t 150', { timeout: 160 })
     await sleep(10_000)
     const { stdout } = await machine.run(
-      'for i in /sys/class/net/*; do [ "${i##*/}" = lo ] || echo "$((0x$(cut -c3- $i/flags) & 1))"; done; grep -v " lo$" /proc/net/if_inet6',
+      'for i in /sys/class/net/*; do [ "${i##*/}" = lo ] || echo "$((0x$(cut -c3- $i/flags) ' +
+        '& 1))"; done; grep -v " lo$" /proc/net/if_inet6',
     )
     assert.equal(stdout, '0\n', `no interface is up and none has an address: ${stdout}`)
     assert.deepEqual(await lab.leases(), [])

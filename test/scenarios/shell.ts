@@ -70,7 +70,11 @@ export async function shell(
 /** A script that runs one kind of break-in.js's attempts with these options. */
 export async function breakIn(what: string, options: object): Promise<string> {
   const program = await readFile(path.join(import.meta.dirname, 'break-in.js'))
-  return `echo ${program.toString('base64')} | base64 -d | node --disable-warning=ExperimentalWarning - '${JSON.stringify({ what, options }).replaceAll("'", '')}'`
+  return (
+    `echo ${program.toString('base64')} | base64 -d | node ` +
+    '--disable-warning=ExperimentalWarning - ' +
+    `'${JSON.stringify({ what, options }).replaceAll("'", '')}'`
+  )
 }
 
 /** Notes what break-in.js printed; how many attempts there were. */

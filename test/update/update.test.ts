@@ -305,7 +305,8 @@ test('the power goes at random moments of an update: it serves in one version or
       runs = await version()
       assert.ok([first, second].includes(runs), runs)
       t.diagnostic(
-        `cut after ${(ms / 1000).toFixed(1)} s: ${runs} serves ${((performance.now() - begun) / 1000).toFixed(0)} s after the start`,
+        `cut after ${(ms / 1000).toFixed(1)} s: ${runs} serves ` +
+          `${((performance.now() - begun) / 1000).toFixed(0)} s after the start`,
       )
     }
     const begun = performance.now()

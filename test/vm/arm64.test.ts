@@ -59,7 +59,8 @@ test('the same file boots, joins, and serves the editor over a direct path with 
   const joinedAfter = performance.now() - begun
   const page = await editor(client, node.name, 400)
   t.diagnostic(
-    `joined after ${(joinedAfter / 1000).toFixed(0)} s, first page after ${((performance.now() - begun) / 1000).toFixed(0)} s`,
+    `joined after ${(joinedAfter / 1000).toFixed(0)} s, first page after ` +
+      `${((performance.now() - begun) / 1000).toFixed(0)} s`,
   )
   assert.equal(page.tls?.verified, true)
   assert.equal((await client.pingDirect(node.addresses[0]!)).direct, true)
@@ -196,7 +197,8 @@ test(
       return stdout.includes('CTRL-EVENT-CONNECTED') ? stdout : undefined
     })
     const inForce = await machine.run(
-      'echo >/run/third.conf; timeout 20 wpa_supplicant -d -D nl80211 -i wlan2 -c /run/third.conf | grep -m1 -o "Regulatory information - country=.*"',
+      'echo >/run/third.conf; timeout 20 wpa_supplicant -d -D nl80211 -i wlan2 -c ' +
+        '/run/third.conf | grep -m1 -o "Regulatory information - country=.*"',
       { timeout: 120 },
     )
     assert.match(inForce.stdout, /country=DE/)
@@ -210,7 +212,8 @@ test(
       /open sesame|6f70656e20736573616d65/,
     )
     const owners = await machine.run(
-      'stat -c "%U %a" /var/lib/gatehouse-config/wpa_supplicant.conf; stat -c %u /proc/$(systemctl show -P MainPID gatehouse-wifi@wlan0)',
+      'stat -c "%U %a" /var/lib/gatehouse-config/wpa_supplicant.conf; stat -c %u ' +
+        '/proc/$(systemctl show -P MainPID gatehouse-wifi@wlan0)',
     )
     // systemd's range for dynamic users.
     assert.match(owners.stdout, /^root 600\n6[1-5]\d{3}\n$/)

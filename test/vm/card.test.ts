@@ -32,7 +32,10 @@ before(async () => {
       // Each in another way than the example has it.
       ...(await cardFiles(
         lab,
-        `# mine\r\ntailnet = { control_url = '${lab.ready.controlURL}', "auth_key" = '''${lab.ready.authKey}''', ca_file = "authority.pem" } # the net\r\ncertificates.directory = "${lab.ready.acmeDirectory}"\r\ncertificates.ca_file = "authority.pem"\r\n`,
+        `# mine\r\ntailnet = { control_url = '${lab.ready.controlURL}', "auth_key" = ` +
+          `'''${lab.ready.authKey}''', ca_file = "authority.pem" } # the net\r\n` +
+          `certificates.directory = "${lab.ready.acmeDirectory}"\r\ncertificates.ca_file = ` +
+          '"authority.pem"\r\n',
       )),
       'user-data':
         '\uFEFF#cloud-config\r\nhostname: Attic_Pi\r\ntimezone: Europe/Berlin\r\nssh_pwauth: true\r\n',

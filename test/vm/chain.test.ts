@@ -86,7 +86,8 @@ test("the editor's WebSocket works through the gateway", async () => {
 
 test('no unit has failed, each component is its own user', async () => {
   const { stdout } = await machine.run(
-    'systemctl --failed --no-legend --plain; for u in gatehouse node-red; do stat -c %U "/proc/$(systemctl show -P MainPID $u)"; done',
+    'systemctl --failed --no-legend --plain; for u in gatehouse node-red; do stat -c %U ' +
+      '"/proc/$(systemctl show -P MainPID $u)"; done',
   )
   assert.deepEqual(stdout.trim().split(/\s+/), ['gatehouse', 'node-red'])
 })
@@ -260,7 +261,8 @@ test('a flow deployed through the gateway answers, and survives a reboot with na
   const serial = async (): Promise<string> =>
     (
       await machine.run(
-        `openssl x509 -noout -serial -in /var/lib/gatehouse-tls/${name}.pem || sha256sum /var/lib/gatehouse-tls/${name}.pem`,
+        `openssl x509 -noout -serial -in /var/lib/gatehouse-tls/${name}.pem || sha256sum ` +
+          `/var/lib/gatehouse-tls/${name}.pem`,
       )
     ).stdout
   const certificate = await serial()

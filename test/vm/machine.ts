@@ -494,7 +494,8 @@ export class Machine {
       if (match) return match
       if (!alive || performance.now() > deadline) {
         throw new Error(
-          `machine: ${alive ? `not in ${timeout} s` : 'QEMU has ended'}: ${String(pattern)}. The console's last lines:\n${await this.#consoleEnd()}`,
+          `machine: ${alive ? `not in ${timeout} s` : 'QEMU has ended'}: ${String(pattern)}. ` +
+            `The console's last lines:\n${await this.#consoleEnd()}`,
         )
       }
       await sleep(200)

@@ -66,7 +66,8 @@ async function download(times: number): Promise<number> {
 /** The gateway: MiB that it has, and how often systemd has started it anew. */
 async function gateway(): Promise<{ rss: number; restarts: number; pid: number }> {
   const { stdout } = await machine.run(
-    'systemctl show -p MainPID,NRestarts gatehouse; awk \'/VmRSS/ {print "RSS=" $2}\' /proc/$(systemctl show -p MainPID --value gatehouse)/status',
+    'systemctl show -p MainPID,NRestarts gatehouse; awk \'/VmRSS/ {print "RSS=" $2}\' ' +
+      '/proc/$(systemctl show -p MainPID --value gatehouse)/status',
   )
   const number = (key: string): number =>
     Number(new RegExp(`^${key}=(\\d+)$`, 'm').exec(stdout)![1])
@@ -124,7 +125,8 @@ test(
     await editor(client, name, 60)
     const end = await gateway()
     t.diagnostic(
-      `MiB: ${start.rss.toFixed(0)}, after the downloads ${downloaded.rss.toFixed(0)}, at the end ${end.rss.toFixed(0)}`,
+      `MiB: ${start.rss.toFixed(0)}, after the downloads ${downloaded.rss.toFixed(0)}, at ` +
+        `the end ${end.rss.toFixed(0)}`,
     )
     assert.deepEqual(
       [end.restarts, end.pid],

@@ -51,11 +51,16 @@ before(async () => {
   const child = lab.exec(lan, [
     process.execPath,
     '-e',
-    `const net = require('node:net'); for (const port of [8081, 8082, 1883]) net.createServer((s) => { s.on('error', () => {}); s.write('hello'); }).listen(port, '::', () => console.log('up'))`,
+    `const net = require('node:net'); for (const port of [8081, 8082, 1883]) ` +
+      `net.createServer((s) => { s.on('error', () => {}); s.write('hello'); }).listen(port, ` +
+      `'::', () => console.log('up'))`,
   ])
   await new Promise((up) => child.stdout!.once('data', up))
   machine = await bootAppliance(lab, 'amd64', {
-    toml: `${settings(lab)}[node_red]\nallow = ["broker.lab.test:8081", "*.wild.lab.test:8081", "lan:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n[node_red.env]\nTOKEN = "s3cret-of-flows"\n`,
+    toml:
+      `${settings(lab)}[node_red]\nallow = ["broker.lab.test:8081", "*.wild.lab.test:8081", ` +
+      '"lan:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n[node_red.env]\nTOKEN = ' +
+      '"s3cret-of-flows"\n',
   })
   name = (await joined(lab)).name
   await editor(owner, name)
@@ -79,13 +84,15 @@ test(
     await asFlow(`return await look('broker.lab.test')`)
     assert.equal(
       await asFlow(
-        `return [await reach('${stranger}', 8081), await reach('broker.lab.test', 8081), await reach('broker.lab.test', 8082), await reach('${stranger}', 1883)]`,
+        `return [await reach('${stranger}', 8081), await reach('broker.lab.test', 8081), ` +
+          `await reach('broker.lab.test', 8082), await reach('${stranger}', 1883)]`,
       ),
       JSON.stringify(['silence', 'hello', 'silence', 'hello']),
     )
     assert.equal(await run('systemctl is-active gatehouse-names'), 'active')
     const memory = await run(
-      'pid=$(systemctl show -P MainPID gatehouse-names); grep -E "^(Rss|Pss):" /proc/$pid/smaps_rollup | tr -s " "; systemctl show -P MemoryCurrent gatehouse-names',
+      'pid=$(systemctl show -P MainPID gatehouse-names); grep -E "^(Rss|Pss):" ' +
+        '/proc/$pid/smaps_rollup | tr -s " "; systemctl show -P MemoryCurrent gatehouse-names',
     )
     console.log(`gatehouse-names: ${memory.replaceAll('\n', ', ')} bytes in its group`)
   },
@@ -97,7 +104,9 @@ test(
   async () => {
     assert.equal(
       await asFlow(
-        `return [await look('secret-words.lab.test'), await look('public.wild.lab.test'), await look('data.wild.lab.test'), (await look('localhost')).split(',')[0], await reach('127.0.0.53', 53)]`,
+        `return [await look('secret-words.lab.test'), await look('public.wild.lab.test'), ` +
+          `await look('data.wild.lab.test'), (await look('localhost')).split(',')[0], await ` +
+          `reach('127.0.0.53', 53)]`,
       ),
       JSON.stringify(['ENOTFOUND', '203.0.113.7', 'ENOTFOUND', '127.0.0.1', 'silence']),
     )
@@ -116,7 +125,8 @@ test('learning: names with their ports, and nothing opens', { skip }, async () =
   await sleep(8_000)
   assert.equal(
     await asFlow(
-      `return [await reach('api.cloud.example', 443), await reach('${stranger}', 8082), await reach('broker.lab.test', 8081)]`,
+      `return [await reach('api.cloud.example', 443), await reach('${stranger}', 8082), ` +
+        `await reach('broker.lab.test', 8081)]`,
     ),
     JSON.stringify(['silence', 'silence', 'hello']),
   )
@@ -162,7 +172,9 @@ test(
 test("flows' environment: for them, and to be found nowhere else", { skip }, async () => {
   assert.equal(await asFlow(`return process.env.TOKEN`), '"s3cret-of-flows"')
   const found = await machine.run(
-    'systemctl show node-red; journalctl -b --no-pager; cat /run/systemd/system/*/*.conf /var/lib/gatehouse-config/gatehouse.toml; tr "\\0" "\\n" </proc/$(systemctl show -P MainPID node-red)/environ; ps axeww',
+    'systemctl show node-red; journalctl -b --no-pager; cat /run/systemd/system/*/*.conf ' +
+      '/var/lib/gatehouse-config/gatehouse.toml; tr "\\0" "\\n" </proc/$(systemctl show -P ' +
+      'MainPID node-red)/environ; ps axeww',
     { timeout: 120 },
   )
   assert.match(found.stdout, /node-red/)

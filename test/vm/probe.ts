@@ -67,20 +67,28 @@ try {
     `${wait}; ls -la /run/node-red /run/*.sock; systemctl status --no-pager -n 15 node-red`,
   )
   await show(
-    `/usr/bin/node -e 'require("http").get({socketPath:"/run/node-red/http.sock",path:require("/usr/lib/gatehouse/node-red-auth.cjs").editorRoot(require("fs").readFileSync("/run/gatehouse-provision/channel"))},r=>{let t="";r.on("data",d=>t+=d).on("end",()=>console.log(r.statusCode,t.length,/<title>.*<.title>/.exec(t)?.[0]))})'`,
+    `/usr/bin/node -e 'require("http").get({socketPath:"/run/node-red/http.sock",path:require("/usr/lib/gatehouse/node-red-auth.cjs").editorRoot(require("fs").readFileSync("/run/gatehouse-provision/channel"))},r=>{let ` +
+      `t="";r.on("data",d=>t+=d).on("end",()=>console.log(r.statusCode,t.length,/<title>.*<.title>/.exec(t)?.[0]))})'`,
   )
   await show(
-    'networkctl --no-pager status | head -20; resolvectl status --no-pager; timedatectl show-timesync --no-pager | head -8; findmnt --real; lsblk; cat /proc/cmdline; head -3 /proc/meminfo; df -h /var /efi; ls -la /efi /var/lib',
+    'networkctl --no-pager status | head -20; resolvectl status --no-pager; timedatectl ' +
+      'show-timesync --no-pager | head -8; findmnt --real; lsblk; cat /proc/cmdline; head -3 ' +
+      '/proc/meminfo; df -h /var /efi; ls -la /efi /var/lib',
   )
   await show('nft list ruleset')
   await show(
-    'systemd-analyze critical-chain --no-pager; systemd-analyze blame --no-pager | head -30; systemd-analyze security --no-pager | grep -E "gatehouse|node-red"',
+    'systemd-analyze critical-chain --no-pager; systemd-analyze blame --no-pager | head -30; ' +
+      'systemd-analyze security --no-pager | grep -E "gatehouse|node-red"',
   )
   await show(
-    'journalctl -b --no-pager -p warning | tail -60; journalctl --no-pager -u gatehouse -u gatehouse-provision | tail -20',
+    'journalctl -b --no-pager -p warning | tail -60; journalctl --no-pager -u gatehouse -u ' +
+      'gatehouse-provision | tail -20',
   )
   await show(
-    'getent passwd root gatehouse gatehouse-certs node-red; grep ^root /etc/shadow; for u in root node-red gatehouse; do setpriv --reuid $u --clear-groups bash -c "timeout 3 bash -c \': </dev/tcp/10.77.0.1/80\'" 2>&1 | tail -1; done; nft list counters; cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp | cut -c1-90; echo kept >/var/kept; sync',
+    'getent passwd root gatehouse gatehouse-certs node-red; grep ^root /etc/shadow; for u in ' +
+      'root node-red gatehouse; do setpriv --reuid $u --clear-groups bash -c "timeout 3 bash ' +
+      "-c ': </dev/tcp/10.77.0.1/80'\" 2>&1 | tail -1; done; nft list counters; cat " +
+      '/proc/net/tcp /proc/net/tcp6 /proc/net/udp | cut -c1-90; echo kept >/var/kept; sync',
   )
   // From the LAN: no TCP port answers, not even to say no.
   const { stdout: address } = await machine.run(
@@ -98,17 +106,21 @@ try {
       `: </dev/tcp/${address.trim()}/${port}`,
     ])
     console.log(
-      `LAN → ${address.trim()}:${port}: ${result.status === 124 ? 'silence' : `ANSWERED (${result.status}) ${String(result.stderr)}`}`,
+      `LAN → ${address.trim()}:${port}: ` +
+        `${result.status === 124 ? 'silence' : `ANSWERED (${result.status}) ${String(result.stderr)}`}`,
     )
   }
   await show('nft list counter inet gatehouse dropped-in')
   await machine.reboot()
   console.log(`again after ${machine.bootSeconds.toFixed(1)} s`)
   await show(
-    'systemctl is-system-running --wait; systemd-analyze; cat /var/kept; ls -la /var/lib/node-red /var/lib/node-red-secret; systemctl --failed --no-legend',
+    'systemctl is-system-running --wait; systemd-analyze; cat /var/kept; ls -la ' +
+      '/var/lib/node-red /var/lib/node-red-secret; systemctl --failed --no-legend',
   )
   await show(
-    `for i in $(seq 100); do [ -S /run/node-red/http.sock ] && break; sleep 1; done; journalctl --no-pager -o short-monotonic -u node-red | grep -E 'Started|Starting|running'`,
+    'for i in $(seq 100); do [ -S /run/node-red/http.sock ] && break; sleep 1; done; ' +
+      'journalctl --no-pager -o short-monotonic -u node-red | grep -E ' +
+      `'Started|Starting|running'`,
   )
   await show('echo lost-or-kept >/var/kept2')
   await machine.kill()
@@ -131,7 +143,8 @@ try {
   const closed = machine
   console.log(
     await closed.run(
-      'sleep 20; systemctl is-active systemd-networkd nftables gatehouse; networkctl --no-pager; cat /sys/class/net/en*/operstate',
+      'sleep 20; systemctl is-active systemd-networkd nftables gatehouse; networkctl ' +
+        '--no-pager; cat /sys/class/net/en*/operstate',
     ),
   )
 } catch (error) {

@@ -105,7 +105,8 @@ test(
     })
     assert.deepEqual([got.at(-1)!.path, got.at(-1)!.body['event']], ['/secret', 'test'])
     const leaked = await machine.run(
-      'grep -rls hooks.lab.test:8080/secret /var /run /etc --exclude-dir=gatehouse-test; journalctl -b --no-pager | grep -c 8080/secret',
+      'grep -rls hooks.lab.test:8080/secret /var /run /etc --exclude-dir=gatehouse-test; ' +
+        'journalctl -b --no-pager | grep -c 8080/secret',
     )
     assert.equal(leaked.stdout.trim(), '/run/gatehouse-provision/alerts\n0')
     got.length = 0

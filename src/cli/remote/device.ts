@@ -143,7 +143,8 @@ export class Device {
       return say(
         'GH_REMOTE_NAME',
         `${host} is not known to this computer`,
-        `Check that it is on the tailnet (tailscale status), and write the device's full name, as in its web console's address`,
+        `Check that it is on the tailnet (tailscale status), and write the device's full ` +
+          `name, as in its web console's address`,
       )
     if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
       const { cert } = err as { cert?: { subjectaltname?: string } }
@@ -158,12 +159,14 @@ export class Device {
       return say(
         'GH_REMOTE_CERTIFICATE',
         `the certificate of ${host} is not trusted here: ${reason(err)}`,
-        `A device with an authority of its own: get http://${host}/ca.crt, compare its fingerprint with the device's screen, and give the file with --ca`,
+        `A device with an authority of its own: get http://${host}/ca.crt, compare its ` +
+          `fingerprint with the device's screen, and give the file with --ca`,
       )
     return say(
       'GH_REMOTE_SILENT',
       `${host} does not answer at port ${port}: ${reason(err)}`,
-      'Check that the device is on and this computer on the tailnet (tailscale ping), and that the policy lets it to that port',
+      'Check that the device is on and this computer on the tailnet (tailscale ping), and ' +
+        'that the policy lets it to that port',
     )
   }
 }

@@ -82,7 +82,8 @@ export async function withCode<T>(
       throw new GatehouseError(
         err.code,
         err.message,
-        'Read the six digits from the screen or serial line of the device, and give them with --code within ten minutes',
+        'Read the six digits from the screen or serial line of the device, and give them ' +
+          'with --code within ten minutes',
       )
     return await work(typed.trim())
   }

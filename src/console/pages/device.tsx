@@ -102,7 +102,10 @@ function Reset({ name }: { name: string }): JSX.Element {
         event.preventDefault()
         work.run(async () => {
           await post('device/reset', { name: typed })
-          return 'The device forgets everything and starts as new. It joins the tailnet again with what is in gatehouse.toml, or with a login.'
+          return (
+            'The device forgets everything and starts as new. It joins the tailnet again with ' +
+            'what is in gatehouse.toml, or with a login.'
+          )
         })
       }}
     >

@@ -261,7 +261,8 @@ export class Resolver {
     for (const [address, why] of Object.entries(what.refused))
       if (before?.refused[address] === undefined)
         this.#say(
-          `${what.entry}: ${name} leads to ${address}, ${why}: not allowed. If that is not your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)`,
+          `${what.entry}: ${name} leads to ${address}, ${why}: not allowed. If that is not ` +
+            'your doing, its DNS is not to be trusted. (GH_FIREWALL_REBINDING)',
         )
     if (what.problem !== undefined && before?.problem !== what.problem)
       this.#say(`${what.entry}: ${name}: ${what.problem}. (GH_FIREWALL_NAME)`)

@@ -168,7 +168,8 @@ async function forbid(
     new GatehouseError(
       'GH_FORBIDDEN',
       `${who} may not ${may}${cause}`,
-      `Whoever manages the tailnet can allow it: add these lines to its policy (${controlWords(guard.controlURL).policy}). They work within seconds`,
+      'Whoever manages the tailnet can allow it: add these lines to its policy ' +
+        `(${controlWords(guard.controlURL).policy}). They work within seconds`,
     ),
     // The page shows what a person may want in the end; a program is told what it asked for.
     policyFor(

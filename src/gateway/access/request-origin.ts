@@ -157,7 +157,10 @@ export const requestOrigin = plugin<{ log: Logger }>('request-origin', async (ap
         'GH_FOREIGN_PAGE',
         `The browser says that this request comes from ${from}, which may not ${what}`,
         callable
-          ? `Open the address in a tab of its own. If that page is meant to do this, write its origin into gatehouse.toml: allow_origins = [${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ${request.route.nodeRed ? '[node_red]' : 'the [[app]]'}`
+          ? 'Open the address in a tab of its own. If that page is meant to do this, write its ' +
+              'origin into gatehouse.toml: allow_origins = ' +
+              `[${JSON.stringify(/^https?:/.test(from) ? from : 'https://panel.example')}] in ` +
+              `${request.route.nodeRed ? '[node_red]' : 'the [[app]]'}`
           : 'Open the address in a tab of its own',
       ),
     )

@@ -359,7 +359,8 @@ export class Exchange implements Dispatcher.DispatchHandler {
     if (limit !== undefined)
       this.#options.log.warn(
         { code: 'GH_UPSTREAM_TIMEOUT', app: this.#app.name },
-        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the app is doing, or raise ${limit} in ${this.#app.nodeRed ? '[node_red]' : '[[app]]'}`,
+        `${this.#app.label}: an answer was broken off, ${limit} is over. Look at what the ` +
+          `app is doing, or raise ${limit} in ${this.#app.nodeRed ? '[node_red]' : '[[app]]'}`,
       )
     // A part must not be taken for the whole.
     this.#through?.destroy()

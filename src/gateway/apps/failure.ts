@@ -123,7 +123,8 @@ export async function failed(
     new GatehouseError(
       'GH_UPSTREAM_FAILED',
       `${name} broke off the connection before it answered (${reason(cause)})`,
-      `Try again; if it stays so, ${nodeRed ? 'look at the flow that answers at this address' : 'look at what the app is doing'}`,
+      'Try again; if it stays so, ' +
+        `${nodeRed ? 'look at the flow that answers at this address' : 'look at what the app is doing'}`,
     ),
   )
 }
@@ -139,6 +140,7 @@ function codeOf(err: Error): string {
 
 function nodeRedLate(key: string): string {
   return key === 'response_timeout'
-    ? 'Try again; if it stays so, look at the flow that answers at this address, or raise response_timeout in [node_red] of gatehouse.toml'
+    ? 'Try again; if it stays so, look at the flow that answers at this address, or raise ' +
+        'response_timeout in [node_red] of gatehouse.toml'
     : 'Try again; if it stays so, a flow keeps Node-RED busy: it takes no requests meanwhile'
 }

@@ -79,7 +79,8 @@ export class Arrivals {
         new GatehouseError(
           'GH_FLOWS_PORT',
           `${address} was sent to port ${ports.flows}, where what flows serve is now, and does not get there`,
-          `Add "tcp:${ports.flows}" to "ip" in the grants of the tailnet's policy (admin console, Access controls); the status page is at "tcp:${ports.own}"`,
+          `Add "tcp:${ports.flows}" to "ip" in the grants of the tailnet's policy (admin ` +
+            `console, Access controls); the status page is at "tcp:${ports.own}"`,
         ),
       )
     }, this.#soon).unref()

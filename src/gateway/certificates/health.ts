@@ -54,7 +54,8 @@ export function judgeCertificates({
 }: CertificateFacts): Finding | undefined {
   const logs =
     mode === 'files'
-      ? 'Put a new certificate and its key on the card, as cert_file and key_file in gatehouse.toml name them, and restart the device'
+      ? 'Put a new certificate and its key on the card, as cert_file and key_file in ' +
+        'gatehouse.toml name them, and restart the device'
       : seeLogs('gatehouse-certs')
   // That there were no names is over now that there are some: the agent is on its way again.
   const failed =
@@ -78,7 +79,9 @@ export function judgeCertificates({
     find(
       'warning',
       'GH_CERTS_CLOCK',
-      `the clock says ${now.toISOString()}, which is before ${new Date(floor).toISOString()}, when it was certainly right: nobody can tell whether a certificate has expired`,
+      `the clock says ${now.toISOString()}, which is before ` +
+        `${new Date(floor).toISOString()}, when it was certainly right: nobody can tell ` +
+        'whether a certificate has expired',
       checkClock,
     )
   }
@@ -92,7 +95,9 @@ export function judgeCertificates({
           'warning',
           'GH_CERTIFICATE_RECORD',
           `the certificate for ${name} waits for a record in DNS`,
-          `Set at whoever serves your domain: ${records.map(({ name: at, type, value }) => `${at} ${type} ${type === 'TXT' ? JSON.stringify(value) : value}`).join('; ')}. The device looks for it by itself`,
+          'Set at whoever serves your domain: ' +
+            `${records.map(({ name: at, type, value }) => `${at} ${type} ${type === 'TXT' ? JSON.stringify(value) : value}`).join('; ')}. ` +
+            'The device looks for it by itself',
         )
       else if (cause === undefined && refused === undefined)
         find(
@@ -160,7 +165,8 @@ export function judgeCertificates({
     find(
       'warning',
       'GH_CERTIFICATE_AGENT',
-      `nobody has looked after the certificates ${Number.isNaN(last) ? 'yet' : `since ${new Date(last).toISOString()}`}`,
+      'nobody has looked after the certificates ' +
+        `${Number.isNaN(last) ? 'yet' : `since ${new Date(last).toISOString()}`}`,
       `${restartDevice}. ${logs}`,
     )
   }

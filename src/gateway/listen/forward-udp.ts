@@ -157,7 +157,8 @@ export class UDPForward {
       if (this.#said + silence < Date.now())
         log.warn(
           { code: 'GH_FORWARD', ...about },
-          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] of gatehouse.toml, and that it runs`,
+          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] ` +
+            'of gatehouse.toml, and that it runs',
         )
       this.#said = Date.now()
       this.#end(key)

@@ -250,7 +250,8 @@ export class Forwards {
       if (target.bytesWritten === 0)
         log.warn(
           { code: 'GH_FORWARD', ...about },
-          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] of gatehouse.toml, and that it runs`,
+          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] ` +
+            'of gatehouse.toml, and that it runs',
         )
       conn.destroy()
     })
@@ -282,7 +283,8 @@ export class Forwards {
       const what = forward.sni[0] ?? 'the device'
       log.warn(
         { code: 'GH_FORWARD_CERTIFICATE', port: forward.port },
-        `there is no certificate for ${what}, so TLS cannot end at the gateway. Write the name under [certificates] in gatehouse.toml, or remove terminate_tls`,
+        `there is no certificate for ${what}, so TLS cannot end at the gateway. Write the ` +
+          'name under [certificates] in gatehouse.toml, or remove terminate_tls',
       )
       conn.destroy()
       return undefined

@@ -47,7 +47,8 @@ export class OriginPorts {
         new GatehouseError(
           'GH_PORT_TAKEN',
           `a [[forward]] has port ${taken}, so what the gateway serves at that port is not to be reached`,
-          'Give the [[forward]] another port in gatehouse.toml: 8443 is for what flows serve, 10000 for the status page, and each [[app]] with a port has that',
+          'Give the [[forward]] another port in gatehouse.toml: 8443 is for what flows ' +
+            'serve, 10000 for the status page, and each [[app]] with a port has that',
         ),
       )
     this.#wanted = new Set(all.filter((port) => !forwarded.includes(port)))

@@ -317,6 +317,8 @@ async function access({ node, guard, controlURL }: Patient): Promise<Check> {
     name: 'access',
     result: 'warn',
     found: `nobody may edit flows: ${found}`,
-    cure: `Add to the tailnet's policy (${controlWords(controlURL).policy}):\n${policyFor(person, self, ['edit', 'use', 'status'])}`,
+    cure:
+      `Add to the tailnet's policy (${controlWords(controlURL).policy}):\n` +
+      `${policyFor(person, self, ['edit', 'use', 'status'])}`,
   }
 }

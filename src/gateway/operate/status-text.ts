@@ -35,7 +35,8 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
       'Certificate',
       name.notAfter === undefined
         ? `${name.name}  none yet`
-        : `${name.name}  expires ${until(name.notAfter, now)}  by ${name.issuer}${name.renewAt === undefined ? '' : `  renewed ${until(name.renewAt, now)}`}`,
+        : `${name.name}  expires ${until(name.notAfter, now)}  by ` +
+            `${name.issuer}${name.renewAt === undefined ? '' : `  renewed ${until(name.renewAt, now)}`}`,
     )
     if (name.problem !== undefined) row('', name.problem)
   }
@@ -56,7 +57,8 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
     const { result, checkedAt, next, code, problem, severity } = status.certificate.lastRun
     row(
       '',
-      `last look ${ago(checkedAt, now)}: ${result}${code === undefined ? '' : ` (${code}, ${severity})`}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`,
+      `last look ${ago(checkedAt, now)}: ` +
+        `${result}${code === undefined ? '' : ` (${code}, ${severity})`}${next === undefined ? '' : `, next attempt ${until(next, now)}`}`,
     )
     if (problem !== undefined) row('', problem)
   }
@@ -72,14 +74,16 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
     'Access',
     status.tailnet.name === undefined
       ? 'nobody yet'
-      : `${status.access.owner === undefined ? 'nobody by default: the device is tagged' : `${status.access.owner} (owner) may do everything`}; others what ${status.access.capability} grants`,
+      : `${status.access.owner === undefined ? 'nobody by default: the device is tagged' : `${status.access.owner} (owner) may do everything`}; ` +
+          `others what ${status.access.capability} grants`,
   )
   for (const [right, who] of Object.entries(status.access.settings))
     if (who.length > 0) row('', `${right} by gatehouse.toml: ${who.join(', ')}`)
   if (status.access.localNetwork !== undefined)
     row(
       '',
-      `WARNING: anybody on the local network may ${status.access.localNetwork.join(' and ')}, without login: [local_network] listen`,
+      'WARNING: anybody on the local network may ' +
+        `${status.access.localNetwork.join(' and ')}, without login: [local_network] listen`,
     )
   row(
     'Configuration',
@@ -90,7 +94,8 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
   for (const [i, peer] of status.tailnet.peers.entries()) {
     row(
       i === 0 ? 'Peers' : '',
-      `${peer.name.padEnd(width)}  ${peer.online ? 'online ' : 'offline'}  ${peer.path}${peer.via === undefined ? '' : ` ${peer.path === 'relay' ? 'through' : 'to'} ${peer.via}`}`,
+      `${peer.name.padEnd(width)}  ${peer.online ? 'online ' : 'offline'}  ` +
+        `${peer.path}${peer.via === undefined ? '' : ` ${peer.path === 'relay' ? 'through' : 'to'} ${peer.via}`}`,
     )
   }
   row('Gateway', `${status.version}  up since ${ago(status.startedAt, now)}`)

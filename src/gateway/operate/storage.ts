@@ -37,10 +37,14 @@ export async function examineStorage(directory: string): Promise<Storage> {
       'error',
       'GH_DATA_READ_ONLY',
       'the data partition is damaged and therefore read-only: nothing new is kept',
-      'Restart the device: it checks and repairs the partition. If it happens again the card is worn: make a backup (page Backup of the web console, port 10000), and use another',
+      'Restart the device: it checks and repairs the partition. If it happens again the card ' +
+        'is worn: make a backup (page Backup of the web console, port 10000), and use another',
     )
   const cure =
-    'Flows that write files are the usual cause. Where Deploy fails, switch the device off and on: flows then stay stopped, and there is room to save. Change the flow that writes, have one remove what it wrote (an inject node, and an exec node with rm -r and the folder), and deploy'
+    'Flows that write files are the usual cause. Where Deploy fails, switch the device off ' +
+    'and on: flows then stay stopped, and there is room to save. Change the flow that ' +
+    'writes, have one remove what it wrote (an inject node, and an exec node with rm -r and ' +
+    'the folder), and deploy'
   // What Node-RED cannot take is left, less what the others have of it.
   if (files > 0 && ffree < reservedFiles(files))
     return problem(

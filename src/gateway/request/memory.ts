@@ -95,7 +95,8 @@ export class Memory {
       this.#short = { since: now, idleSince: undefined, said: false }
       this.#log.error(
         { code: 'GH_MEMORY', rss, most },
-        `memory is short: ${mib(rss)} MiB of ${mib(most)} in use. New connections and requests are refused until it is less`,
+        `memory is short: ${mib(rss)} MiB of ${mib(most)} in use. New connections and ` +
+          'requests are refused until it is less',
       )
     }
     this.events.short?.()
@@ -117,7 +118,8 @@ export class Memory {
         new GatehouseError(
           'GH_MEMORY',
           `the gateway is short of memory: ${mib(rss)} MiB of ${mib(most)} in use; nobody new is let in`,
-          'Wait: it passes, or the gateway restarts within ten minutes; if it comes back, lower connections in [limits] of gatehouse.toml, or use a board with more memory',
+          'Wait: it passes, or the gateway restarts within ten minutes; if it comes back, ' +
+            'lower connections in [limits] of gatehouse.toml, or use a board with more memory',
         ),
       )
     }
@@ -127,7 +129,8 @@ export class Memory {
     this.events.stuck?.(
       new GatehouseError(
         'GH_MEMORY_STUCK',
-        `memory has been short for ${Math.round((now - short.since) / 1_000)} s, with ${underWay} requests under way: ${mib(rss)} MiB of ${mib(most)} in use`,
+        `memory has been short for ${Math.round((now - short.since) / 1_000)} s, with ` +
+          `${underWay} requests under way: ${mib(rss)} MiB of ${mib(most)} in use`,
         'The gateway restarts',
       ),
     )

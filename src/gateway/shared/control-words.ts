@@ -31,9 +31,11 @@ export function controlWords(controlURL: string | undefined): ControlWords {
       approve: 'Approve it in the admin console (Machines)',
       policy: 'admin console, Access controls',
       keepKey:
-        "Disable key expiry for this machine in the admin console (Machines), or tag it: a tagged node's key does not expire",
+        'Disable key expiry for this machine in the admin console (Machines), or tag it: a ' +
+        "tagged node's key does not expire",
       taggedKey: (tags) =>
-        `Make a new auth key with ${tags.length === 0 ? 'its tags' : tags.join(', ')} in the admin console (Settings, Keys; Tags)`,
+        `Make a new auth key with ${tags.length === 0 ? 'its tags' : tags.join(', ')} in the ` +
+        'admin console (Settings, Keys; Tags)',
     }
   return {
     newKey:
@@ -41,8 +43,11 @@ export function controlWords(controlURL: string | undefined): ControlWords {
     approve: 'Approve it at your control server (Headscale: `headscale nodes register`)',
     policy: "your control server's policy file",
     keepKey:
-      "Give it a tag at your control server (Headscale: `headscale nodes tag`): a tagged node's key does not expire; or log it in again before",
+      'Give it a tag at your control server (Headscale: `headscale nodes tag`): a tagged ' +
+      "node's key does not expire; or log it in again before",
     taggedKey: (tags) =>
-      `Make a pre-auth key that has the tags at your control server (Headscale: \`headscale preauthkeys create --tags ${tags.length === 0 ? 'tag:gatehouse' : tags.join(',')}\`), and remove tags from gatehouse.toml`,
+      `Make a pre-auth key that has the tags at your control server (Headscale: \`headscale ` +
+      `preauthkeys create --tags ${tags.length === 0 ? 'tag:gatehouse' : tags.join(',')}\`), ` +
+      'and remove tags from gatehouse.toml',
   }
 }

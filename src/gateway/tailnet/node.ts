@@ -323,7 +323,8 @@ export class Node extends EventEmitter {
         new GatehouseError(
           'GH_LOGIN_NEEDED',
           'the node is not logged in',
-          `Open ${this.loginURL} in a browser and log in; or write an auth_key into gatehouse.toml on the card's first partition`,
+          `Open ${this.loginURL} in a browser and log in; or write an auth_key into ` +
+            `gatehouse.toml on the card's first partition`,
         ),
       )
     } else if (Date.now() - this.#pendingSince > (timing?.patience ?? 20_000)) {
@@ -348,8 +349,11 @@ export class Node extends EventEmitter {
         'https',
         new GatehouseError(
           'GH_HTTPS_NAMES',
-          'the control server gives this device no names for certificates (Headscale gives none), so there is no HTTPS yet',
-          'Write under [certificates] in gatehouse.toml on the card mode = "self" (an authority made on this device), "acme" (a domain of your own) or "files" (a certificate you have), as docs/certificates.md says, and restart the device',
+          'the control server gives this device no names for certificates (Headscale gives ' +
+            'none), so there is no HTTPS yet',
+          'Write under [certificates] in gatehouse.toml on the card mode = "self" (an ' +
+            'authority made on this device), "acme" (a domain of your own) or "files" (a ' +
+            'certificate you have), as docs/certificates.md says, and restart the device',
         ),
       )
       return

@@ -31,7 +31,8 @@ export async function probeControl(
     )
   const retry = 'The gateway goes on trying'
   const portal =
-    'A network that wants you to log in on a page of its own first answers like this too: use another, or have this device let through.'
+    'A network that wants you to log in on a page of its own first answers like this too: ' +
+    'use another, or have this device let through.'
   try {
     const { status, text } = await ask(
       new URL(`/key?v=${capabilityVersion}`, controlURL),
@@ -74,7 +75,8 @@ export async function probeControl(
     if (/CERT|SELF_SIGNED|ISSUER|SIGNATURE/.test(code))
       return unreachable(
         `its certificate is not trusted (${code})`,
-        `Check control_url in gatehouse.toml, and ca_file under [tailnet] where the server has an authority of its own. ${portal} ${retry}`,
+        'Check control_url in gatehouse.toml, and ca_file under [tailnet] where the server ' +
+          `has an authority of its own. ${portal} ${retry}`,
       )
     if (code === 'ETIMEDOUT')
       return unreachable(

@@ -152,13 +152,17 @@ export class Services {
         hosted.problem = new GatehouseError(
           'GH_SERVICE_APPROVAL',
           `this device is not approved as a host of ${service}, so ${name ?? 'its name'} leads nowhere yet`,
-          `In the admin console, Services: define ${service} with the ports ${hosted.ports.map((port) => `tcp:${port}`).join(', ')} and approve this device; or let the policy do it, with the lines docs/gateway.md has. The gateway notices by itself`,
+          `In the admin console, Services: define ${service} with the ports ` +
+            `${hosted.ports.map((port) => `tcp:${port}`).join(', ')} and approve this device; ` +
+            'or let the policy do it, with the lines docs/gateway.md has. The gateway notices ' +
+            'by itself',
         )
       } else {
         hosted.problem = new GatehouseError(
           'GH_SERVICE_CERTIFICATE',
           `the tailnet gives this device no certificate name for ${service}`,
-          'Check that HTTPS is enabled (admin console, DNS) and that the Service has the port tcp:443. The gateway notices by itself',
+          'Check that HTTPS is enabled (admin console, DNS) and that the Service has the ' +
+            'port tcp:443. The gateway notices by itself',
         )
       }
     }
@@ -250,8 +254,10 @@ export class Services {
 function unsupported(service: string): GatehouseError {
   return new GatehouseError(
     'GH_SERVICE_UNSUPPORTED',
-    `the control server gives ${service} no address: Services are Tailscale's, and Headscale has none, nor an approval to wait for`,
-    'Give the [[app]] a path = "/…/" or a port instead of service, in gatehouse.toml on the card, and restart the device',
+    `the control server gives ${service} no address: Services are Tailscale's, and Headscale ` +
+      'has none, nor an approval to wait for',
+    'Give the [[app]] a path = "/…/" or a port instead of service, in gatehouse.toml on the ' +
+      'card, and restart the device',
   )
 }
 
@@ -260,7 +266,9 @@ function notHosted(service: string, err: unknown, untagged: boolean): GatehouseE
     ? new GatehouseError(
         'GH_SERVICE_TAG',
         `${service} cannot be hosted: this device is not tagged`,
-        'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. The gateway notices by itself',
+        'Give it a tag, such as tag:gatehouse: in the admin console (Machines, Edit ACL ' +
+          'tags), or by an auth key with that tag. docs/gateway.md says what the policy needs. ' +
+          'The gateway notices by itself',
         { cause: err },
       )
     : new GatehouseError(

@@ -24,7 +24,8 @@ table bridge captive {
 export const scenario: Scenario = {
   fault: 'the network lets nothing through but to its own login page (a captive portal)',
   holds:
-    'status and card say that somebody else answers, and what to do; once it is let through it serves by itself, as the same node',
+    'status and card say that somebody else answers, and what to do; once it is let through ' +
+    'it serves by itself, as the same node',
   async run(stage) {
     const before = await stage.node()
     const portal = stage.lab.exec(

@@ -4,7 +4,8 @@ import type { Scenario } from '../stage.ts'
 export const scenario: Scenario = {
   fault: 'the control server is away, and the device starts without it',
   holds:
-    'status, console and card name the control server and what to look at; when it is back, it serves by itself, and is the same node',
+    'status, console and card name the control server and what to look at; when it is back, ' +
+    'it serves by itself, and is the same node',
   async run(stage) {
     const before = await stage.node()
     await stage.lab.stopControl()

@@ -8,7 +8,8 @@ const data = '/dev/disk/by-partlabel/gatehouse-var'
 export const scenario: Scenario = {
   fault: 'the data partition is damaged: first its superblock, then all of it',
   holds:
-    'what can be repaired is, by itself, and it is the same node; what cannot is said on console and card with what to do, and that does it',
+    'what can be repaired is, by itself, and it is the same node; what cannot is said on ' +
+    'console and card with what to do, and that does it',
   async run(stage) {
     const before = await stage.node()
     await stage.run(
@@ -36,6 +37,10 @@ export const scenario: Scenario = {
     await stage.machine.start()
     await stage.joinedAnew(before.id)
     const anew = await stage.served(500)
-    return `superblock: serves after ${seconds.toFixed(0)} s (${repaired.slice(0, 200)}); all of it: said so, and with gatehouse-reset a new node that serves ${anew.toFixed(0)} s after joining`
+    return (
+      `superblock: serves after ${seconds.toFixed(0)} s (${repaired.slice(0, 200)}); all of ` +
+      `it: said so, and with gatehouse-reset a new node that serves ${anew.toFixed(0)} s after ` +
+      'joining'
+    )
   },
 }

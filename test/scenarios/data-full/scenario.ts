@@ -5,7 +5,8 @@ import { eventually } from '../../vm/appliance.ts'
 export const scenario: Scenario = {
   fault: 'flows fill the data partition',
   holds:
-    'the gateway serves, also after a restart, from the reserve that Node-RED cannot touch; doctor says what to look at; flows on disk stay whole',
+    'the gateway serves, also after a restart, from the reserve that Node-RED cannot touch; ' +
+    'doctor says what to look at; flows on disk stay whole',
   async run(stage) {
     const [good, other] = [
       answers('hello', 'the keep says hello'),
@@ -13,7 +14,8 @@ export const scenario: Scenario = {
     ]
     assert.equal((await stage.deploy(good)).status, 204)
     const fill = await stage.machine.run(
-      'fallocate -l $(($(df --output=avail -B1 /var | tail -1) - 1048576)) /var/lib/node-red/fill; dd if=/dev/zero bs=4096 of=/var/lib/node-red/fill2',
+      'fallocate -l $(($(df --output=avail -B1 /var | tail -1) - 1048576)) ' +
+        '/var/lib/node-red/fill; dd if=/dev/zero bs=4096 of=/var/lib/node-red/fill2',
       { user: 'node-red', timeout: 200 },
     )
     assert.match(fill.stderr, /No space left|Disk quota exceeded/)
@@ -24,7 +26,8 @@ export const scenario: Scenario = {
     await stage.run('systemctl restart gatehouse', 300)
     await stage.served()
     const flows = await stage.run(
-      'cat /var/lib/node-red/flows.json | tr -d "\\n" | head -c 100; node -e "JSON.parse(fs.readFileSync(\'/var/lib/node-red/flows.json\'))"',
+      'cat /var/lib/node-red/flows.json | tr -d "\\n" | head -c 100; node -e ' +
+        '"JSON.parse(fs.readFileSync(\'/var/lib/node-red/flows.json\'))"',
     )
     assert.match(flows, /f6f2187d/)
     await stage.run('rm /var/lib/node-red/fill*')

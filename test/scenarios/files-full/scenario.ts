@@ -5,7 +5,8 @@ import { eventually, statusOf } from '../../vm/appliance.ts'
 const many = '/var/lib/node-red/many'
 /** A flow that makes empty files from each start on, for as long as there is one to be had. */
 const runaway = runs(
-  `node -e 'fs.mkdirSync(\`${many}\`, { recursive: true }); for (let i = 0; ; i++) fs.writeFileSync(\`${many}/\${process.pid}-\${i}\`, \`\`)'`,
+  `node -e 'fs.mkdirSync(\`${many}\`, { recursive: true }); for (let i = 0; ; i++) ` +
+    `fs.writeFileSync(\`${many}/\${process.pid}-\${i}\`, \`\`)'`,
 )
 
 export const scenario: Scenario = {
@@ -75,6 +76,10 @@ export const scenario: Scenario = {
     await stage.run('systemctl restart node-red')
     await stage.served()
     assert.equal(await stage.run('cat /var/lib/gatehouse-slots/node-red-limit'), 'usual')
-    return `Node-RED was stopped with ${left} of ${before} files left; a deploy is answered ${deployed} then; serves ${served.map((s) => `${s.toFixed(0)} s`).join(', ')} after the restarts, and a deploy that removes them is saved`
+    return (
+      `Node-RED was stopped with ${left} of ${before} files left; a deploy is answered ` +
+      `${deployed} then; serves ${served.map((s) => `${s.toFixed(0)} s`).join(', ')} after the ` +
+      'restarts, and a deploy that removes them is saved'
+    )
   },
 }

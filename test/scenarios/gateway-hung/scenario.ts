@@ -11,7 +11,9 @@ export const scenario: Scenario = {
     // On the appliance three minutes: this test need not wait so long, but the others on a busy
     // machine might.
     await stage.run(
-      `mkdir -p ${dropIn.slice(0, dropIn.lastIndexOf('/'))}; printf '[Service]\\nWatchdogSec=30s\\nTimeoutAbortSec=5s\\n' >${dropIn}; systemctl daemon-reload; systemctl restart gatehouse`,
+      `mkdir -p ${dropIn.slice(0, dropIn.lastIndexOf('/'))}; printf ` +
+        `'[Service]\\nWatchdogSec=30s\\nTimeoutAbortSec=5s\\n' >${dropIn}; systemctl ` +
+        'daemon-reload; systemctl restart gatehouse',
       300,
     )
     await stage.served()

@@ -5,7 +5,8 @@ import { eventually } from '../../vm/appliance.ts'
 export const scenario: Scenario = {
   fault: 'the gateway runs out of memory, again and again',
   holds:
-    'systemd starts it anew, more and more slowly, and never gives up; Node-RED goes on; once there is memory it serves',
+    'systemd starts it anew, more and more slowly, and never gives up; Node-RED goes on; ' +
+    'once there is memory it serves',
   async run(stage) {
     const [before, nodeRed] = [await stage.unit('gatehouse'), await stage.unit('node-red')]
     await stage.run('systemctl set-property --runtime gatehouse MemoryMax=60M MemorySwapMax=0')
@@ -21,6 +22,9 @@ export const scenario: Scenario = {
     )
     const seconds = await stage.served()
     assert.deepEqual(await stage.unit('node-red'), nodeRed)
-    return `started anew ${(await stage.unit('gatehouse')).restarts - before.restarts} times; serves ${seconds.toFixed(0)} s after it may have memory`
+    return (
+      `started anew ${(await stage.unit('gatehouse')).restarts - before.restarts} times; ` +
+      `serves ${seconds.toFixed(0)} s after it may have memory`
+    )
   },
 }

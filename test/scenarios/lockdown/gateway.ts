@@ -80,7 +80,8 @@ export async function targets(): Promise<void> {
   const reached = async (user: string): Promise<string[]> =>
     (
       await machine.run(
-        `for to in ${everything.join(' ')}; do timeout 6 bash -c "exec 3<>/dev/tcp/$to && echo reached $to" 2>/dev/null & done; wait`,
+        `for to in ${everything.join(' ')}; do timeout 6 bash -c "exec 3<>/dev/tcp/$to && ` +
+          'echo reached $to" 2>/dev/null & done; wait',
         { user },
       )
     ).stdout
@@ -91,10 +92,12 @@ export async function targets(): Promise<void> {
   attempts.note(from, 'targets that are not configured yet', early.join(', '), early.length === 0)
   const before = await pidOf('gatehouse')
   const toml = Buffer.from(
-    `${settings(lab)}[[app]]\npath = "/beside/"\nupstreams = ["http://${stranger}:3000"]\n[[forward]]\nport = 2022\ntarget = "${stranger}:2222"\n`,
+    `${settings(lab)}[[app]]\npath = "/beside/"\nupstreams = ["http://${stranger}:3000"]\n` +
+      `[[forward]]\nport = 2022\ntarget = "${stranger}:2222"\n`,
   ).toString('base64')
   const { code, stdout, stderr } = await machine.run(
-    `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; gatehouse reload`,
+    `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o ` +
+      'remount,ro /efi; gatehouse reload',
     { timeout: 120 },
   )
   assert.deepEqual([code, /^In force: .*app.*forward/m.test(stdout)], [0, true], stdout + stderr)

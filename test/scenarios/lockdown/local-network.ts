@@ -62,7 +62,12 @@ export async function scans(): Promise<void> {
   const { stdout: captured } = await lab.run(lan, [
     'sh',
     '-c',
-    `nft 'add table inet control; add counter inet control answers; add chain inet control input { type filter hook input priority 0; }; add rule inet control input ip saddr 10.77.0.2 tcp sport 1-100 tcp flags & (syn | ack | rst) != 0 counter name answers'; ${process.execPath} --disable-warning=ExperimentalWarning ${path.join(import.meta.dirname, '../flood.ts')} tcp 10.77.0.2 100 >/dev/null; sleep 1; nft -j list counter inet control answers; nft delete table inet control`,
+    `nft 'add table inet control; add counter inet control answers; add chain inet control ` +
+      'input { type filter hook input priority 0; }; add rule inet control input ip saddr ' +
+      `10.77.0.2 tcp sport 1-100 tcp flags & (syn | ack | rst) != 0 counter name answers'; ` +
+      `${process.execPath} --disable-warning=ExperimentalWarning ` +
+      `${path.join(import.meta.dirname, '../flood.ts')} tcp 10.77.0.2 100 >/dev/null; sleep 1; ` +
+      'nft -j list counter inet control answers; nft delete table inet control',
   ])
   assert.ok(
     (JSON.parse(captured).nftables as { counter?: { packets: number } }[]).find(
@@ -121,7 +126,8 @@ export async function listener(): Promise<void> {
     `${settings(lab)}[local_network]\nlisten = true\nrights = ["use"]\n`,
   ).toString('base64')
   const { code, stderr } = await machine.run(
-    `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; systemctl restart gatehouse-provision`,
+    `mount -o remount,rw /efi; echo ${toml} | base64 -d >/efi/gatehouse.toml; mount -o ` +
+      'remount,ro /efi; systemctl restart gatehouse-provision',
     { timeout: 120 },
   )
   assert.equal(code, 0, stderr)

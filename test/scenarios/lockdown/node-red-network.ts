@@ -117,7 +117,10 @@ export async function listChanges(): Promise<void> {
     60,
   )
   const reload = await machine.run(
-    'for i in $(seq 3); do systemctl start gatehouse-firewall || exit 1; done; for i in $(seq 120); do printf "flush chain inet gatehouse node-red-allow\\nadd rule inet gatehouse node-red-allow ip daddr { 10.77.0.60 } tcp dport 8080 accept\\n" | nft -f - || exit 1; done',
+    'for i in $(seq 3); do systemctl start gatehouse-firewall || exit 1; done; for i in ' +
+      '$(seq 120); do printf "flush chain inet gatehouse node-red-allow\\nadd rule inet ' +
+      'gatehouse node-red-allow ip daddr { 10.77.0.60 } tcp dport 8080 accept\\n" | nft -f - ' +
+      '|| exit 1; done',
     { timeout: 120 },
   )
   assert.equal(reload.code, 0, reload.stderr)
@@ -145,7 +148,8 @@ export async function listChanges(): Promise<void> {
     { timeout: 120 },
   )
   const told = await asNodeRed(
-    `node -e 'require("node:dns").lookup("broker.lab.test", { all: true }, (error, all) => console.log(error?.code ?? all.map(({ address }) => address).join()))'`,
+    `node -e 'require("node:dns").lookup("broker.lab.test", { all: true }, (error, all) => ` +
+      `console.log(error?.code ?? all.map(({ address }) => address).join()))'`,
   )
   // What it has told is written down within a second.
   await sleep(2_000)
@@ -191,13 +195,16 @@ export async function listTakenAway(): Promise<void> {
   const victim = await pidOf('gatehouse')
   const file = Buffer.from(settings(lab)).toString('base64')
   const { code, stderr } = await machine.run(
-    `mount -o remount,rw /efi; echo ${file} | base64 -d >/efi/gatehouse.toml; mount -o remount,ro /efi; systemctl restart gatehouse-provision`,
+    `mount -o remount,rw /efi; echo ${file} | base64 -d >/efi/gatehouse.toml; mount -o ` +
+      'remount,ro /efi; systemctl restart gatehouse-provision',
     { timeout: 120 },
   )
   assert.equal(code, 0, stderr)
   await eventually('the list is empty and Node-RED has a network of its own', 300, async () => {
     const { stdout } = await machine.run(
-      'nft list chain inet gatehouse node-red-allow; systemctl show -P PrivateNetwork node-red; p=$(systemctl show -P MainPID node-red); [ $p != 0 ] && [ "$(readlink /proc/$p/ns/net)" != "$(readlink /proc/1/ns/net)" ] && echo apart',
+      'nft list chain inet gatehouse node-red-allow; systemctl show -P PrivateNetwork ' +
+        'node-red; p=$(systemctl show -P MainPID node-red); [ $p != 0 ] && [ "$(readlink ' +
+        '/proc/$p/ns/net)" != "$(readlink /proc/1/ns/net)" ] && echo apart',
     )
     return !stdout.includes('accept') && /yes\napart/.test(stdout) ? true : undefined
   })

@@ -77,7 +77,9 @@ export async function secrets(): Promise<void> {
     `node -p 'require("/usr/lib/gatehouse/node-red-auth.cjs").editorRoot(require("node:fs").readFileSync("/run/gatehouse-provision/channel"))'`,
   )
   const forged = await asNodeRed(
-    `node -e 'require("node:http").get({ socketPath: "/run/node-red/http.sock", path: "${editorAt.trim()}flows", headers: { "tailscale-user-login": "owner@example.com", "x-forwarded-user": "owner" } }, (r) => { console.log(r.statusCode); process.exit() })'`,
+    `node -e 'require("node:http").get({ socketPath: "/run/node-red/http.sock", path: ` +
+      `"${editorAt.trim()}flows", headers: { "tailscale-user-login": "owner@example.com", ` +
+      `"x-forwarded-user": "owner" } }, (r) => { console.log(r.statusCode); process.exit() })'`,
   )
   attempts.note(
     from,
@@ -246,7 +248,8 @@ export async function starvation(): Promise<void> {
   // room all the same.
   await during(
     'fill the disk',
-    'cd /var/lib/node-red; i=0; for s in 512M 64M 8M 1M 64K 4K; do while fallocate -l $s fill.$i; do i=$((i+1)); done; done 2>&1 | tail -1',
+    'cd /var/lib/node-red; i=0; for s in 512M 64M 8M 1M 64K 4K; do while fallocate -l $s ' +
+      'fill.$i; do i=$((i+1)); done; done 2>&1 | tail -1',
   )
   const full = await asNodeRed('head -c 65536 /dev/zero >/var/lib/node-red/more')
   assert.match(full, /No space left|Disk quota exceeded/)

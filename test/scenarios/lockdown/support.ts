@@ -12,7 +12,9 @@ const mac = '52:54:00:12:34:56'
 /** The link-local address that follows from it (RFC 4291, appendix A). */
 export const linkLocal = 'fe80::5054:ff:fe12:3456%eth0'
 const registry = 'http://registry.lab.test:4873'
-const list = `[node_red]\nallow = ["${stranger}:8080", "broker.lab.test:8081/tcp", "palette"]\nregistry = "${registry}"\ndevices = ["serial"]\nprojects = true\n`
+const list =
+  `[node_red]\nallow = ["${stranger}:8080", "broker.lab.test:8081/tcp", "palette"]\nregistry = ` +
+  `"${registry}"\ndevices = ["serial"]\nprojects = true\n`
 
 export let lab: Lab
 export let owner: LabClient

@@ -24,7 +24,8 @@ export async function exposure(): Promise<void> {
     'gatehouse-update-install': 8, // make file systems, choose what boots, write partitions; without a network
   }
   const { stdout } = await machine.run(
-    'cd /usr/lib/systemd/system; systemd-analyze security --no-pager $(ls gatehouse*.service node-red.service | grep -v @) | grep Overall',
+    'cd /usr/lib/systemd/system; systemd-analyze security --no-pager $(ls gatehouse*.service ' +
+      'node-red.service | grep -v @) | grep Overall',
     { timeout: 180 },
   )
   const levels = [...stdout.matchAll(/for (\S+)\.service: ([\d.]+)/g)].map(
@@ -40,7 +41,9 @@ export async function exposure(): Promise<void> {
     )
   held('systemd-analyze')
   const { stdout: state } = await machine.run(
-    'systemctl is-active gatehouse-console; cut -d: -f1,2 /etc/passwd /etc/shadow; find /lib/modules -name "dccp*.ko*" -o -name "sctp*.ko*" -o -name "rds*.ko*" -o -name "tipc*.ko*" -o -name "squashfs*.ko*"',
+    'systemctl is-active gatehouse-console; cut -d: -f1,2 /etc/passwd /etc/shadow; find ' +
+      '/lib/modules -name "dccp*.ko*" -o -name "sctp*.ko*" -o -name "rds*.ko*" -o -name ' +
+      '"tipc*.ko*" -o -name "squashfs*.ko*"',
   )
   const [console, ...lines] = state.trim().split('\n')
   assert.equal(console, 'inactive', 'no console login unless it is asked for')
@@ -57,12 +60,16 @@ export async function storedSecrets(): Promise<void> {
   // Handed to grep in another form, or it would find this very command. What systemd has handed to
   // the gateway stays until that starts anew.
   const used = await machine.run(
-    `grep -rlF -f <(echo ${Buffer.from(lab.ready.authKey).toString('base64')} | base64 -d) /efi /var/lib /var/log /run /etc 2>/dev/null | grep -v ^/run/credentials/gatehouse.service/`,
+    `grep -rlF -f <(echo ${Buffer.from(lab.ready.authKey).toString('base64')} | base64 -d) ` +
+      '/efi /var/lib /var/log /run /etc 2>/dev/null | grep -v ' +
+      '^/run/credentials/gatehouse.service/',
     { timeout: 120 },
   )
   assert.equal(used.stdout, '', 'the auth key can be found nowhere')
   const { stdout } = await machine.run(
-    'stat -c "%U %a" /var/lib/gatehouse-config/credential-secret /run/gatehouse-provision/authkey /run/gatehouse-provision/eab-hmac-key; ls /var/lib/gatehouse-config | grep -c -e authkey -e eab-hmac-key',
+    'stat -c "%U %a" /var/lib/gatehouse-config/credential-secret ' +
+      '/run/gatehouse-provision/authkey /run/gatehouse-provision/eab-hmac-key; ls ' +
+      '/var/lib/gatehouse-config | grep -c -e authkey -e eab-hmac-key',
   )
   assert.deepEqual(
     stdout.trim().split('\n'),

@@ -5,7 +5,8 @@ import { eventually } from '../../vm/appliance.ts'
 export const scenario: Scenario = {
   fault: 'a flow kills Node-RED whenever it starts',
   holds:
-    'meanwhile a page says what is wrong; after three times Node-RED starts without flows, the editor is there, and a deploy of better ones is enough',
+    'meanwhile a page says what is wrong; after three times Node-RED starts without flows, ' +
+    'the editor is there, and a deploy of better ones is enough',
   async run(stage) {
     const begun = performance.now()
     assert.equal((await stage.deploy(runs('kill -KILL $PPID'))).status, 204)
@@ -32,6 +33,10 @@ export const scenario: Scenario = {
         (await stage.fetch('/app/hello')).body.toString() === 'the keep says hello' || undefined,
     )
     assert.equal((await stage.unit('node-red')).restarts, restarts, 'it stays up')
-    return `page "${/<title>([^<]*)/.exec(page.body.toString())?.[1]}", flows stopped after ${restarts} restarts, mended by a deploy after ${((performance.now() - begun) / 1000).toFixed(0)} s`
+    return (
+      `page "${/<title>([^<]*)/.exec(page.body.toString())?.[1]}", flows stopped after ` +
+      `${restarts} restarts, mended by a deploy after ` +
+      `${((performance.now() - begun) / 1000).toFixed(0)} s`
+    )
   },
 }

@@ -41,6 +41,10 @@ export const scenario: Scenario = {
     )
     const now = await stage.unit('node-red')
     assert.deepEqual(await stage.unit('gatehouse'), gateway, 'the gateway went on')
-    return `answers within ${(slowest / 1000).toFixed(1)} s meanwhile; Node-RED ${now.pid === nodeRed.pid ? 'itself went on' : 'was started anew'}, flow answers after ${((performance.now() - begun) / 1000).toFixed(0)} s`
+    return (
+      `answers within ${(slowest / 1000).toFixed(1)} s meanwhile; Node-RED ` +
+      `${now.pid === nodeRed.pid ? 'itself went on' : 'was started anew'}, flow answers after ` +
+      `${((performance.now() - begun) / 1000).toFixed(0)} s`
+    )
   },
 }

@@ -6,7 +6,8 @@ import { type Scenario, rounds } from '../stage.ts'
 export const scenario: Scenario = {
   fault: 'the power goes while a certificate is issued; the clock then says 1970',
   holds:
-    'the next boot has a certificate whose key is its own, from the same account, and serves; no more are asked for than that takes',
+    'the next boot has a certificate whose key is its own, from the same account, and ' +
+    'serves; no more are asked for than that takes',
   async run(stage) {
     const account =
       'cd /var/lib/gatehouse-certs && find . -name "*account*" -type f | sort | xargs sha256sum'

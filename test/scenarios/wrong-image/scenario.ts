@@ -12,7 +12,8 @@ import { type Scenario, answers } from '../stage.ts'
 export const scenario: Scenario = {
   fault: 'something else is written over the system, then a wrong image over the card',
   holds:
-    'the first is said on the console; after both, writing the right one with KEEP=1 gives the same node, with its flows and settings',
+    'the first is said on the console; after both, writing the right one with KEEP=1 gives ' +
+    'the same node, with its flows and settings',
   async run(stage) {
     assert.equal((await stage.deploy(answers('kept', 'still here'))).status, 204)
     const [before, certificate] = [await stage.node(), await stage.certificate()]
@@ -69,6 +70,9 @@ export const scenario: Scenario = {
     assert.deepEqual(await stage.node(), before)
     assert.equal(await stage.certificate(), certificate, 'none is asked for anew')
     assert.equal(await stage.run('systemctl --failed --no-legend --plain'), '')
-    return `said so after ${seconds} s; written with KEEP=1, the same node serves ${serves.toFixed(0)} s after its start`
+    return (
+      `said so after ${seconds} s; written with KEEP=1, the same node serves ` +
+      `${serves.toFixed(0)} s after its start`
+    )
   },
 }

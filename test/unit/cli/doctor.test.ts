@@ -154,7 +154,8 @@ test('the report counts what needs attention, and lines up a cure of several lin
       { name: 'clock', result: 'ok', found: 'set' },
       { name: 'access', result: 'warn', found: 'nobody', cure: 'Add:\nx\n  y' },
     ]),
-    'ok   clock   set\nWARN access  nobody\n             → Add:\n               x\n                 y\n\n1 of 2 need attention.\n',
+    'ok   clock   set\nWARN access  nobody\n             → Add:\n               x\n' +
+      '                 y\n\n1 of 2 need attention.\n',
   )
 })
 

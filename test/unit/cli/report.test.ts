@@ -192,7 +192,9 @@ function agentKeeps(where: ReturnType<typeof paths>, mark: string, keys: string[
 
 test('a DNS secret stays on the card until the agent of this boot says that it keeps it', async () => {
   const key = 'pOqMp5HHIq1I5xM8fDqPx8hDfFxBW6KK3oIgpAJ5zZs='
-  const toml = `# mine\n[certificates]\nmode = "acme"\nproof = "rfc2136"\nname = "gate.example.org"\ndns_server = "192.168.1.1"\ntsig_name = "k"\ntsig_key = "${key}"\n`
+  const toml =
+    '# mine\n[certificates]\nmode = "acme"\nproof = "rfc2136"\nname = "gate.example.org"\n' +
+    `dns_server = "192.168.1.1"\ntsig_name = "k"\ntsig_key = "${key}"\n`
   const { where, server } = await handedOver('dns', toml)
   const card = (): string => readFileSync(join(where.boot, 'gatehouse.toml'), 'utf8')
   try {

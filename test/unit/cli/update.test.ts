@@ -55,6 +55,7 @@ esac
   ])
   assert.equal(
     calls[3],
-    'journalctl -q -o cat --after-cursor=s=1 _SYSTEMD_UNIT=gatehouse-update.service _SYSTEMD_UNIT=gatehouse-update-install.service',
+    'journalctl -q -o cat --after-cursor=s=1 _SYSTEMD_UNIT=gatehouse-update.service ' +
+      '_SYSTEMD_UNIT=gatehouse-update-install.service',
   )
 })

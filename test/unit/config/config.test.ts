@@ -61,7 +61,10 @@ test('an empty file is the defaults', () => {
 })
 
 test('a file from Windows is read: byte order mark, CRLF', () => {
-  const text = `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\ncontrol_url = "http://10.77.0.2"\r\n[certificates]\r\ndirectory = "https://10.77.0.4/dir"\r\nca_file = "authority.pem"\r\nemail = "a@example.org"\r\n`
+  const text =
+    `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\ncontrol_url = ` +
+    '"http://10.77.0.2"\r\n[certificates]\r\ndirectory = "https://10.77.0.4/dir"\r\nca_file = ' +
+    '"authority.pem"\r\nemail = "a@example.org"\r\n'
   assert.deepEqual(parseConfig(Buffer.from(text), 'f'), {
     ...defaults(),
     tailnet: {
@@ -353,7 +356,8 @@ test('no error holds the auth key', () => {
 
 test('what is serialised reads back, without the key', () => {
   const config = parseConfig(
-    `[tailnet]\nhostname = "door"\nauth_key = "${secret}"\ncontrol_url = "https://c"\n[certificates]\nca_file = "a.pem"\nemail = "a@b"`,
+    `[tailnet]\nhostname = "door"\nauth_key = "${secret}"\ncontrol_url = "https://c"\n` +
+      '[certificates]\nca_file = "a.pem"\nemail = "a@b"',
     'f',
   )
   const text = serialize(config)
@@ -424,7 +428,8 @@ for (const [text, message, cure] of [
 
 test('[node_red.env]: names and text, and no value is ever told again', () => {
   const text =
-    '[node_red]\nallow = ["lan:1883"]\n[node_red.env]\nINFLUX_TOKEN = "s3cret"\nB = \'s3cret2\'\n[cache]\nmemory_mib = 3\n'
+    '[node_red]\nallow = ["lan:1883"]\n[node_red.env]\nINFLUX_TOKEN = "s3cret"\n' +
+    "B = 's3cret2'\n[cache]\nmemory_mib = 3\n"
   const config = parseConfig(text, 'f')
   assert.deepEqual(config.node_red.env, { INFLUX_TOKEN: 's3cret', B: 's3cret2' })
   assert.doesNotMatch(serialize(config), /s3cret|INFLUX/)

@@ -30,7 +30,9 @@ test("headers to the app: removed, set, added; the gateway's own as ever", async
     parseConfig(
       toml(
         url,
-        'request_remove = ["Accept-Language", "x-gone"]\nrequest_set = ["X-Set: ours", "User-Agent: gatehouse"]\nrequest_add = ["X-Added: two", "X-New: one: two"]',
+        'request_remove = ["Accept-Language", "x-gone"]\n' +
+          'request_set = ["X-Set: ours", "User-Agent: gatehouse"]\n' +
+          'request_add = ["X-Added: two", "X-New: one: two"]',
       ),
       'f',
     ),
@@ -86,7 +88,8 @@ test('headers of its answers: removed, set, added, cookies each on its own; what
       .end('text')
   })
   const rules =
-    'response_remove = ["X-Debug"]\nresponse_set = ["X-Frame-Options: DENY"]\nresponse_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
+    'response_remove = ["X-Debug"]\nresponse_set = ["X-Frame-Options: DENY"]\n' +
+    'response_add = ["Set-Cookie: c=3", "Vary: Cookie"]\n'
   bench.gateway.configure(parseConfig(toml(url, rules), 'f'))
   const { headers } = await bench.fetch({ path: '/a/' })
   assert.deepEqual(
@@ -147,7 +150,8 @@ test("a WebSocket's handshake and its answer go by the rules too", async () => {
     parseConfig(
       toml(
         url,
-        'request_set = ["X-Set: ours"]\nresponse_remove = ["X-Debug"]\nresponse_set = ["X-Set: ours"]\nresponse_add = ["X-New: n"]',
+        'request_set = ["X-Set: ours"]\nresponse_remove = ["X-Debug"]\n' +
+          'response_set = ["X-Set: ours"]\nresponse_add = ["X-New: n"]',
       ),
       'f',
     ),

@@ -44,7 +44,8 @@ const read = (toml: string): { config: ReturnType<typeof parseConfig>; notes: st
 
 test('an old name of a key is understood, moved to its table, converted, and noted; one without effect is noted', () => {
   const { config, notes } = read(
-    '[tailnet]\nname = "door"\n[net]\nwait_minutes = 3\n[certificates]\nkey_bits = 4096\nemail = "a@example.org"\n[[forward]]\nport = 22\nto = "10.0.0.1:22"\n',
+    '[tailnet]\nname = "door"\n[net]\nwait_minutes = 3\n[certificates]\nkey_bits = 4096\n' +
+      'email = "a@example.org"\n[[forward]]\nport = 22\nto = "10.0.0.1:22"\n',
   )
   assert.deepEqual(
     [
@@ -133,7 +134,10 @@ test('provisioning takes old names, and tells', async () => {
 test("after a fall-back: the person's file has new keys, the last good one is a later version's; what is understood holds, all else has its default", async () => {
   const where = paths('newer')
   const newer =
-    '[tailnet]\nhostname = "door"\nlater = 1\n[access]\nedit = ["alice@example.com"]\nview = 7\n[certificates]\neab_key_id = "kid"\n[later]\nx = 1\n[node_red]\ndevices = ["serial", "later"]\n[[forward]]\nport = 22\ntarget = "10.0.0.1:22"\n[[forward]]\nport = 23\ntarget = "10.0.0.1:23"\nonly = ["bob@example.com"]\n'
+    '[tailnet]\nhostname = "door"\nlater = 1\n[access]\nedit = ["alice@example.com"]\n' +
+    'view = 7\n[certificates]\neab_key_id = "kid"\n[later]\nx = 1\n[node_red]\n' +
+    'devices = ["serial", "later"]\n[[forward]]\nport = 22\ntarget = "10.0.0.1:22"\n' +
+    '[[forward]]\nport = 23\ntarget = "10.0.0.1:23"\nonly = ["bob@example.com"]\n'
   mkdirSync(where.config)
   writeFileSync(
     join(where.config, 'gatehouse.toml'),

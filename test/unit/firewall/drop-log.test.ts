@@ -9,7 +9,8 @@ const line = (seconds: number, rest: string, reason = 'out-node-red'): string =>
     MESSAGE: `gatehouse-drop ${reason}: IN= OUT=eth0 ${rest} UID=603 GID=603`,
   })
 const tcp = (to: string, port: number): string =>
-  `SRC=192.168.1.5 DST=${to} LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 DPT=${port} WINDOW=64240 RES=0x00 SYN URGP=0`
+  `SRC=192.168.1.5 DST=${to} LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 ` +
+  `DPT=${port} WINDOW=64240 RES=0x00 SYN URGP=0`
 
 test('one for each target, the latest first, with what would allow it', () => {
   const found = refusedIn([

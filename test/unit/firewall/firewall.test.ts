@@ -186,8 +186,10 @@ test('the script replaces the list in one transaction', () => {
   assert.equal(
     script('node-red', [{ egress: egress!, addresses: ['203.0.113.1', '2001:db8::1'] }]),
     'flush chain inet gatehouse node-red-allow\n' +
-      'add rule inet gatehouse node-red-allow ip daddr { 203.0.113.1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n' +
-      'add rule inet gatehouse node-red-allow ip6 daddr { 2001:db8::1 } udp dport 80-90 accept comment "node-red: a.example:80-90/udp"\n',
+      'add rule inet gatehouse node-red-allow ip daddr { 203.0.113.1 } udp dport 80-90 ' +
+      'accept comment "node-red: a.example:80-90/udp"\n' +
+      'add rule inet gatehouse node-red-allow ip6 daddr { 2001:db8::1 } udp dport 80-90 ' +
+      'accept comment "node-red: a.example:80-90/udp"\n',
   )
   assert.equal(
     script('node-red', [{ egress: egress!, addresses: [] }]),
@@ -293,7 +295,8 @@ target = "192.168.1.20:443"
   assert.equal(
     script('gatehouse', [{ egress: egress!, addresses: ['127.0.0.1'] }]),
     'flush chain inet gatehouse gatehouse-allow\n' +
-      'add rule inet gatehouse gatehouse-allow ip daddr { 127.0.0.1 } tcp dport 3000 accept comment "gatehouse: http://127.0.0.1:3000"\n',
+      'add rule inet gatehouse gatehouse-allow ip daddr { 127.0.0.1 } tcp dport 3000 accept ' +
+      'comment "gatehouse: http://127.0.0.1:3000"\n',
   )
   assert.deepEqual(['127.0.0.1', '::1', '192.168.1.9'].map(unreachable), [
     undefined,
@@ -327,7 +330,8 @@ test("gatehouse firewall reads rules, counters and the kernel's log", () => {
     [
       {
         MESSAGE:
-          'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=10.0.0.9 DST=1.1.1.1 LEN=60 PROTO=TCP SPT=4 DPT=443 UID=603 GID=603',
+          'gatehouse-drop out-node-red: IN= OUT=eth0 SRC=10.0.0.9 DST=1.1.1.1 LEN=60 ' +
+          'PROTO=TCP SPT=4 DPT=443 UID=603 GID=603',
         __REALTIME_TIMESTAMP: '1795257848704000',
       },
       { MESSAGE: 'something else about gatehouse-drop ', __REALTIME_TIMESTAMP: '1795257848704000' },

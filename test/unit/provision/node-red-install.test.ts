@@ -117,7 +117,9 @@ test('the rest of what goes wrong: room, versions, hosts; a name that is not the
   )
   assert.match(
     said(
-      'npm error code ENOTFOUND\nnpm error network request to https://files.example.org/x failed, reason: getaddrinfo ENOTFOUND files.example.org',
+      'npm error code ENOTFOUND\n' +
+        'npm error network request to https://files.example.org/x failed, reason: getaddrinfo ' +
+        'ENOTFOUND files.example.org',
     )!,
     /^files\.example\.org cannot be reached\. .* as "files\.example\.org:443"$/,
   )

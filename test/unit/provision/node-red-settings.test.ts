@@ -86,7 +86,8 @@ test('nothing is installed and nothing fetched unless the list allows the palett
 
 test("a user's own settings count, but not for what belongs to the appliance", () => {
   const { settings: merged, said } = settings(
-    'module.exports = { flowFilePretty: false, functionGlobalContext: { answer: 42 }, uiPort: 1880, adminAuth: null, credentialSecret: "mine" }',
+    'module.exports = { flowFilePretty: false, functionGlobalContext: { answer: 42 }, ' +
+      'uiPort: 1880, adminAuth: null, credentialSecret: "mine" }',
   )
   assert.deepEqual(
     [merged['flowFilePretty'], merged['functionGlobalContext']],
@@ -102,7 +103,8 @@ test("a user's own settings count, but not for what belongs to the appliance", (
 
 test('projects are on by configuration and not otherwise, whatever else of the editor a user sets', () => {
   const own =
-    'module.exports = { editorTheme: { page: { title: "Mine" }, projects: { enabled: true, workflow: { mode: "auto" } } } }'
+    'module.exports = { editorTheme: { page: { title: "Mine" }, projects: { enabled: true, ' +
+    'workflow: { mode: "auto" } } } }'
   for (const [env, enabled] of [
     [{}, false],
     [{ GATEHOUSE_PROJECTS: 'yes' }, true],
@@ -125,7 +127,8 @@ test('the dashboard learns the address that the gateway says, and keeps what a u
   for (const [own, expected] of [
     [undefined, { seen: ['100.64.0.7'] }],
     [
-      'module.exports = { dashboard: { maxHttpBufferSize: 10e6, ioMiddleware: (s, next) => { s.handshake.address += "!"; next() } } }',
+      'module.exports = { dashboard: { maxHttpBufferSize: 10e6, ioMiddleware: (s, next) => { ' +
+        's.handshake.address += "!"; next() } } }',
       { seen: ['100.64.0.7', '100.64.0.7!'], size: 10e6 },
     ],
     ['module.exports = { ui: { maxHttpBufferSize: 5 } }', { seen: ['100.64.0.7'], size: 5 }],
@@ -153,7 +156,8 @@ test('flows that bring Node-RED down three times are left stopped, until a start
       process.execPath,
       [
         '-e',
-        `const { safeMode } = require(${JSON.stringify(join(cache, 'settings.cjs'))}); require('node:fs').writeSync(1, String(safeMode)); ${end}`,
+        `const { safeMode } = require(${JSON.stringify(join(cache, 'settings.cjs'))}); ` +
+          `require('node:fs').writeSync(1, String(safeMode)); ${end}`,
       ],
       {
         encoding: 'utf8',
@@ -260,7 +264,9 @@ test("a user's own httpNodeAuth counts for what flows serve, in each of its form
 
 test('variables of [node_red.env] are in the process, and not in what the kernel shows of it', () => {
   const program =
-    'require(process.argv[1]); console.log(JSON.stringify([process.env.TOKEN, require("node:child_process").execSync("echo $TOKEN", { encoding: "utf8" }).trim(), require("node:fs").readFileSync("/proc/self/environ", "utf8").includes("s3cret")]))'
+    'require(process.argv[1]); console.log(JSON.stringify([process.env.TOKEN, ' +
+    'require("node:child_process").execSync("echo $TOKEN", { encoding: "utf8" }).trim(), ' +
+    'require("node:fs").readFileSync("/proc/self/environ", "utf8").includes("s3cret")]))'
   const { stdout } = run(undefined, program, {}, JSON.stringify({ TOKEN: 's3cret' }))
   assert.deepEqual(JSON.parse(stdout), ['s3cret', 's3cret', false])
   assert.deepEqual(JSON.parse(run(undefined, program, {}, '\n').stdout), [null, '', false])

@@ -46,7 +46,8 @@ test('a good file is taken: key and configuration apart, each with its mode', as
   const paths = machine()
   writeFileSync(
     join(paths.boot, 'gatehouse.toml'),
-    `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\nca_file = "control.pem"\r\n[certificates]\r\nca_file = "authority.pem"\r\n`,
+    `\uFEFF[tailnet]\r\nhostname = "door"\r\nauth_key = "${secret}"\r\nca_file = ` +
+      '"control.pem"\r\n[certificates]\r\nca_file = "authority.pem"\r\n',
   )
   writeFileSync(join(paths.boot, 'control.pem'), authority.issue('y.example'))
   // A private key beside the certificate must not be carried into a file anyone may read.

@@ -80,7 +80,9 @@ function boot(paths: { boot: string; config: string; problem: string }): {
 
 test('the keys of one boot are in /run, for root alone, and nowhere on /var', async () => {
   const paths = machine({
-    'gatehouse.toml': `[tailnet]\nauth_key = "${key}"\n[certificates]\neab_key_id = "k"\neab_hmac_key = "SECRETSECRETSECRET"\n`,
+    'gatehouse.toml':
+      `[tailnet]\nauth_key = "${key}"\n[certificates]\neab_key_id = "k"\neab_hmac_key = ` +
+      '"SECRETSECRETSECRET"\n',
   })
   // What an earlier version left.
   mkdirSync(paths.config)
@@ -196,7 +198,9 @@ test('on the next boot a mistake in gatehouse.toml does not take its key along, 
 
 test('a first boot with a mistake takes what is right, and says what is not', async () => {
   const paths = machine({
-    'gatehouse.toml': `[tailnet]\nhostname = "door"\nauth_key = "${key}"\n[limits]\nconnections = "many"\n[node_red]\nsettings_file = "absent.js"\n`,
+    'gatehouse.toml':
+      `[tailnet]\nhostname = "door"\nauth_key = "${key}"\n[limits]\nconnections = "many"\n` +
+      '[node_red]\nsettings_file = "absent.js"\n',
   })
   const { outcome, problem } = await provision(paths)
   assert.equal(outcome, 'part')

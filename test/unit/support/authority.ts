@@ -68,7 +68,8 @@ export class Authority {
     writeFileSync(join(this.directory, 'index.txt'), '')
     writeFileSync(
       join(this.directory, 'ca.cnf'),
-      '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\npolicy=p\ndefault_md=sha256\nrand_serial=yes\nunique_subject=no\n[p]\ncommonName=supplied\n',
+      '[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\npolicy=p\n' +
+        'default_md=sha256\nrand_serial=yes\nunique_subject=no\n[p]\ncommonName=supplied\n',
     )
     this.#openssl(
       'ca',

@@ -366,7 +366,8 @@ test('flows and an app take the origins that gatehouse.toml names, at once', asy
     bench.gateway.configure(parseConfig(text, 'gatehouse.toml'))
   }
   configured(
-    `[node_red]\nallow_origins = ["${panel}"]\n[[app]]\npath = "/x/"\nupstreams = ["unix:${bench.origin.socket}"]\nallow_origins = ["http://ha.local:8123"]\n`,
+    `[node_red]\nallow_origins = ["${panel}"]\n[[app]]\npath = "/x/"\nupstreams = ` +
+      `["unix:${bench.origin.socket}"]\nallow_origins = ["http://ha.local:8123"]\n`,
   )
   const from = sent('fetch', { Origin: panel })
   const preflight = { ...from, 'Access-Control-Request-Method': 'PUT' }

@@ -111,7 +111,8 @@ test('an answer in good order passes byte for byte, whatever it is cut into', ()
     'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok',
     `HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: ${long.length}\r\nConnection: keep-alive\r\n\r\n${long}`,
     'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n',
-    `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${long.length.toString(16)}\r\n${long}\r\n0\r\nX-T: 1\r\n\r\n`,
+    `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${long.length.toString(16)}\r\n` +
+      `${long}\r\n0\r\nX-T: 1\r\n\r\n`,
     'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok',
     `HTTP/1.1 200 OK\r\n\r\n${long}`,
   ])

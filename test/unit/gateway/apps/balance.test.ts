@@ -49,7 +49,8 @@ async function start(
   // A quick machine opens more connections a second than one peer may.
   bench.gateway.configure(
     parseConfig(
-      `[limits]\nnew_connections_per_peer = 0\nnew_connections = 0\n[[app]]\npath = "/lb/"\nbalance = "${balance}"\nupstreams = ${JSON.stringify(origins.map(({ url }) => url))}\n`,
+      '[limits]\nnew_connections_per_peer = 0\nnew_connections = 0\n[[app]]\npath = "/lb/"\n' +
+        `balance = "${balance}"\nupstreams = ${JSON.stringify(origins.map(({ url }) => url))}\n`,
       'f',
     ),
   )

@@ -10,7 +10,10 @@ const key = 'dGhlIHNhbXBsZSBub25jZQ=='
 const accept = createHash('sha1')
   .update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`)
   .digest('base64')
-const handshake = `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${key}\r\nSec-Fetch-Site: same-origin\r\nOrigin: https://${name}\r\nAccept: application/json\r\n\r\n`
+const handshake =
+  `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n` +
+  `Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${key}\r\nSec-Fetch-Site: same-origin\r\n` +
+  `Origin: https://${name}\r\nAccept: application/json\r\n\r\n`
 
 /** An app that answers each request with the same bytes. */
 async function app(bench: Bench, answer: string): Promise<Server> {
@@ -25,11 +28,14 @@ async function app(bench: Bench, answer: string): Promise<Server> {
 
 test("WebSockets' handshakes that apps answer badly are agreed to as others would", async () => {
   for (const answer of [
-    `HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`,
+    'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
+      `Sec-WebSocket-Accept: ${accept}\r\n\r\n`,
     `HTTP/1.1 101 Switching Protocols\nUpgrade: WebSocket\nConnection: Upgrade\nSec-WebSocket-Accept: ${accept}\n\n`,
     `HTTP/1.1 101\r\nUpgrade : websocket\r\nConnection: upgrade, x\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`,
-    `HTTP/1.1 101 Web Socket Protocol Handshake\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ${accept}\r\nX-A: a\x00b\r\n\r\n`,
-    `HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`,
+    'HTTP/1.1 101 Web Socket Protocol Handshake\r\nUpgrade: websocket\r\n' +
+      `Sec-WebSocket-Accept: ${accept}\r\nX-A: a\x00b\r\n\r\n`,
+    'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n' +
+      `Connection: Upgrade\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`,
   ]) {
     await using bench = await Bench.start({ origin: false })
     const server = await app(bench, `${answer}\x81\x02hi`)

@@ -95,7 +95,8 @@ test('the answer to a WebSocket handshake says no software either', async () => 
     lines.push('Server: origin/1', 'X-Powered-By: Express', 'X-Own: 1')
   })
   const answer = await bench.raw(
-    `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n`,
+    `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n` +
+      'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n',
   )
   assert.match(answer, /^HTTP\/1\.1 101 /)
   assert.match(answer, /^X-Own: 1/m)

@@ -204,7 +204,8 @@ test('what [[app]] removes, sets or adds does not come as a trailer; prefix, own
   bench.gateway.configure(
     parseConfig(
       toml(
-        'ca_file = "own.pem"\nrequest_remove = ["X-Gone"]\nrequest_set = ["X-Set: ours"]\nrequest_add = ["X-Added: ours"]\n',
+        'ca_file = "own.pem"\nrequest_remove = ["X-Gone"]\nrequest_set = ["X-Set: ours"]\n' +
+          'request_add = ["X-Added: ours"]\n',
       ),
       'f',
     ),
@@ -345,7 +346,8 @@ test('an app that answers before it has the whole body and its trailers: its ans
     answer += piece
   })
   socket.write(
-    `POST /x HTTP/1.1\r\nHost: ${name}\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n${(50_000_000).toString(16)}\r\n`,
+    `POST /x HTTP/1.1\r\nHost: ${name}\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n` +
+      `\r\n${(50_000_000).toString(16)}\r\n`,
   )
   socket.write(Buffer.alloc(300_000))
   await new Promise((resolve) => socket.once('close', resolve))

@@ -101,7 +101,8 @@ test('no other upgrade is tunnelled (h2c smuggling)', async () => {
   await using bench = await Bench.start()
   const socket = await bench.connect()
   socket.write(
-    `GET / HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n`,
+    `GET / HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: ` +
+      'h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n',
   )
   const [data] = (await once(socket, 'data')) as [Buffer]
   assert.match(data.toString(), /^HTTP\/1\.1 400 /)
@@ -113,7 +114,9 @@ test('an upgrade sent behind a request that is not answered yet ends the connect
   await using bench = await Bench.start()
   bench.origin.handler = () => {}
   const answer = await bench.raw(
-    `GET /slow HTTP/1.1\r\nHost: ${name}\r\n\r\nGET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n`,
+    `GET /slow HTTP/1.1\r\nHost: ${name}\r\n\r\nGET /comms HTTP/1.1\r\nHost: ${name}\r\n` +
+      'Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: ' +
+      'dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n',
   )
   assert.equal(answer, '')
   bench.origin.handler = (_request, response) => {

@@ -78,7 +78,8 @@ test('each failure has its message in status, as table and as JSON, its code, it
     assert.match(
       problem.message,
       new RegExp(
-        `was not renewed and expires at .*what ${code} is about\\. What to do about ${code}\\. The one in use is good for (19|20) days more \\(${code}\\)`,
+        `was not renewed and expires at .*what ${code} is about\\. What to do about ` +
+          `${code}\\. The one in use is good for (19|20) days more \\(${code}\\)`,
       ),
     )
     assert.deepEqual(

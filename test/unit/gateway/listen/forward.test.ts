@@ -441,7 +441,10 @@ test('TLS that ends at the gateway: plain behind, with the certificate of the de
   })
   bench.gateway.configure(
     parseConfig(
-      `[certificates]\nmode = "self"\nname = "${own}"\n[[forward]]\nport = 8883\ntarget = "${target}"\nterminate_tls = true\nproxy_protocol = "v1"\n[[forward]]\nsni = ["${own}"]\ntarget = "${target}"\nterminate_tls = true\n[[forward]]\nsni = ["none.example.org"]\ntarget = "${target}"\nterminate_tls = true\n`,
+      `[certificates]\nmode = "self"\nname = "${own}"\n[[forward]]\nport = 8883\ntarget = ` +
+        `"${target}"\nterminate_tls = true\nproxy_protocol = "v1"\n[[forward]]\nsni = ` +
+        `["${own}"]\ntarget = "${target}"\nterminate_tls = true\n[[forward]]\nsni = ` +
+        `["none.example.org"]\ntarget = "${target}"\nterminate_tls = true\n`,
       'f',
     ),
   )

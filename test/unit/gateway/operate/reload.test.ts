@@ -57,11 +57,13 @@ test('a reload puts settings in force and drops nothing: no connection, no WebSo
   assert.equal((await bench.fetch({ socket: kept })).status, 200)
 
   toml =
-    '[access]\nview = ["alice@example.com", "bob@example.com"]\nuse = ["tag:sensor"]\n[limits]\nheader_timeout = "20 s"\n[tailnet]\nhostname = "other"'
+    '[access]\nview = ["alice@example.com", "bob@example.com"]\nuse = ["tag:sensor"]\n' +
+    '[limits]\nheader_timeout = "20 s"\n[tailnet]\nhostname = "other"'
   assert.deepEqual(await reload(bench), {
     code: 0,
     stdout:
-      'In force: access.view, access.use, limits.header_timeout.\nNot yet: tailnet.hostname. For these, restart the device.\n',
+      'In force: access.view, access.use, limits.header_timeout.\n' +
+      'Not yet: tailnet.hostname. For these, restart the device.\n',
     stderr: '',
   })
   assert.deepEqual(await reload(bench), { code: 0, stdout: 'Nothing has changed.\n', stderr: '' })

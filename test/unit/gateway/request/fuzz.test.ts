@@ -12,7 +12,8 @@ const corpus = [
   `GET /a?b HTTP/1.1\r\nHost: ${name}\r\nConnection: keep-alive\r\nTE: trailers\r\n\r\n`,
   `POST /a HTTP/1.1\r\nHost: ${name}\r\nContent-Length: 5\r\n\r\nhello`,
   `POST /a HTTP/1.1\r\nHost: ${name}\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n`,
-  `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n`,
+  `GET /comms HTTP/1.1\r\nHost: ${name}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n` +
+    'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n',
   `PUT https://${name}/%66 HTTP/1.1\r\nHost: ${name}\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}`,
 ]
 const pieces = [

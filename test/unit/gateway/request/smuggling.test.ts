@@ -10,14 +10,20 @@ const post = `POST /outer HTTP/1.1\r\nHost: ${name}\r\n`
  * body.
  */
 const refused: Record<string, string> = {
-  'CL.TE: Content-Length and Transfer-Encoding': `${post}Content-Length: ${smuggled.length + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n${smuggled}`,
-  'TE.CL: Transfer-Encoding and Content-Length': `${post}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n${smuggled}\r\n0\r\n\r\n`,
+  'CL.TE: Content-Length and Transfer-Encoding':
+    `${post}Content-Length: ${smuggled.length + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n` +
+    `\r\n${smuggled}`,
+  'TE.CL: Transfer-Encoding and Content-Length':
+    `${post}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n${smuggled}\r\n0\r\n` +
+    '\r\n',
   'TE.TE: an obscured second Transfer-Encoding': `${post}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n${smuggled}`,
   'Transfer-Encoding twice, chunked last': `${post}Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n${smuggled}`,
   'a coding before chunked': `${post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n${smuggled}`,
   'chunked not last': `${post}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n${smuggled}`,
   'a vertical tab before chunked': `${post}Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n${smuggled}`,
-  'Transfer-Encoding in HTTP/1.0': `POST /outer HTTP/1.0\r\nHost: ${name}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n${smuggled}`,
+  'Transfer-Encoding in HTTP/1.0':
+    `POST /outer HTTP/1.0\r\nHost: ${name}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n` +
+    `${smuggled}`,
   'two Content-Lengths that differ': `${post}Content-Length: 0\r\nContent-Length: ${smuggled.length}\r\n\r\n${smuggled}`,
   'two Content-Lengths that agree': `${post}Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc${smuggled}`,
   'a list of Content-Lengths': `${post}Content-Length: 3, 3\r\n\r\nabc${smuggled}`,
@@ -68,7 +74,8 @@ test('a body of a GET ends where its length says: what follows is a request of i
   await using bench = await Bench.start()
   const inner = 'GET /inner HTTP/1.1\r\nHost: x\r\n\r\n'
   const answer = await bench.raw(
-    `GET /outer HTTP/1.1\r\nHost: ${name}\r\nContent-Length: ${inner.length}\r\n\r\n${inner}GET /next HTTP/1.1\r\nHost: ${name}\r\n\r\n`,
+    `GET /outer HTTP/1.1\r\nHost: ${name}\r\nContent-Length: ${inner.length}\r\n\r\n` +
+      `${inner}GET /next HTTP/1.1\r\nHost: ${name}\r\n\r\n`,
     400,
   )
   assert.equal(answer.split('HTTP/1.1 200').length - 1, 2)
@@ -104,7 +111,8 @@ test('Connection: content-length cannot take the length off a body', async () =>
 test('trailers of a request do not become headers', async () => {
   await using bench = await Bench.start()
   const answer = await bench.raw(
-    `${post}Transfer-Encoding: chunked\r\nTrailer: Tailscale-User-Login\r\n\r\n3\r\nabc\r\n0\r\nTailscale-User-Login: root@example.com\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n`,
+    `${post}Transfer-Encoding: chunked\r\nTrailer: Tailscale-User-Login\r\n\r\n3\r\nabc\r\n` +
+      '0\r\nTailscale-User-Login: root@example.com\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n',
   )
   assert.match(answer, /^HTTP\/1\.1 200 /)
   const [request] = bench.origin.requests
