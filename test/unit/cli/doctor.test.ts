@@ -161,34 +161,34 @@ test('the report counts what needs attention, and lines up a cure of several lin
 
 test('the status page is for those with the right, and says what gatehouse status says', async () => {
   await using bench = await Bench.start()
-  const door = 10_000
-  const page = await bench.fetch({ door, path: '/status', headers: { accept: 'text/html' } })
+  const port = 10_000
+  const page = await bench.fetch({ port, path: '/status', headers: { accept: 'text/html' } })
   assert.equal(page.status, 200)
   assert.match(page.text, /<h1>All is well<\/h1>[^]*Node-RED +up/)
   assert.equal(page.headers['cache-control'], 'no-store')
   const json = await bench.fetch({
-    door,
+    port,
     path: '/status',
     headers: { accept: 'application/json' },
   })
   assert.equal((JSON.parse(json.text) as { ok: boolean }).ok, true)
-  assert.equal((await bench.fetch({ door, path: '/other' })).status, 404)
-  assert.equal((await bench.fetch({ door, path: '/status', method: 'POST' })).status, 405)
+  assert.equal((await bench.fetch({ port, path: '/other' })).status, 404)
+  assert.equal((await bench.fetch({ port, path: '/status', method: 'POST' })).status, 405)
   const moved = async (path: string, at?: number): Promise<[number, string | undefined]> => {
     const { status, headers } = await bench.fetch({
       path,
-      ...(at === undefined ? {} : { door: at }),
+      ...(at === undefined ? {} : { port: at }),
     })
     return [status, headers.location]
   }
-  assert.deepEqual(await moved('/', door), [307, '/status'])
+  assert.deepEqual(await moved('/', port), [307, '/status'])
   assert.deepEqual(await moved('/.gatehouse/status?x'), [308, `https://${name}:10000/status?x`])
-  assert.deepEqual(await moved('/.gatehouse/status', door), [308, `https://${name}:10000/status`])
+  assert.deepEqual(await moved('/.gatehouse/status', port), [308, `https://${name}:10000/status`])
   bench.tailnet.peer = {
     ...alice,
     capMap: { 'gatehouse.internal/cap/app': [{ may: ['edit', 'use'] }] },
   }
-  assert.equal((await bench.fetch({ door, path: '/status' })).status, 403)
+  assert.equal((await bench.fetch({ port, path: '/status' })).status, 403)
   assert.equal((await bench.fetch({ path: '/.gatehouse/status' })).status, 403)
   assert.deepEqual(bench.origin.requests, [], 'nothing of it went to Node-RED')
 })

@@ -166,11 +166,11 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /** A connection of the peer over HTTP/2. */
-  async session(options: ClientSessionOptions = {}, door = 443): Promise<ClientHttp2Session> {
-    const socket = await this.connect(door, name, ['h2', 'http/1.1'])
+  async session(options: ClientSessionOptions = {}, port = 443): Promise<ClientHttp2Session> {
+    const socket = await this.connect(port, name, ['h2', 'http/1.1'])
     if (socket.alpnProtocol !== 'h2')
       throw new Error(`the gateway chose ${String(socket.alpnProtocol)}`)
-    const session = connectHTTP2(originOf(name, door), {
+    const session = connectHTTP2(originOf(name, port), {
       ...options,
       createConnection: () => socket,
     })
@@ -203,25 +203,25 @@ export class Bench extends EventEmitter implements AsyncDisposable {
   }
 
   /**
-   * One request over a connection of its own (or the given one), to 443 or another `door` of the
+   * One request over a connection of its own (or the given one), to 443 or another `port` of the
    * node's name; the body is not read yet.
    */
   async send(
     options: RequestOptions & {
       body?: string | Buffer | Readable
       socket?: TLSSocket
-      door?: number
+      port?: number
     } = {},
   ): Promise<IncomingMessage> {
-    const { body, socket: given, door = 443, ...rest } = options
-    const socket = given ?? (await this.connect(door))
+    const { body, socket: given, port = 443, ...rest } = options
+    const socket = given ?? (await this.connect(port))
     const how: RequestOptions =
       given === undefined ? { createConnection: () => socket } : { agent: agentOf(given) }
     const request = httpRequest({
       ...how,
       path: '/',
       ...rest,
-      headers: { host: authorityOf(name, door), ...(rest.headers as Record<string, string>) },
+      headers: { host: authorityOf(name, port), ...(rest.headers as Record<string, string>) },
     })
     const answer = once(request, 'response') as Promise<[IncomingMessage]>
     if (body === undefined || typeof body === 'string' || Buffer.isBuffer(body)) request.end(body)

@@ -26,13 +26,13 @@ const link = {
 type Got = [status: number, location: string | undefined, seen: string | undefined]
 async function get(
   bench: Bench,
-  door: number,
+  port: number,
   path: string,
   headers: Record<string, string> = {},
   method = 'GET',
 ): Promise<Got> {
   const before = bench.origin.requests.length
-  const answer = await bench.fetch({ door, path, headers, method })
+  const answer = await bench.fetch({ port, path, headers, method })
   return [answer.status, answer.headers.location, bench.origin.requests[before]?.url]
 }
 
@@ -107,7 +107,7 @@ test('flows need the right use at their port, the status page status, the editor
           [10_000, '/status', 'GET'],
           [443, '/app/x', 'GET'],
         ] as const
-      ).map(async ([door, path, method]) => (await bench.fetch({ door, path, method })).status),
+      ).map(async ([port, path, method]) => (await bench.fetch({ port, path, method })).status),
     )
   for (const [may, expected] of [
     [['view'], [200, 403, 403, 403, 403]],
@@ -123,24 +123,24 @@ test('flows need the right use at their port, the status page status, the editor
 
 test('the word on who asks goes to the editor alone', async () => {
   await using bench = await Bench.start()
-  for (const [door, path, told] of [
+  for (const [port, path, told] of [
     [443, '/x', true],
     [8_443, '/x', false],
     [8_443, '/app/x', false],
     [443, '/app/x', false],
   ] as const) {
-    await bench.fetch({ door, path })
+    await bench.fetch({ port, path })
     assert.equal(
       bench.origin.requests.at(-1)!.headers['x-gatehouse-user'] !== undefined,
       told,
-      `${door}${path}`,
+      `${port}${path}`,
     )
   }
 })
 
 test('Host has the port that was asked: two origins are never one', async () => {
   await using bench = await Bench.start()
-  for (const [door, host, status] of [
+  for (const [port, host, status] of [
     [443, name, 200],
     [443, `${name}:443`, 200],
     [443, `${name}:8443`, 421],
@@ -150,9 +150,9 @@ test('Host has the port that was asked: two origins are never one', async () => 
     [10_000, `${name}:8443`, 421],
     [8_443, 'evil.example:8443', 421],
   ] as const) {
-    const answer = await bench.fetch({ door, path: '/status', headers: { host } })
-    assert.equal(answer.status, status, `${door} ${host}`)
-    if (status === 421) assert.ok(answer.text.includes(`Use ${originOf(name, door)}/`), answer.text)
+    const answer = await bench.fetch({ port, path: '/status', headers: { host } })
+    assert.equal(answer.status, status, `${port} ${host}`)
+    if (status === 421) assert.ok(answer.text.includes(`Use ${originOf(name, port)}/`), answer.text)
   }
   for (const host of ['gatehouse:8443', 'gatehouse', '100.64.0.1:8443', '[fd7a:115c:a1e0::1]:8443'])
     assert.deepEqual(await get(bench, 8_443, '/x?y', { host }), [308, `${flows}/x?y`, undefined])
@@ -212,10 +212,10 @@ test('old addresses: a browser is sent to the flows’ own, a program is answere
 
 test('old WebSockets: of programs at 443, of all at the flows’ port', async () => {
   await using bench = await Bench.start()
-  const open = async (door: number, headers: Record<string, string>): Promise<string> => {
-    const socket = await bench.connect(door)
+  const open = async (port: number, headers: Record<string, string>): Promise<string> => {
+    const socket = await bench.connect(port)
     const before = bench.origin.requests.length
-    const ws = new WebSocket(`${originOf(name, door).replace('https', 'wss')}/app/ws?x`, {
+    const ws = new WebSocket(`${originOf(name, port).replace('https', 'wss')}/app/ws?x`, {
       createConnection: () => socket,
       headers,
     })
@@ -294,11 +294,11 @@ function apart(headers: IncomingHttpHeaders): unknown[] {
 test('answers may be neither framed nor included elsewhere, where the app says nothing itself', async () => {
   await using bench = await Bench.start()
   const self = "frame-ancestors 'self'"
-  const html = async (door: number, path: string, more: Record<string, string> = {}) => {
+  const html = async (port: number, path: string, more: Record<string, string> = {}) => {
     bench.origin.handler = (_request, response) => {
       response.writeHead(200, { 'content-type': 'text/html; charset=utf-8', ...more }).end('x')
     }
-    return apart((await bench.fetch({ door, path })).headers)
+    return apart((await bench.fetch({ port, path })).headers)
   }
   const popups = 'same-origin-allow-popups'
   assert.deepEqual(await html(443, '/'), ['same-origin', popups, self, 'SAMEORIGIN'])
@@ -309,7 +309,7 @@ test('answers may be neither framed nor included elsewhere, where the app says n
     'a pop-up that comes back from elsewhere may speak to the editor',
   )
   assert.deepEqual(await html(8_443, '/'), ['same-origin', undefined, self, 'SAMEORIGIN'])
-  assert.deepEqual(apart((await bench.fetch({ door: 10_000, path: '/status' })).headers), [
+  assert.deepEqual(apart((await bench.fetch({ port: 10_000, path: '/status' })).headers), [
     'same-origin',
     'same-origin',
     self,
@@ -341,9 +341,9 @@ test('answers may be neither framed nor included elsewhere, where the app says n
   bench.origin.handler = (_request, response) => {
     response.writeHead(200, { 'service-worker-allowed': '/' }).end()
   }
-  for (const door of [443, 8_443])
+  for (const port of [443, 8_443])
     assert.equal(
-      (await bench.fetch({ door, path: '/sw.js' })).headers['service-worker-allowed'],
+      (await bench.fetch({ port, path: '/sw.js' })).headers['service-worker-allowed'],
       undefined,
     )
 })
@@ -354,11 +354,11 @@ test('the cache keeps origins apart', async () => {
     response.setHeader('cache-control', 'public, max-age=60').end(request.headers.host)
   }
   for (let round = 0; round < 2; round++)
-    for (const [door, host] of [
+    for (const [port, host] of [
       [443, name],
       [8_443, `${name}:8443`],
     ] as const) {
-      const answer = await bench.fetch({ door, path: '/x.js' })
+      const answer = await bench.fetch({ port, path: '/x.js' })
       assert.deepEqual(
         [answer.text, answer.headers['cross-origin-resource-policy']],
         [host, 'same-origin'],
@@ -413,7 +413,7 @@ test('a forward that has one of the ports keeps it, and that is said', async () 
   const problem = bench.gateway.problems.get('ports')
   assert.equal(problem?.code, 'GH_PORT_TAKEN')
   assert.match(problem.message, /8443/)
-  assert.equal((await bench.fetch({ door: 10_000, path: '/status' })).status, 200)
+  assert.equal((await bench.fetch({ port: 10_000, path: '/status' })).status, 200)
   bench.gateway.configure(defaults())
   assert.equal(bench.gateway.problems.get('ports'), undefined)
 })

@@ -192,13 +192,13 @@ async function both(
   method: string,
   path: string,
   headers: Record<string, string>,
-  door = 443,
+  port = 443,
 ): Promise<number[]> {
-  const session = await bench.session({}, door)
+  const session = await bench.session({}, port)
   const [one, two] = await Promise.all([
-    bench.fetch({ method, path, headers, door }),
+    bench.fetch({ method, path, headers, port }),
     ask(session, {
-      ':authority': authorityOf(name, door),
+      ':authority': authorityOf(name, port),
       ':method': method,
       ':path': path,
       ...headers,
@@ -213,10 +213,10 @@ async function socket(
   bench: Bench,
   path: string,
   headers: Record<string, string>,
-  door = 443,
+  port = 443,
 ): Promise<number> {
-  const connection = await bench.connect(door)
-  const ws = new WebSocket(`wss://${authorityOf(name, door)}${path}`, {
+  const connection = await bench.connect(port)
+  const ws = new WebSocket(`wss://${authorityOf(name, port)}${path}`, {
     createConnection: () => connection,
     headers,
   })
@@ -232,7 +232,7 @@ async function socket(
 }
 
 /** Editor, flows and the gateway's pages, with a path of each. */
-const doors = [
+const ports = [
   [443, '/flow'],
   [8_443, '/hook'],
   [10_000, '/status'],
@@ -240,17 +240,17 @@ const doors = [
 
 test('over both protocols, for the editor, flows and the own pages', async () => {
   await using bench = await Bench.start()
-  for (const [door, path] of doors) {
-    const here = originOf(name, door)
-    const post = door === 10_000 ? 405 : 200
+  for (const [port, path] of ports) {
+    const here = originOf(name, port)
+    const post = port === 10_000 ? 405 : 200
     for (const [method, headers, status] of [
       ['POST', {}, post],
       ['POST', sent('own', { Origin: here }), post],
       ['POST', { Origin: here }, post],
       ['POST', sent('link', { Origin: evil }), 403],
       ['POST', { origin: 'null' }, 403],
-      ...doors
-        .filter(([other]) => other !== door)
+      ...ports
+        .filter(([other]) => other !== port)
         .map(([other]) => ['POST', { Origin: originOf(name, other) }, 403] as const),
       ['GET', sent('linkFromNode'), 200],
       ['GET', sent('script'), 403],
@@ -258,9 +258,9 @@ test('over both protocols, for the editor, flows and the own pages', async () =>
       ['OPTIONS', sent('fetch', { Origin: evil }), 403],
     ] as const)
       assert.deepEqual(
-        await both(bench, method, path, headers, door),
+        await both(bench, method, path, headers, port),
         [status, status],
-        `${method} ${door} ${path} ${JSON.stringify(headers)}`,
+        `${method} ${port} ${path} ${JSON.stringify(headers)}`,
       )
   }
   assert.ok(
@@ -273,26 +273,26 @@ test('over both protocols, for the editor, flows and the own pages', async () =>
 
 test('a WebSocket is the own pages’ alone', async () => {
   await using bench = await Bench.start()
-  for (const [door, path] of [
+  for (const [port, path] of [
     [443, '/comms'],
     [8_443, '/ws'],
   ] as const) {
-    const here = originOf(name, door)
+    const here = originOf(name, port)
     for (const [headers, status] of [
       [{}, 101],
       [{ Origin: here }, 101],
       [{ Origin: here, 'Sec-Fetch-Site': 'same-origin' }, 101],
       [{ Origin: evil }, 403],
       [{ Origin: 'null' }, 403],
-      [{ Origin: originOf(name, door === 443 ? 8_443 : 443) }, 403],
+      [{ Origin: originOf(name, port === 443 ? 8_443 : 443) }, 403],
       [{ Origin: here, 'Sec-Fetch-Site': 'same-site' }, 403],
       [{ 'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'websocket' }, 403],
       [sent('link'), 403],
     ] as const)
       assert.equal(
-        await socket(bench, path, headers as Record<string, string>, door),
+        await socket(bench, path, headers as Record<string, string>, port),
         status,
-        `${door} ${path} ${JSON.stringify(headers)}`,
+        `${port} ${path} ${JSON.stringify(headers)}`,
       )
   }
   assert.equal(await socket(bench, '/x', {}, 10_000), 404, 'the own pages have none')
@@ -335,11 +335,11 @@ test('headers count as they came: Connection takes none away, and twice is twice
 
 test('page and JSON say what was refused and why; an upload is not read', async () => {
   await using bench = await Bench.start()
-  const page = await bench.fetch({ door: 8_443, path: '/x', headers: sent('script') })
+  const page = await bench.fetch({ port: 8_443, path: '/x', headers: sent('script') })
   assert.match(page.text, /a page of another site/)
   const json = await bench.fetch({
     method: 'POST',
-    door: 8_443,
+    port: 8_443,
     path: '/x',
     body: 'x'.repeat(100_000),
     headers: sent('fetch', { Origin: evil, accept: 'application/json' }),
@@ -383,7 +383,7 @@ test('flows and an app take the origins that gatehouse.toml names, at once', asy
   assert.deepEqual(await both(bench, 'POST', '/x/', home), [200, 200])
   assert.deepEqual(await both(bench, 'POST', '/x', home, 8_443), [403, 403])
   const framed = await bench.fetch({
-    door: 8_443,
+    port: 8_443,
     path: '/x',
     headers: sent('frame', { Referer: `${panel}/` }),
   })

@@ -49,7 +49,7 @@ async function start() {
   await broker.listen({ path: join(boot, '../broker.sock') })
   const call = async (method: string, path: string, body?: unknown, headers = {}) => {
     const { status, text } = await bench.fetch({
-      ...{ door: own, method, path: `/api/v1${path}` },
+      ...{ port: own, method, path: `/api/v1${path}` },
       headers: {
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
         ...headers,
@@ -161,9 +161,9 @@ test('no page of another origin, and no port but its own', async () => {
   ])
     for (const method of ['GET', 'POST'])
       assert.equal((await call(method, '/device/restart', undefined, headers)).status, 403)
-  for (const door of [443, 8_443]) {
+  for (const port of [443, 8_443]) {
     const before = bench.origin.requests.length
-    const { status } = await bench.fetch({ door, path: '/api/v1/settings' })
+    const { status } = await bench.fetch({ port, path: '/api/v1/settings' })
     // That is an address of Node-RED's there.
     assert.equal(status, 200)
     assert.equal(bench.origin.requests.length, before + 1)
@@ -191,7 +191,7 @@ test('what is wrong is said as JSON with its cure: mistakes, an unknown call, no
   const reset = await call('POST', '/device/reset', { name: 'other' })
   assert.equal(reset.body.error.code, 'GH_RESET_NAME')
   await using alone = await Bench.start()
-  const { status, text } = await alone.fetch({ door: own, path: '/api/v1/settings' })
+  const { status, text } = await alone.fetch({ port: own, path: '/api/v1/settings' })
   assert.equal(status, 503)
   assert.match(text, /GH_BROKER/)
   assert.ok(bench.lines.every((line) => !JSON.stringify(line).includes('correct horse')))

@@ -19,7 +19,7 @@ after(() => {
   rmSync(directory, { recursive: true, force: true })
 })
 
-const door = 10_000
+const port = 10_000
 
 test('the bundle is small: under 100 kB compressed in all, and nothing of it from elsewhere', () => {
   const names = readdirSync(directory)
@@ -36,7 +36,7 @@ test('the bundle is small: under 100 kB compressed in all, and nothing of it fro
 
 test('page, script and style sheet come with strict headers, compressed, and are kept', async () => {
   await using bench = await Bench.start({ options: { pages: directory } })
-  const page = await bench.fetch({ door })
+  const page = await bench.fetch({ port })
   assert.equal(page.status, 200)
   assert.equal(page.headers['content-type'], 'text/html; charset=utf-8')
   assert.equal(page.text, readFileSync(join(directory, 'index.html'), 'utf8'))
@@ -45,7 +45,7 @@ test('page, script and style sheet come with strict headers, compressed, and are
   )
   assert.equal(parts.length, 2)
   for (const path of ['/', ...parts]) {
-    const answer = await bench.send({ door, path, headers: { 'accept-encoding': 'gzip, br' } })
+    const answer = await bench.send({ port, path, headers: { 'accept-encoding': 'gzip, br' } })
     const { headers } = answer
     assert.equal(answer.statusCode, 200, path)
     assert.equal(headers['content-security-policy'], contentSecurityPolicy)
@@ -60,15 +60,15 @@ test('page, script and style sheet come with strict headers, compressed, and are
       readFileSync(join(directory, name)),
     )
     const again = await bench.fetch({
-      ...{ door, path },
+      ...{ port, path },
       headers: { 'accept-encoding': 'br', 'if-none-match': `"other", W/${headers.etag}` },
     })
     assert.deepEqual([again.status, again.text], [304, ''])
-    const plain = await bench.fetch({ door, path, headers: { 'accept-encoding': 'br;q=0' } })
+    const plain = await bench.fetch({ port, path, headers: { 'accept-encoding': 'br;q=0' } })
     assert.equal(plain.headers['content-encoding'], undefined)
     assert.notEqual(plain.headers.etag, headers.etag, 'another form, another tag')
   }
-  const head = await bench.fetch({ door, method: 'HEAD' })
+  const head = await bench.fetch({ port, method: 'HEAD' })
   assert.deepEqual([head.status, head.text], [200, ''])
 })
 
@@ -78,7 +78,7 @@ test('the console is at the own port alone, for those who may see the status', a
   const path = `/console/${script}`
   const paths = bench.origin.requests.length
   await bench.fetch({ path })
-  await bench.fetch({ door: 8_443, path })
+  await bench.fetch({ port: 8_443, path })
   assert.equal(bench.origin.requests.length, paths + 2, 'there the path is Node-RED’s')
   for (const [other, status] of [
     ['/console/', 404],
@@ -88,14 +88,14 @@ test('the console is at the own port alone, for those who may see the status', a
     ['/console/%2e%2e/app.js', 400],
     ['/status', 200],
   ] as const)
-    assert.equal((await bench.fetch({ door, path: other })).status, status, other)
+    assert.equal((await bench.fetch({ port, path: other })).status, status, other)
   bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may: ['edit', 'use'] }] } }
-  await bench.until(async () => (await bench.fetch({ door })).status === 403)
-  assert.equal((await bench.fetch({ door, path })).status, 403)
+  await bench.until(async () => (await bench.fetch({ port })).status === 403)
+  assert.equal((await bench.fetch({ port, path })).status, 403)
 })
 
 test('without a bundle the port leads to the status as before', async () => {
   await using bench = await Bench.start({ options: { pages: join(directory, 'absent') } })
-  const answer = await bench.fetch({ door })
+  const answer = await bench.fetch({ port })
   assert.deepEqual([answer.status, answer.headers.location], [307, '/status'])
 })
