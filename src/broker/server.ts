@@ -1,7 +1,7 @@
 import fastify from 'fastify'
 import type { FastifyInstance } from 'fastify'
-import { constants, createWriteStream } from 'node:fs'
-import { mkdir, open, rm, statfs, writeFile } from 'node:fs/promises'
+import { createWriteStream } from 'node:fs'
+import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { PassThrough, Transform } from 'node:stream'
@@ -9,6 +9,7 @@ import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { GatehouseError, oneLine, printable, reason } from '../base/errors.ts'
 import { withCard } from '../base/card.ts'
+import { readForeign } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
 import type { Tested } from '../alerts/run.ts'
 import { attemptLine } from '../update/outcome.ts'
@@ -302,20 +303,14 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
 /** What the last try came to. Its user's file: nothing is followed, and no more read than there may be. */
 async function readTested(directory: string): Promise<Tested | undefined> {
   try {
-    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
-    const file = await open(join(directory, 'tested.json'), flags)
-    try {
-      const { bytesRead, buffer } = await file.read(Buffer.alloc(8_192), 0, 8_192, 0)
-      const { at, results } = JSON.parse(buffer.toString('utf8', 0, bytesRead)) as Tested
-      return {
-        at: String(at),
-        results: results.slice(0, 2).map(({ channel, ok, said }) => ({
-          ...{ channel: String(channel), ok: ok === true },
-          said: printable(String(said)).slice(0, 500),
-        })),
-      }
-    } finally {
-      await file.close()
+    const content = await readForeign(join(directory, 'tested.json'), 8_192)
+    const { at, results } = JSON.parse(content.toString('utf8')) as Tested
+    return {
+      at: String(at),
+      results: results.slice(0, 2).map(({ channel, ok, said }) => ({
+        ...{ channel: String(channel), ok: ok === true },
+        said: printable(String(said)).slice(0, 500),
+      })),
     }
   } catch {
     return undefined
