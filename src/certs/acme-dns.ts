@@ -1,5 +1,4 @@
-import { request as httpRequest } from 'node:http'
-import { request as httpsRequest } from 'node:https'
+import { requestText } from '../base/request.ts'
 
 /** An account at an acme-dns server (https://github.com/joohoi/acme-dns, README, "API"). */
 export interface AcmeDNSAccount {
@@ -61,47 +60,22 @@ export class AcmeDNS {
 
   async #post(path: string, headers: Record<string, string>, body: string): Promise<unknown> {
     const url = new URL(`${this.#url.pathname.replace(/\/$/, '')}/${path}`, this.#url)
-    return await new Promise((resolve, reject) => {
-      const request = (url.protocol === 'http:' ? httpRequest : httpsRequest)(
-        url,
-        {
-          method: 'POST',
-          agent: false,
-          headers: { ...headers, 'content-type': 'application/json' },
-          ...(this.#authorities === undefined ? {} : { ca: this.#authorities }),
-        },
-        (response) => {
-          let text = ''
-          response
-            .setEncoding('utf8')
-            .on('data', (piece: string) => {
-              text += piece
-              if (text.length > most) response.destroy(new Error('its answer is far too long'))
-            })
-            .on('error', reject)
-            .on('end', () => {
-              const status = response.statusCode ?? 0
-              let parsed: unknown
-              try {
-                parsed = JSON.parse(text)
-              } catch {
-                parsed = undefined
-              }
-              if (status >= 200 && status < 300 && parsed !== undefined) resolve(parsed)
-              else reject(new AcmeDNSRefusal(status, said(parsed)))
-            })
-        },
-      )
-      const timer = setTimeout(
-        () => request.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })),
-        this.#timeout,
-      )
-      request.once('close', () => {
-        clearTimeout(timer)
-      })
-      request.on('error', reject)
-      request.end(body)
+    const { status, text } = await requestText(url, {
+      method: 'POST',
+      headers: { ...headers, 'content-type': 'application/json' },
+      body,
+      ca: this.#authorities === undefined ? undefined : [this.#authorities],
+      timeout: this.#timeout,
+      most,
     })
+    let parsed: unknown
+    try {
+      parsed = JSON.parse(text)
+    } catch {
+      parsed = undefined
+    }
+    if (status >= 200 && status < 300 && parsed !== undefined) return parsed
+    throw new AcmeDNSRefusal(status, said(parsed))
   }
 }
 

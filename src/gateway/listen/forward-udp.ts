@@ -7,7 +7,8 @@ import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
 import { Peer } from '../tailnet/peer.ts'
 import type { Tailnet, TailnetPacketSocket } from '../tailnet/tailnet.ts'
-import type { Forward } from './forward.ts'
+import { mayUse, stillMayUse, targetAway } from './forward-rights.ts'
+import type { Forward } from './forward-rights.ts'
 
 /** What flows may take. */
 export interface FlowLimits {
@@ -78,15 +79,9 @@ export class UDPForward {
 
   /** Ends flows of those who may not any more. */
   async recheck(): Promise<void> {
-    const { guard, forward, log } = this.#options
+    const { forward } = this.#options
     for (const [key, { peer }] of [...this.#flows]) {
-      const { access } = await guard.ask(peer, true)
-      if (access.rights.has(forward.right)) continue
-      log.warn(
-        { code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target },
-        `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`,
-      )
-      this.#end(key)
+      if (!(await stillMayUse(this.#options, forward, peer))) this.#end(key)
     }
   }
 
@@ -127,21 +122,11 @@ export class UDPForward {
   }
 
   async #admit(key: string, flow: Flow): Promise<void> {
-    const { forward, guard, log, socket } = this.#options
+    const { forward, log, socket } = this.#options
     const { peer } = flow
-    const { whoIs, access } = await guard.ask(peer)
+    const { about, allowed } = await mayUse(this.#options, forward, peer)
     if (this.#flows.get(key) !== flow) return
-    const about = {
-      peer: peer.address,
-      user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','),
-      port: forward.port,
-      target: forward.target,
-    }
-    if (!access.rights.has(forward.right)) {
-      log.warn(
-        { code: 'GH_FORBIDDEN', ...about },
-        `${peer.address} may not use the forward from port ${forward.port}: it needs the right ${forward.right}`,
-      )
+    if (!allowed) {
       // So that each further datagram is no new question.
       flow.waiting = []
       flow.denied = true
@@ -154,12 +139,7 @@ export class UDPForward {
     const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(forward.target)!
     const target = createSocket(isIPv6(host!) ? 'udp6' : 'udp4')
     target.on('error', (err) => {
-      if (this.#said + silence < Date.now())
-        log.warn(
-          { code: 'GH_FORWARD', ...about },
-          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] ` +
-            'of gatehouse.toml, and that it runs',
-        )
+      if (this.#said + silence < Date.now()) targetAway(log, about, err)
       this.#said = Date.now()
       this.#end(key)
     })

@@ -3,9 +3,9 @@ import type { Duplex } from 'node:stream'
 import { TLSSocket } from 'node:tls'
 import { isDeepStrictEqual } from 'node:util'
 import type { SecureContext } from 'node:tls'
-import type { Config } from '../../config/config.ts'
-import { reason } from '../../base/errors.ts'
 import { ClientHello } from './client-hello.ts'
+import { mayUse, stillMayUse, targetAway } from './forward-rights.ts'
+import type { Forward } from './forward-rights.ts'
 import type { Guard } from '../access/guard.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
@@ -18,9 +18,6 @@ import type {
   TailnetListener,
   TailnetPacketSocket,
 } from '../tailnet/tailnet.ts'
-
-/** One [[forward]] of gatehouse.toml. */
-export type Forward = Config['forward'][number]
 
 /**
  * A target has this long to accept a connection, and a client to send its ClientHello.
@@ -81,13 +78,7 @@ export class Forwards {
     this.#started = true
     this.#stopRecheck = this.#options.guard.recheck(async () => {
       for (const [conn, { peer, forward }] of this.#open) {
-        const { access } = await this.#options.guard.ask(peer, true)
-        if (access.rights.has(forward.right)) continue
-        this.#options.log.warn(
-          { code: 'GH_FORBIDDEN', peer: peer.address, port: forward.port, target: forward.target },
-          `${peer.address} has lost the right ${forward.right}: its forward from port ${forward.port} is cut off`,
-        )
-        conn.destroy()
+        if (!(await stillMayUse(this.#options, forward, peer))) conn.destroy()
       }
       for (const { opening } of this.#packets.values()) await (await opening)?.recheck()
     })
@@ -210,7 +201,7 @@ export class Forwards {
   }
 
   async #accept(forward: Forward, conn: TailnetConn, peer: Peer): Promise<void> {
-    const { log, guard, limits } = this.#options
+    const { log, limits } = this.#options
     conn.on('error', () => conn.destroy())
     if (!limits.admit(peer, conn)) {
       conn.destroy()
@@ -219,18 +210,8 @@ export class Forwards {
     this.#open.set(conn, { peer, forward })
     const begun = performance.now()
     conn.once('close', () => this.#open.delete(conn))
-    const { whoIs, access } = await guard.ask(peer)
-    const about = {
-      peer: peer.address,
-      user: whoIs?.user?.loginName ?? whoIs?.node.tags.join(','),
-      port: forward.port,
-      target: forward.target,
-    }
-    if (!access.rights.has(forward.right)) {
-      log.warn(
-        { code: 'GH_FORBIDDEN', ...about },
-        `${peer.address} may not use the forward from port ${forward.port}: it needs the right ${forward.right}`,
-      )
+    const { about, allowed } = await mayUse(this.#options, forward, peer)
+    if (!allowed) {
       conn.destroy()
       return
     }
@@ -247,12 +228,7 @@ export class Forwards {
     })
     target.once('error', (err) => {
       clearTimeout(late)
-      if (target.bytesWritten === 0)
-        log.warn(
-          { code: 'GH_FORWARD', ...about },
-          `${forward.target} cannot be reached: ${reason(err)}. Check target in [[forward]] ` +
-            'of gatehouse.toml, and that it runs',
-        )
+      if (target.bytesWritten === 0) targetAway(log, about, err)
       conn.destroy()
     })
     target.once('connect', () => {

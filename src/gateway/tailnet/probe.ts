@@ -1,7 +1,6 @@
-import { get as httpGet } from 'node:http'
-import { get as httpsGet } from 'node:https'
 import { getCACertificates } from 'node:tls'
 import { GatehouseError, reason } from '../../base/errors.ts'
+import { requestText } from '../../base/request.ts'
 import { defaultControlURL } from '../shared/control-words.ts'
 
 /**
@@ -34,11 +33,12 @@ export async function probeControl(
     'A network that wants you to log in on a page of its own first answers like this too: ' +
     'use another, or have this device let through.'
   try {
-    const { status, text } = await ask(
-      new URL(`/key?v=${capabilityVersion}`, controlURL),
-      authority,
+    // Not fetch, which refuses ports that browsers block.
+    const { status, text } = await requestText(new URL(`/key?v=${capabilityVersion}`, controlURL), {
+      ca: authority === undefined ? undefined : [...getCACertificates('default'), authority],
       timeout,
-    )
+      most,
+    })
     if (status >= 500) return unreachable(`it answers ${status}`, `Try again later. ${retry}`)
     if (!isKey(text))
       return unreachable(
@@ -103,39 +103,3 @@ function isKey(text: string): boolean {
 
 /** The most that is read of an answer. Bytes. */
 const most = 1 << 16
-
-/** Status and text of a GET. Not fetch, which refuses ports that browsers block. */
-async function ask(
-  url: URL,
-  authority: string | undefined,
-  timeout: number,
-): Promise<{ status: number; text: string }> {
-  return await new Promise((resolve, reject) => {
-    const request = (url.protocol === 'http:' ? httpGet : httpsGet)(
-      url,
-      {
-        agent: false,
-        ...(authority === undefined ? {} : { ca: [...getCACertificates('default'), authority] }),
-      },
-      (response) => {
-        let text = ''
-        response
-          .setEncoding('utf8')
-          .on('data', (piece: string) => {
-            text += piece
-            if (text.length > most) response.destroy(new Error('its answer is far too long'))
-          })
-          .on('error', reject)
-          .on('end', () => {
-            resolve({ status: response.statusCode ?? 0, text })
-          })
-      },
-    )
-    const timer = setTimeout(
-      () => request.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })),
-      timeout,
-    )
-    request.once('close', () => clearTimeout(timer))
-    request.on('error', reject)
-  })
-}
