@@ -18,7 +18,7 @@ import { startManaged } from './managed.ts'
 import type { Managed } from './managed.ts'
 import { receiver } from './receiver.ts'
 import type { Received } from './receiver.ts'
-import { ruleset, users } from './ruleset.ts'
+import { asUser, ruleset, users } from './ruleset.ts'
 
 let lab: Lab
 let device: Managed
@@ -92,8 +92,7 @@ async function sender(what: 'watch' | 'test'): Promise<Result> {
     `CREDENTIALS_DIRECTORY=${credentials}`,
     `STATE_DIRECTORY=${path.join(lab.dir, 'alerts-state')}`,
     `GATEHOUSE_ALERTS_DIR=${lab.dir}`,
-    ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups'],
-    ...[process.execPath, '--disable-warning=ExperimentalWarning', main, 'alerts', what],
+    ...asUser(uid, process.execPath, '--disable-warning=ExperimentalWarning', main, 'alerts', what),
   ])
 }
 

@@ -10,9 +10,17 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
-import { cable, inside, ruleset, run, users } from './ruleset.ts'
+import {
+  asUser,
+  cable,
+  configureFirewall,
+  firewall,
+  inside,
+  ruleset,
+  run,
+  users,
+} from './ruleset.ts'
 
-const main = path.resolve(import.meta.dirname, '../../src/main.ts')
 const [box, other] = [`gh-eg-box-${process.pid}`, `gh-eg-out-${process.pid}`]
 const servers: ChildProcess[] = []
 let directory: string
@@ -20,9 +28,8 @@ let ids: Map<string, string>
 
 /** Starts a program in a namespace and waits for its first line. */
 async function start(ns: string, program: string, uid?: string): Promise<ChildProcess> {
-  const as =
-    uid === undefined ? [] : ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups']
-  const [command, ...argv] = inside(ns, ...as, process.execPath, '-e', program)
+  const node = [process.execPath, '-e', program]
+  const [command, ...argv] = inside(ns, ...(uid === undefined ? node : asUser(uid, ...node)))
   const child = spawn(command!, argv, { stdio: ['pipe', 'pipe', 'inherit'] })
   servers.push(child)
   await once(child.stdout!, 'data')
@@ -41,39 +48,13 @@ async function reach(user: string, ...targets: [string, number][]): Promise<stri
       socket.setTimeout(1500, () => done('silence')).on('error', (error) => done(error.code)).on('data', (data) => done(String(data).trim()));
     });
     Promise.all(${JSON.stringify(targets)}.map(one)).then((all) => { console.log(JSON.stringify(all)); process.exit(); });`
-  const uid = ids.get(user)!
   return JSON.parse(
-    await run(
-      inside(
-        box,
-        'setpriv',
-        `--reuid=${uid}`,
-        `--regid=${uid}`,
-        '--clear-groups',
-        process.execPath,
-        '-e',
-        program,
-      ),
-    ),
+    await run(inside(box, ...asUser(ids.get(user)!, process.execPath, '-e', program))),
   ) as string[]
 }
 
-/** Writes gatehouse.toml and puts it in force, as gatehouse-firewall.service does. */
-async function configure(toml: string): Promise<void> {
-  await writeFile(path.join(directory, 'gatehouse.toml'), toml)
-  await run(
-    inside(
-      box,
-      'env',
-      `GATEHOUSE_CONFIG_DIR=${directory}`,
-      `GATEHOUSE_FIREWALL_DIR=${directory}`,
-      process.execPath,
-      '--disable-warning=ExperimentalWarning',
-      main,
-      'firewall',
-      'apply',
-    ),
-  )
+const configure = async (toml: string): Promise<void> => {
+  await configureFirewall(box, directory, toml)
 }
 
 before(async () => {
@@ -131,18 +112,7 @@ test('what gatehouse.toml names is reached by the gateway, and by nobody else', 
       ['silence', 'silence'],
       user,
     )
-  const shown = await run(
-    inside(
-      box,
-      'env',
-      `GATEHOUSE_CONFIG_DIR=${directory}`,
-      `GATEHOUSE_FIREWALL_DIR=${directory}`,
-      process.execPath,
-      '--disable-warning=ExperimentalWarning',
-      main,
-      'firewall',
-    ),
-  )
+  const shown = await firewall(box, directory)
   assert.match(
     shown,
     /gatehouse: http:\/\/127\.0\.0\.1:3000\n {2}gatehouse: 192\.168\.78\.2:2222\n/,

@@ -7,7 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { redirection } from '../../src/firewall/apply.ts'
-import { cable, inside, ruleset, run } from './ruleset.ts'
+import { asUser, cable, inside, ruleset, run } from './ruleset.ts'
 
 const root = path.resolve(import.meta.dirname, '../..')
 const [box, stranger] = [`gh-ln-box-${process.pid}`, `gh-ln-out-${process.pid}`]
@@ -44,23 +44,11 @@ before(async () => {
     const network = new LocalNetwork({ log: quiet, problems: quiet, accept: { http: say('http'), https: say('https'), flows: say('flows') } })
     await network.configure({ listen: true, rights: ['use'] })
     console.log(JSON.stringify(network.ports))`
-  listener = spawn(
-    'ip',
-    [
-      'netns',
-      'exec',
-      box,
-      'setpriv',
-      '--reuid=601',
-      '--regid=601',
-      '--clear-groups',
-      process.execPath,
-      '--input-type=module',
-      '-e',
-      program,
-    ],
-    { stdio: ['ignore', 'pipe', 'inherit'] },
+  const [command, ...argv] = inside(
+    box,
+    ...asUser('601', process.execPath, '--input-type=module', '-e', program),
   )
+  listener = spawn(command!, argv, { stdio: ['ignore', 'pipe', 'inherit'] })
   const ports = await new Promise<string>((up, fail) => {
     listener.stdout!.setEncoding('utf8').once('data', up)
     listener.once('exit', (code) => fail(new Error(`the listener ended: ${code}`)))

@@ -6,12 +6,12 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, chown, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { cable, inside, ruleset, run, users } from './ruleset.ts'
+import { asUser, cable, configureFirewall, inside, ruleset, run, users } from './ruleset.ts'
 
 const source = path.resolve(import.meta.dirname, '../../src')
 const [box, other] = [`gh-nm-box-${process.pid}`, `gh-nm-out-${process.pid}`]
@@ -21,13 +21,7 @@ let ids: Map<string, string>
 /** What reached the DNS server. */
 let asked = ''
 
-const as = (user: string, ...more: string[]): string[] => [
-  'setpriv',
-  `--reuid=${ids.get(user)!}`,
-  `--regid=${ids.get(user)!}`,
-  '--clear-groups',
-  ...more,
-]
+const as = (user: string, ...argv: string[]): string[] => asUser(ids.get(user)!, ...argv)
 
 /** Starts a program in a namespace; waits for its first line on standard output. */
 async function start(ns: string, argv: string[]): Promise<ChildProcess> {
@@ -56,21 +50,8 @@ async function asking<T>(user: string, body: string): Promise<T> {
   return JSON.parse(await run(inside(box, ...as(user), process.execPath, '-e', program))) as T
 }
 
-async function configure(toml: string): Promise<void> {
-  await writeFile(path.join(directory, 'gatehouse.toml'), toml)
-  await run(
-    inside(
-      box,
-      'env',
-      `GATEHOUSE_CONFIG_DIR=${directory}`,
-      `GATEHOUSE_FIREWALL_DIR=${directory}`,
-      process.execPath,
-      '--disable-warning=ExperimentalWarning',
-      path.join(source, 'main.ts'),
-      'firewall',
-      'apply',
-    ),
-  )
+const configure = async (toml: string): Promise<void> => {
+  await configureFirewall(box, directory, toml)
 }
 
 const list = [

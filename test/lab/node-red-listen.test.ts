@@ -6,14 +6,13 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { cable, inside, ruleset, run, users } from './ruleset.ts'
+import { asUser, cable, configureFirewall, inside, ruleset, run, users } from './ruleset.ts'
 
-const root = path.resolve(import.meta.dirname, '../..')
 const [box, other] = [`gh-li-box-${process.pid}`, `gh-li-out-${process.pid}`]
 const [address, near, far] = ['192.168.81.1', '192.168.81.2', '192.168.81.200']
 const children: ChildProcess[] = []
@@ -31,23 +30,8 @@ async function start(ns: string, argv: string[]): Promise<ChildProcess> {
 }
 
 async function configure(listen: string[], allow: string[] = []): Promise<void> {
-  await writeFile(
-    path.join(directory, 'gatehouse.toml'),
-    `[node_red]\nlisten = ${JSON.stringify(listen)}\nallow = ${JSON.stringify(allow)}\n`,
-  )
-  await run(
-    inside(
-      box,
-      'env',
-      `GATEHOUSE_CONFIG_DIR=${directory}`,
-      `GATEHOUSE_FIREWALL_DIR=${directory}`,
-      process.execPath,
-      '--disable-warning=ExperimentalWarning',
-      path.join(root, 'src/main.ts'),
-      'firewall',
-      'apply',
-    ),
-  )
+  const toml = `[node_red]\nlisten = ${JSON.stringify(listen)}\nallow = ${JSON.stringify(allow)}\n`
+  await configureFirewall(box, directory, toml)
 }
 
 /** Runs a program on the other end; what it prints is JSON. */
@@ -79,7 +63,7 @@ before(async () => {
   await run(inside(box, 'nft', '-f', '-'), await ruleset())
   const uid = ids.get('node-red')!
   await start(box, [
-    ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', process.execPath, '-e'],
+    ...asUser(uid, process.execPath, '-e'),
     `const ports = ${JSON.stringify(ports)}; let up = 0; const one = () => { if (++up === ports.length * 2) console.log('up') };
      for (const port of ports) { require('node:net').createServer((s) => { s.on('error', () => {}); s.write('hello'); s.pipe(s) }).listen(port, '0.0.0.0', one);
        const u = require('node:dgram').createSocket('udp4'); u.on('message', (m, r) => u.send('hello', r.port, r.address)); u.bind(port, '0.0.0.0', one) }`,
@@ -111,7 +95,7 @@ test('what is listed opens, from where it is listed, and nothing else does', asy
   const called = await run(
     inside(
       box,
-      ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', process.execPath, '-e'],
+      ...asUser(uid, process.execPath, '-e'),
       `const s = require('node:net').connect({ host: '${near}', port: 22, localPort: 0 }); ` +
         `s.setTimeout(700, () => { console.log('silence'); process.exit() }).on('error', (e) ` +
         '=> { console.log(e.code); process.exit() })',
@@ -159,14 +143,7 @@ test('discovery: a group and its answers, both ways, and nothing else by UDP', a
       await run(
         inside(
           box,
-          ...[
-            'setpriv',
-            `--reuid=${uid}`,
-            `--regid=${uid}`,
-            '--clear-groups',
-            process.execPath,
-            '-e',
-          ],
+          ...asUser(uid, process.execPath, '-e'),
           `const s = require('node:dgram').createSocket('udp4'); const got = []; s.on('message', (m, r) => got.push(String(m)));
            s.bind(0, '${address}', () => { s.setMulticastInterface('${address}'); s.send('who', ${port}, '${group}', () => {}); s.send('who', 4000, '${near}', () => {}) });
            s.on('error', () => {}); setTimeout(() => { console.log(JSON.stringify(got.sort())); process.exit() }, 900)`,
@@ -188,7 +165,7 @@ test('discovery: a group and its answers, both ways, and nothing else by UDP', a
   // And a flow that is looked for.
   const uid = ids.get('node-red')!
   await start(box, [
-    ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', process.execPath, '-e'],
+    ...asUser(uid, process.execPath, '-e'),
     `const s = require('node:dgram').createSocket({ type: 'udp4', reuseAddr: true }); s.on('message', (m, r) => { if (String(m) === 'seek') s.send('here', r.port, r.address) });
      s.bind(1900, () => { s.addMembership('239.255.255.250', '${address}'); console.log('up') })`,
   ])

@@ -3,7 +3,7 @@
  * tell.
  */
 import { execFile } from 'node:child_process'
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 
 const overlays = path.resolve(import.meta.dirname, '../../overlays')
@@ -26,6 +26,33 @@ export const inside = (ns: string, ...argv: string[]): string[] => [
   ns,
   ...argv,
 ]
+
+/** A command as one of the image's users, by number, without its groups. */
+export const asUser = (uid: string, ...argv: string[]): string[] => [
+  ...['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups'],
+  ...argv,
+]
+
+/**
+ * `gatehouse firewall …` in a namespace, on the settings and files of a directory, as
+ * gatehouse-firewall.service runs it with `apply`. What it prints.
+ */
+export async function firewall(ns: string, directory: string, ...argv: string[]): Promise<string> {
+  const own = [`GATEHOUSE_CONFIG_DIR=${directory}`, `GATEHOUSE_FIREWALL_DIR=${directory}`]
+  const main = path.resolve(import.meta.dirname, '../../src/main.ts')
+  const program = [process.execPath, '--disable-warning=ExperimentalWarning', main]
+  return await run(inside(ns, 'env', ...own, ...program, 'firewall', ...argv))
+}
+
+/** Writes gatehouse.toml there, and puts it in force. */
+export async function configureFirewall(
+  ns: string,
+  directory: string,
+  toml: string,
+): Promise<void> {
+  await writeFile(path.join(directory, 'gatehouse.toml'), toml)
+  await firewall(ns, directory, 'apply')
+}
 
 /** Two namespaces of the names given, with a cable between their eth0; addresses with prefixes. */
 export async function cable(
