@@ -38,6 +38,15 @@ if (asked.length === 0 || unknown.length > 0) {
   process.exit(2)
 }
 
+/**
+ * Files at a time. The lab's tests have namespaces of their own and mostly wait for timers; a
+ * booted machine takes both processors; what `make test-long` measures is measured alone.
+ */
+function atOnce(folder: string): number {
+  if (folder === 'unit') return 4
+  return ['tsnet', 'lab'].includes(folder) && process.env['GATEHOUSE_LONG'] !== '1' ? 2 : 1
+}
+
 const count = { passed: 0, failed: 0, skipped: 0 }
 if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')))
 for (const name of asked) {
@@ -50,7 +59,14 @@ for (const name of asked) {
   const timeout = (name === 'unit' ? 2 : 15 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1)) * 60_000
   // What tells why it hangs is printed before (src/tsnet/test/support.ts).
   process.env['GATEHOUSE_TEST_LIMIT'] = String(timeout)
-  const events = run({ files, cwd: root, concurrency: name === 'unit' ? 4 : 1, timeout })
+  const events = run({ files, cwd: root, concurrency: atOnce(name), timeout })
+  const took = new Map<string, number>()
+  // Of each file: its tests of the first level, one after the other. What it waits for is in it.
+  for (const event of ['test:pass', 'test:fail'] as const)
+    events.on(event, (t) => {
+      if (t.nesting === 0 && t.file !== undefined)
+        took.set(t.file, (took.get(t.file) ?? 0) + t.details.duration_ms / 1000)
+    })
   events.on('test:pass', (t) => {
     if (t.details.type === 'suite') return
     if (t.skip !== undefined || t.todo !== undefined) count.skipped++
@@ -67,8 +83,10 @@ for (const name of asked) {
   })
   const shown = events.compose(new spec())
   for await (const chunk of shown) process.stdout.write(chunk)
+  const longest = [...took].toSorted(([, a], [, b]) => b - a).slice(0, 5)
   console.log(
-    `${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s\n`,
+    `${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s; longest: ` +
+      `${longest.map(([file, s]) => `${path.basename(file, '.test.ts')} ${s.toFixed(0)}`).join(', ')}\n`,
   )
 }
 if (values.save) writeFileSync(values.save, JSON.stringify(count))
