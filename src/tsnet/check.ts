@@ -6,6 +6,7 @@ import { TsnetError } from './errors.ts'
 if (!('Suspending' in WebAssembly)) {
   throw new TsnetError(
     'TSNET_NODE_VERSION',
-    `@gatehouse/tsnet needs WebAssembly JSPI, which Node.js ${process.version} lacks: use Node.js 26.1 or later`,
+    `@gatehouse/tsnet needs WebAssembly JSPI, which Node.js ${process.version} lacks: ` +
+      'use Node.js 26.1 or later',
   )
 }

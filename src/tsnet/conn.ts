@@ -283,7 +283,9 @@ export class Conn extends Duplex {
   setKeepAlive(_enable?: boolean, _delay?: number): this {
     return this
   }
-  /** Does nothing: it is the Server that keeps the process alive. There because node:http calls it. */
+  /**
+   * Does nothing: it is the Server that keeps the process alive. There because node:http calls it.
+   */
   ref(): this {
     return this
   }

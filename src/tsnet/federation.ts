@@ -58,7 +58,9 @@ async function post<T>(what: string, url: string, init: RequestInit): Promise<T>
   return refuse(`${what}: ${status} ${text.slice(0, 300).trim()}`)
 }
 
-/** A single-use auth key. Throws TSNET_AUTH in the API's words, TSNET_OPTIONS for what cannot work. */
+/**
+ * A single-use auth key. Throws TSNET_AUTH in the API's words, TSNET_OPTIONS for what cannot work.
+ */
 export async function federatedKey({
   clientID,
   idToken,

@@ -128,8 +128,8 @@ export class TailnetHttpsAgent extends https.Agent {
 /** What {@link connector} takes beside the options of TLS. */
 export interface ConnectorOptions extends tls.ConnectionOptions {
   /**
-   * How long a connection may take to be made, TLS included, in ms; 0: as long as it takes. Default:
-   * 10,000, as undici's own.
+   * How long a connection may take to be made, TLS included, in ms; 0: as long as it takes.
+   * Default: 10,000, as undici's own.
    */
   connectTimeout?: number
 }
@@ -206,7 +206,8 @@ export async function loadUndici(): Promise<Undici> {
   } catch (err) {
     throw new TsnetError(
       'TSNET_OPTIONS',
-      `fetch over the tailnet needs the package undici (npm install undici): ${(err as Error).message}`,
+      'fetch over the tailnet needs the package undici (npm install undici): ' +
+        (err as Error).message,
       { cause: err },
     )
   }

@@ -12,7 +12,8 @@ export { Listener } from './listener.ts'
 export { type CertPair, LocalAnswer } from './local.ts'
 export type { Loopback } from './loopback.ts'
 export { PacketSocket, type RemoteInfo } from './packet.ts'
-export { Server, type WaitOptions } from './server.ts'
+export type { WaitOptions } from './calls.ts'
+export { Server } from './server.ts'
 export { TLSListener } from './tls.ts'
 export type {
   ConnectionDebug,

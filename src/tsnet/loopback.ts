@@ -1,7 +1,7 @@
 /**
  * A proxy into the tailnet at 127.0.0.1, for programs that can use one: SOCKS5 (RFC 1928, with
- * username and password, RFC 1929), HTTP (CONNECT and whole URLs), and the LocalAPI, all at one port
- * and none without its password.
+ * username and password, RFC 1929), HTTP (CONNECT and whole URLs), and the LocalAPI, all at one
+ * port and none without its password.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { once } from 'node:events'

@@ -49,7 +49,8 @@ export function federation(
   if (!clientID || !idToken)
     throw new TsnetError(
       'TSNET_OPTIONS',
-      `workload identity needs both clientID and idToken: ${clientID ? 'idToken' : 'clientID'} is missing`,
+      'workload identity needs both clientID and idToken: ' +
+        `${clientID ? 'idToken' : 'clientID'} is missing`,
     )
   return { clientID, idToken, controlURL: params.controlURL, tags: params.advertiseTags }
 }
@@ -128,7 +129,8 @@ export function checkOptions(options: ServerOptions): void {
   for (const tag of options.advertiseTags ?? []) {
     if (!/^tag:[a-zA-Z][a-zA-Z0-9-]*$/.test(tag))
       refuse(
-        `advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes that begins with a letter`,
+        `advertiseTags: "${tag}": write tag: and a name of letters, digits and dashes ` +
+          'that begins with a letter',
       )
   }
   for (const route of options.advertiseRoutes ?? []) {

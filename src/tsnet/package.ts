@@ -120,8 +120,13 @@ writeFileSync(
 // Links to files lead where they are: to the repository, or to the declarations that lie beside.
 const readme = readFileSync(path.join(here, 'README.md'), 'utf8').replace(
   /\]\((?!https?:|#)([^)]+)\)/g,
-  (_all, target: string) =>
-    `](${repository ? `${repository}/blob/main/${path.posix.normalize(`src/tsnet/${target}`)}` : target.replace(/\.ts$/, '.d.ts')})`,
+  (_all, target: string) => {
+    const inRepository = path.posix.normalize(`src/tsnet/${target}`)
+    const to = repository
+      ? `${repository}/blob/main/${inRepository}`
+      : target.replace(/\.ts$/, '.d.ts')
+    return `](${to})`
+  },
 )
 writeFileSync(path.join(out, 'README.md'), readme)
 for (const [from, to] of [

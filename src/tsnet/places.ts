@@ -31,7 +31,8 @@ function find(what: 'worker' | 'wasm'): string {
   } catch {
     throw new TsnetError(
       'TSNET_OPTIONS',
-      `${path.basename(names[what][0]!)} is neither beside the program nor in an installed package @gatehouse/tsnet: copy it there, or give its place as the option ${what}`,
+      `${path.basename(names[what][0]!)} is neither beside the program nor in an installed ` +
+        `package @gatehouse/tsnet: copy it there, or give its place as the option ${what}`,
     )
   }
 }

@@ -1,14 +1,11 @@
 import { EventEmitter } from 'node:events'
 import type http from 'node:http'
 import type https from 'node:https'
-import { existsSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
-import path from 'node:path'
 import type { Readable } from 'node:stream'
-import tls, { type TlsOptions } from 'node:tls'
-import { Worker } from 'node:worker_threads'
-import { Conn } from './conn.ts'
-import { TsnetError, type TsnetErrorCode } from './errors.ts'
+import type { TlsOptions } from 'node:tls'
+import { Calls, closedError, type Reply, type WaitOptions } from './calls.ts'
+import type { Conn } from './conn.ts'
+import { TsnetError } from './errors.ts'
 import {
   connector,
   type ConnectorOptions,
@@ -17,8 +14,7 @@ import {
   TailnetAgent,
   TailnetHttpsAgent,
 } from './http.ts'
-import { federatedKey } from './federation.ts'
-import { Listener } from './listener.ts'
+import type { Listener } from './listener.ts'
 import {
   type CertPair,
   decodeAnswer,
@@ -28,29 +24,12 @@ import {
   splitPair,
 } from './local.ts'
 import { listenLoopback, type Loopback } from './loopback.ts'
-import {
-  checkOptions,
-  checkPort,
-  federation,
-  joinHostPort,
-  logLevel,
-  moduleEnv,
-  network,
-  splitHostPort,
-  startParams,
-  workerEnv,
-} from './options.ts'
+import { checkOptions, checkPort, joinHostPort, logLevel, splitHostPort } from './options.ts'
 import { PacketSocket } from './packet.ts'
-import { places } from './places.ts'
-import {
-  SMALL,
-  type StartParams,
-  type StreamMessage,
-  type StreamMeta,
-  type ToUser,
-  type ToWorker,
-  type WorkerData,
-} from './protocol.ts'
+import { prepare } from './prepare.ts'
+import type { ToUser, ToWorker } from './protocol.ts'
+import { Streams } from './streams.ts'
+import { Thread } from './thread.ts'
 import { TLSListener } from './tls.ts'
 import type {
   ConnectionDebug,
@@ -85,47 +64,17 @@ interface Events {
   close: []
 }
 
-interface Waiting {
-  resolve: (value: unknown) => void
-  reject: (err: TsnetError) => void
-}
-
-/** The node's identity in its directory (host/state.ts). */
-const STATE_FILE = 'tailscaled.state'
-
 /** How long Tailscale may take to leave the network before its thread is ended, in ms. */
 const CLOSE_MS = 5000
 
-const closedError = (): TsnetError => new TsnetError('TSNET_CLOSED', 'the server is closed')
-
-/** The text of a file with authorities. Throws TSNET_ROOTS when there is none to be had. */
-async function authorities(option: string, file: string): Promise<string> {
-  let text: string
-  try {
-    text = await readFile(file, 'utf8')
-  } catch (err) {
-    throw new TsnetError('TSNET_ROOTS', `${option} cannot be read: ${(err as Error).message}`, {
-      cause: err,
-    })
-  }
-  if (!text.includes('-----BEGIN CERTIFICATE-----'))
-    throw new TsnetError('TSNET_ROOTS', `${option}: no certificate in ${file}`)
-  return text
-}
-
 /** Keeps nothing: the module itself has the state for as long as it runs. */
 const forgetful = (): StateStore => ({ read: () => undefined, write: () => {} })
-
-/** Callers that wait for something may give it up. */
-export interface WaitOptions {
-  signal?: AbortSignal
-}
 
 /**
  * A node of a tailnet inside this process: tsnet.Server (tailscale.com/tsnet).
  *
  * ```ts
- * const server = new Server({ dir: '/var/lib/hello', hostname: 'hello', authKey: process.env.TS_AUTHKEY });
+ * const server = new Server({ dir: '/var/lib/hello', hostname: 'hello', authKey });
  * await server.up();
  * const listener = await server.listen(80);
  * listener.on('connection', (conn) => conn.end(`hello ${conn.remoteAddress}\n`));
@@ -133,28 +82,30 @@ export interface WaitOptions {
  */
 export class Server extends EventEmitter<Events> {
   private readonly options: ServerOptions
-  private worker: Worker | undefined
+  private readonly calls: Calls
+  private readonly streams: Streams
+  private readonly notices = new Notices()
+  private thread: Thread | undefined
   private starting: Promise<void> | undefined
   private closing: Promise<void> | undefined
-  private closeAsked = false
-  private ended: TsnetError | undefined
-  private nextId = 1
-  private readonly waiting = new Map<number, Waiting>()
-  private readonly open = new Map<number, Listener>()
-  private readonly conns = new Map<number, Conn>()
-  private readonly dialled = new Map<number, Conn>()
-  private readonly notices = new Notices()
+  private exited: (() => void) | undefined
   private state = 'NoState'
   private fetching: Dispatcher | undefined
-  private outbox: ToWorker[] = []
-  private transfers: ArrayBuffer[] = []
-  private exited: (() => void) | undefined
 
   /** Nothing happens before {@link start}. */
   constructor(options: ServerOptions) {
     super()
     checkOptions(options)
     this.options = options.memory ? { ...options, store: forgetful() } : options
+    const post = (m: ToWorker): void => this.post(m)
+    this.calls = new Calls({
+      post,
+      why: () => this.why(),
+      ready: async (method) => {
+        if (method !== 'start' && method !== 'close') await this.start()
+      },
+    })
+    this.streams = new Streams(this.calls, post)
   }
 
   /**
@@ -167,274 +118,22 @@ export class Server extends EventEmitter<Events> {
   }
 
   private async doStart(): Promise<void> {
-    const { options } = this
-    const { worker: program, wasm } = places(options)
-    const rootsPEM = [
-      options.caFile
-        ? await authorities('caFile', options.caFile)
-        : tls.getCACertificates('default').join('\n'),
-      ...(options.extraCAFile ? [await authorities('extraCAFile', options.extraCAFile)] : []),
-    ].join('\n')
-    let state: string | undefined
-    if (options.store) {
-      try {
-        state = await options.store.read()
-      } catch (err) {
-        throw new TsnetError(
-          'TSNET_STATE',
-          `the state store cannot be read: ${(err as Error).message}`,
-          { cause: err },
-        )
-      }
-    }
-    const given = startParams(options, process.env)
-    const workload = federation(options, process.env, given)
-    if (workload) {
-      try {
-        given.authKey = await federatedKey(workload)
-      } catch (err) {
-        // A node that is known needs no new key.
-        const known = state || (!options.store && existsSync(path.join(options.dir!, STATE_FILE)))
-        if (!known || (err as TsnetError).code !== 'TSNET_AUTH') throw err
-        this.emit('message', (err as Error).message)
-      }
-    }
-    if (this.closeAsked) throw closedError()
-    const workerData: WorkerData = {
-      wasm,
-      dir: options.dir,
-      ownStore: options.store !== undefined,
-      network: network(options, process.env),
-      env: moduleEnv(options, process.env),
-    }
-    const worker = new Worker(program, {
-      workerData,
-      name: 'tsnet',
-      env: workerEnv(process.env),
-      execArgv: ['--disable-warning=ExperimentalWarning'],
+    const { program, data, params } = await prepare(this.options, process.env, (message) =>
+      this.emit('message', message),
+    )
+    if (this.calls.closing) throw closedError()
+    this.thread = new Thread(program, data, {
+      message: (m) => this.receive(m),
+      ended: (code, reason) => this.end(code, reason),
+      lost: (s, err) => this.streams.lost(s, err),
     })
-    this.worker = worker
-    worker.on('message', (messages: ToUser[]) => {
-      for (const m of messages) this.receive(m)
-    })
-    worker.on('error', (err) => this.end(71, String((err as Error).stack ?? err)))
-    worker.on('exit', (code) => this.end(code, 'the worker thread ended'))
-    const params: StartParams = {
-      ...given,
-      rootsPEM,
-      stateFile: options.store ? 'the state store' : path.join(options.dir!, STATE_FILE),
-      ownStore: options.store !== undefined,
-      state: state ?? '',
-    }
     try {
-      await this.request('start', params)
+      await this.calls.call('start', params)
     } catch (err) {
       // Nothing of it stays: a worker that could not start would keep the process alive.
       this.end(0, '', err as TsnetError)
       throw err
     }
-  }
-
-  private async request<T>(
-    method: string,
-    params: unknown = {},
-    { signal }: WaitOptions = {},
-    id = this.nextId++,
-  ): Promise<T> {
-    const begin = async (): Promise<unknown> => {
-      if (method !== 'start' && method !== 'close') await this.start()
-      if (this.ended) throw this.ended
-      if (signal?.aborted) throw aborted()
-      return await new Promise<unknown>((resolve, reject) => {
-        this.waiting.set(id, { resolve, reject })
-        this.post(
-          method === 'stats'
-            ? { t: 'stats', id }
-            : { t: 'rpc', body: JSON.stringify({ id, method, params }) },
-        )
-      })
-    }
-    const aborted = (): TsnetError =>
-      new TsnetError('TSNET_ABORTED', `${method}: aborted${this.why()}`, { cause: signal?.reason })
-    if (!signal) return (await begin()) as T
-    if (signal.aborted) throw aborted()
-    // At once, whatever the module does: what it answers later is dropped, a connection it dials is
-    // closed.
-    const { promise, reject } = Promise.withResolvers<never>()
-    const cancel = (): void => {
-      if (this.settle(id)) this.post({ t: 'rpc', body: JSON.stringify({ id, method: 'cancel' }) })
-      reject(aborted())
-    }
-    signal.addEventListener('abort', cancel, { once: true })
-    try {
-      return (await Promise.race([begin(), promise])) as T
-    } finally {
-      signal.removeEventListener('abort', cancel)
-    }
-  }
-
-  /** What a wait that was given up waited for, as far as it was a person. */
-  private why(): string {
-    if (this.state === 'NeedsMachineAuth')
-      return ': the node waits until an admin of the tailnet approves it'
-    if (this.state === 'NeedsLogin') return ': the node is not logged in (see the event loginURL)'
-    return ''
-  }
-
-  /** The one who waits for this answer, who will wait no more. */
-  private settle(id: number): Waiting | undefined {
-    const w = this.waiting.get(id)
-    this.waiting.delete(id)
-    return w
-  }
-
-  /**
-   * Messages of one turn of the event loop go over together: a wake-up of the other thread costs
-   * more than they do.
-   */
-  private post = (m: ToWorker): void => {
-    if (this.ended) return
-    if (this.outbox.length === 0) queueMicrotask(this.flush)
-    this.outbox.push(m)
-    if (m.t === 'data' && m.b.length > SMALL) this.transfers.push(m.b.buffer)
-  }
-
-  private flush = (): void => {
-    const [messages, transfers] = [this.outbox, this.transfers]
-    this.outbox = []
-    this.transfers = []
-    try {
-      this.worker?.postMessage(messages, transfers)
-    } catch {
-      // One of them cannot cross: it alone fails.
-      for (const m of messages) this.sendAlone(m)
-    }
-  }
-
-  private sendAlone(m: ToWorker): void {
-    try {
-      this.worker?.postMessage([m], m.t === 'data' && m.b.length > SMALL ? [m.b.buffer] : [])
-    } catch (err) {
-      // Bytes would be missing: both ends of the connection are to see an error.
-      if (!('s' in m)) return
-      this.conns.get(m.s)?.destroy(err as Error)
-    }
-  }
-
-  private receive(m: ToUser): void {
-    if (m.t === 'emit') this.event(m.body)
-    else if (m.t === 'open') this.accept(m.s, m.meta)
-    else if (m.t === 'stats') this.settle(m.id)?.resolve(m.stats)
-    else if (m.t === 'log') this.logged(m.line)
-    else if (m.t === 'exit')
-      this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason))
-    else this.conns.get(m.s)?.receive(m)
-  }
-
-  private logged(line: string): void {
-    const { level, text } = logLevel(line)
-    const { verbose } = this.options
-    if (typeof verbose !== 'number' || level <= verbose) this.emit('log', text, level)
-  }
-
-  private event(body: string): void {
-    const e = JSON.parse(body) as {
-      id?: number
-      result?: unknown
-      error?: { code: TsnetErrorCode; message: string }
-      event?: string
-      value?: unknown
-    }
-    if (e.id !== undefined) {
-      const w = this.settle(e.id)
-      // What close() interrupts over there is closed, not aborted: abort signals are answered here.
-      if (e.error)
-        w?.reject(
-          this.closeAsked && e.error.code === 'TSNET_ABORTED'
-            ? closedError()
-            : new TsnetError(e.error.code, e.error.message),
-        )
-      else w?.resolve(e.result)
-      return
-    }
-    const value = e.value as never
-    if (e.event === 'state') this.tell({ type: 'state', state: (this.state = value) }, value)
-    else if (e.event === 'loginURL') this.tell({ type: 'loginURL', url: value }, value)
-    else if (e.event === 'keyExpiry') this.tell({ type: 'keyExpiry', expiry: value }, value)
-    else if (e.event === 'health') this.tell({ type: 'health', warnings: value }, value)
-    else if (e.event === 'message') this.tell({ type: 'message', message: value }, value)
-    else if (e.event === 'save') void this.save(value)
-  }
-
-  private tell(notice: Notice, value: never): void {
-    this.notices.add(notice)
-    this.emit(notice.type, value)
-  }
-
-  /** The state for the caller's own store; the module waits for the answer. */
-  private async save({ number, state }: { number: number; state: string }): Promise<void> {
-    let error = ''
-    try {
-      await this.options.store!.write(state)
-    } catch (err) {
-      error = (err as Error)?.message || String(err)
-    }
-    this.post({
-      t: 'rpc',
-      body: JSON.stringify({ id: number, method: 'saved', params: { error } }),
-    })
-  }
-
-  private accept(s: number, meta: StreamMeta): void {
-    const conn = new Conn(
-      s,
-      meta.local,
-      meta.remote,
-      (m: StreamMessage) => this.post(m),
-      () => this.conns.delete(s),
-      meta.target,
-    )
-    this.conns.set(s, conn)
-    if (meta.dial !== undefined) {
-      // Whoever dialled may have given up.
-      if (this.waiting.has(meta.dial)) this.dialled.set(meta.dial, conn)
-      else conn.destroy()
-      return
-    }
-    const give = (): boolean => {
-      if (!this.open.get(meta.listener!)?.give(conn)) return false
-      conn.release()
-      return true
-    }
-    // It may come before the caller of listen() has had its turn to add the event listener.
-    if (!give()) setImmediate(() => give() || conn.destroy())
-  }
-
-  /** The module has ended, as asked or not. */
-  private end(code: number, reason: string, error?: TsnetError): void {
-    if (this.ended) return
-    const asked = this.closeAsked
-    this.ended = asked
-      ? closedError()
-      : (error ??
-        new TsnetError(
-          'TSNET_DIED',
-          `Tailscale's module ended by itself (code ${code})${reason ? `: ${reason}` : ''}; make a new Server`,
-        ))
-    const heard = this.waiting.size > 0
-    for (const w of this.waiting.values()) w.reject(this.ended)
-    this.waiting.clear()
-    for (const conn of this.conns.values()) conn.receive({ t: 'reset', s: 0 })
-    for (const listener of this.open.values()) listener.ended()
-    this.notices.end()
-    void this.worker?.terminate()
-    this.worker = undefined
-    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the
-    // process. A failed start is its caller's to know.
-    if (!asked && !error && (this.listenerCount('error') > 0 || !heard))
-      this.emit('error', this.ended)
-    this.emit('close')
-    this.exited?.()
   }
 
   /**
@@ -443,7 +142,7 @@ export class Server extends EventEmitter<Events> {
    * `loginURL`.
    */
   async up(options: WaitOptions = {}): Promise<Status> {
-    return await this.request('up', {}, options)
+    return await this.calls.call('up', {}, options)
   }
 
   /**
@@ -454,8 +153,11 @@ export class Server extends EventEmitter<Events> {
   async listen(port: number, options: WaitOptions & { host?: string } = {}): Promise<Listener> {
     checkPort(port, 0)
     const { host = '' } = options
-    return await this.listener('listen', { addr: joinHostPort(host, port) }, options, ({ addr }) =>
-      splitHostPort(addr!),
+    return await this.streams.listen(
+      'listen',
+      { addr: joinHostPort(host, port) },
+      options,
+      ({ addr }) => splitHostPort(addr!),
     )
   }
 
@@ -466,14 +168,14 @@ export class Server extends EventEmitter<Events> {
    */
   async listenService(name: string, port: number, options: WaitOptions = {}): Promise<Listener> {
     checkPort(port)
-    return await this.listener('listenService', { name, port }, options, () => ['', port])
+    return await this.streams.listen('listenService', { name, port }, options, () => ['', port])
   }
 
   /**
    * As {@link listen}, with TLS: `connection` gives tls.TLSSocket. The certificate is the one that
    * Tailscale gets for the node's name (HTTPS must be enabled for the tailnet), renewed in time;
-   * `tls` are more options of tls.createServer, such as `ALPNProtocols`, or `cert` and `key` of one's
-   * own. Waits until the node is up. TSNET_LISTEN: HTTPS is not enabled.
+   * `tls` are more options of tls.createServer, such as `ALPNProtocols`, or `cert` and `key` of
+   * one's own. Waits until the node is up. TSNET_LISTEN: HTTPS is not enabled.
    */
   async listenTLS(
     port: number,
@@ -512,7 +214,7 @@ export class Server extends EventEmitter<Events> {
   ): Promise<Listener | TLSListener> {
     checkPort(port)
     const { certDomains } = await this.up(options)
-    const listener = await this.listener(
+    const listener = await this.streams.listen(
       'listenFunnel',
       { addr: `:${port}`, only: funnelOnly },
       options,
@@ -531,37 +233,7 @@ export class Server extends EventEmitter<Events> {
    * asked for, `destroy()` refuses it. One at a time.
    */
   async listenFallback(options: WaitOptions = {}): Promise<Listener> {
-    return await this.listener('listenFallback', {}, options, () => ['', 0])
-  }
-
-  private async listener(
-    method: string,
-    params: object,
-    options: WaitOptions,
-    address: (answer: { addr?: string; fqdn?: string }) => [string, number],
-  ): Promise<Listener> {
-    const id = this.nextId++
-    const answer = await this.request<{ addr?: string; fqdn?: string }>(
-      method,
-      params,
-      options,
-      id,
-    ).catch((err) => {
-      // Given up here while it was made over there.
-      if (!this.ended && (err as TsnetError).code === 'TSNET_ABORTED')
-        this.request('unlisten', { listener: id }).catch(() => {})
-      throw err
-    })
-    const end = async (): Promise<void> => {
-      this.open.delete(id)
-      if (!this.ended)
-        await this.request('unlisten', { listener: id }).catch((err) => {
-          if (!this.ended) throw err
-        })
-    }
-    const listener = new Listener(...address(answer), end, answer.fqdn)
-    this.open.set(id, listener)
-    return listener
+    return await this.streams.listen('listenFallback', {}, options, () => ['', 0])
   }
 
   /**
@@ -571,7 +243,7 @@ export class Server extends EventEmitter<Events> {
    */
   async dial(host: string, port: number, options: WaitOptions = {}): Promise<Conn> {
     checkPort(port)
-    const [conn] = await this.stream('dial', { addr: joinHostPort(host, port) }, options)
+    const [conn] = await this.streams.dial('dial', { addr: joinHostPort(host, port) }, options)
     setImmediate(() => conn.release()) // when the caller has had its turn to add event listeners
     return conn
   }
@@ -585,7 +257,7 @@ export class Server extends EventEmitter<Events> {
     options: WaitOptions & { host?: string } = {},
   ): Promise<PacketSocket> {
     checkPort(port, 0)
-    const [conn, { locals }] = await this.stream<{ locals: string[] }>(
+    const [conn, { locals }] = await this.streams.dial<{ locals: string[] }>(
       'listenPacket',
       { addr: options.host ?? '', port },
       options,
@@ -601,7 +273,7 @@ export class Server extends EventEmitter<Events> {
    */
   async dialPacket(host: string, port: number, options: WaitOptions = {}): Promise<PacketSocket> {
     checkPort(port)
-    const [conn, { locals }] = await this.stream<{ locals: string[] }>(
+    const [conn, { locals }] = await this.streams.dial<{ locals: string[] }>(
       'dialPacket',
       { addr: joinHostPort(host, port) },
       options,
@@ -609,24 +281,6 @@ export class Server extends EventEmitter<Events> {
     const socket = new PacketSocket(conn, locals, true)
     setImmediate(() => conn.release())
     return socket
-  }
-
-  /** A request that makes a stream, and its answer. */
-  private async stream<T>(
-    method: string,
-    params: object,
-    options: WaitOptions,
-  ): Promise<[Conn, T]> {
-    const id = this.nextId++
-    try {
-      const answer = await this.request<T>(method, params, options, id)
-      return [this.dialled.get(id)!, answer]
-    } catch (err) {
-      this.dialled.get(id)?.destroy()
-      throw err
-    } finally {
-      this.dialled.delete(id)
-    }
   }
 
   /**
@@ -674,22 +328,22 @@ export class Server extends EventEmitter<Events> {
    * an address outside the tailnet.
    */
   async whoIs(addr: string, options: WaitOptions = {}): Promise<WhoIs> {
-    return await this.request('whoIs', { addr }, options)
+    return await this.calls.call('whoIs', { addr }, options)
   }
 
   /**
-   * Addresses of a name in the tailnet, IPv4 first; with or without the tailnet's suffix. All that is
-   * not in the tailnet is TSNET_NO_PEER, as with {@link dial}.
+   * Addresses of a name in the tailnet, IPv4 first; with or without the tailnet's suffix. All that
+   * is not in the tailnet is TSNET_NO_PEER, as with {@link dial}.
    */
   async resolve(name: string, options: WaitOptions = {}): Promise<string[]> {
-    return await this.request('resolve', { name }, options)
+    return await this.calls.call('resolve', { name }, options)
   }
 
   /**
    * Asks Tailscale's LocalAPI, which tailscale.com/client/local does in Go: `localAPI('GET',
-   * '/localapi/v0/prefs')`. `body`: text and bytes as they are, all else as JSON. A status other than
-   * 2xx is TSNET_BACKEND, in its words. Answers without an end (watch-ipn-bus) are not for this:
-   * {@link watch}. What is behind it may change with each release of Tailscale.
+   * '/localapi/v0/prefs')`. `body`: text and bytes as they are, all else as JSON. A status other
+   * than 2xx is TSNET_BACKEND, in its words. Answers without an end (watch-ipn-bus) are not for
+   * this: {@link watch}. What is behind it may change with each release of Tailscale.
    */
   async localAPI(
     method: string,
@@ -698,7 +352,7 @@ export class Server extends EventEmitter<Events> {
     options: WaitOptions = {},
   ): Promise<LocalAnswer> {
     const params = { name: method, path, body: encodeBody(body) }
-    return decodeAnswer(method, path, await this.request<RawAnswer>('localAPI', params, options))
+    return decodeAnswer(method, path, await this.calls.call<RawAnswer>('localAPI', params, options))
   }
 
   /**
@@ -713,17 +367,17 @@ export class Server extends EventEmitter<Events> {
 
   /**
    * Has what is not in the tailnet go by a node that offers to be an exit node, given by name or
-   * address: {@link dial} then reaches the internet through it. Undefined: none again. TSNET_NO_PEER:
-   * there is none of that name.
+   * address: {@link dial} then reaches the internet through it. Undefined: none again.
+   * TSNET_NO_PEER: there is none of that name.
    */
   async useExitNode(node: string | undefined, options: WaitOptions = {}): Promise<void> {
-    await this.request('useExitNode', { name: node ?? '' }, options)
+    await this.calls.call('useExitNode', { name: node ?? '' }, options)
   }
 
   /**
-   * A proxy into the tailnet at a port of 127.0.0.1, for programs that can use one: SOCKS5, HTTP, and
-   * the LocalAPI. Each wants a password that the answer has. It ends with its `close()`, and with the
-   * Server.
+   * A proxy into the tailnet at a port of 127.0.0.1, for programs that can use one: SOCKS5, HTTP,
+   * and the LocalAPI. Each wants a password that the answer has. It ends with its `close()`, and
+   * with the Server.
    */
   async loopback(): Promise<Loopback> {
     await this.start()
@@ -734,11 +388,11 @@ export class Server extends EventEmitter<Events> {
 
   /**
    * The packets of the tailnet as this node sends and receives them, in the clear, as a pcap file
-   * (link type USER0, for Tailscale's Wireshark dissector) with no end: `destroy()` it. Whoever reads
-   * it reads all the traffic.
+   * (link type USER0, for Tailscale's Wireshark dissector) with no end: `destroy()` it. Whoever
+   * reads it reads all the traffic.
    */
   async capturePcap(options: WaitOptions = {}): Promise<Readable> {
-    const [conn] = await this.stream('capture', {}, options)
+    const [conn] = await this.streams.dial('capture', {}, options)
     setImmediate(() => conn.release())
     return conn
   }
@@ -756,12 +410,12 @@ export class Server extends EventEmitter<Events> {
    * (`_acme-challenge.<own name>`).
    */
   async setDNS(name: string, value: string, options: WaitOptions = {}): Promise<void> {
-    await this.request('setDNS', { name, value }, options)
+    await this.calls.call('setDNS', { name, value }, options)
   }
 
   /** The tailnet as this node sees it now. */
   async status(options: WaitOptions = {}): Promise<Status> {
-    return await this.request('status', {}, options)
+    return await this.calls.call('status', {}, options)
   }
 
   /**
@@ -778,17 +432,19 @@ export class Server extends EventEmitter<Events> {
    * a `loginURL` comes, and a new Server with an auth key joins as a new login.
    */
   async logout(options: WaitOptions = {}): Promise<void> {
-    await this.request('logout', {}, options)
+    await this.calls.call('logout', {}, options)
   }
 
   /** What the module and its host hold: for metrics, and for tests of growth. */
   async stats(options: WaitOptions = {}): Promise<Stats> {
-    return await this.request('stats', {}, options)
+    return await this.calls.call('stats', {}, options)
   }
 
-  /** The TCP connections of the tailnet, with sequence numbers, windows and timers: for debugging. */
+  /**
+   * The TCP connections of the tailnet, with sequence numbers, windows and timers: for debugging.
+   */
   async debugConnections(options: WaitOptions = {}): Promise<ConnectionDebug[]> {
-    return await this.request('debugConnections', {}, options)
+    return await this.calls.call('debugConnections', {}, options)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -799,23 +455,99 @@ export class Server extends EventEmitter<Events> {
    * Leaves the network and ends the worker thread; every connection is reset. Safe to call again.
    */
   close(): Promise<void> {
-    this.closeAsked = true
+    this.calls.closing = true
     this.closing ??= this.doClose()
     return this.closing
   }
 
   private async doClose(): Promise<void> {
-    const worker = this.worker
+    const { thread } = this
     void this.fetching?.destroy().catch(() => {})
-    if (this.ended) return
-    if (!worker) return this.end(0, '')
+    if (this.calls.ended) return
+    if (!thread) return this.end(0, '')
     const gone = new Promise<void>((resolve) => (this.exited = resolve))
-    const threadGone = new Promise((resolve) => worker.once('exit', resolve))
     // Tailscale takes up to 5 s for its farewells where the control server does not answer.
     const late = setTimeout(() => this.end(0, ''), CLOSE_MS)
-    this.request('close').catch(() => {})
+    this.calls.call('close').catch(() => {})
     await gone
     clearTimeout(late)
-    await threadGone
+    await thread.gone
+  }
+
+  /** What a wait that was given up waited for, as far as it was a person. */
+  private why(): string {
+    if (this.state === 'NeedsMachineAuth')
+      return ': the node waits until an admin of the tailnet approves it'
+    if (this.state === 'NeedsLogin') return ': the node is not logged in (see the event loginURL)'
+    return ''
+  }
+
+  private post(m: ToWorker): void {
+    if (!this.calls.ended) this.thread?.post(m)
+  }
+
+  private receive(m: ToUser): void {
+    if (m.t === 'emit') this.event(m.body)
+    else if (m.t === 'open') this.streams.opened(m.s, m.meta)
+    else if (m.t === 'stats') this.calls.reply({ id: m.id, result: m.stats })
+    else if (m.t === 'log') this.logged(m.line)
+    else if (m.t === 'exit')
+      this.end(m.code, m.reason, m.error && new TsnetError(m.error, m.reason))
+    else this.streams.receive(m)
+  }
+
+  private logged(line: string): void {
+    const { level, text } = logLevel(line)
+    const { verbose } = this.options
+    if (typeof verbose !== 'number' || level <= verbose) this.emit('log', text, level)
+  }
+
+  /** A reply to a call, or a piece of news. */
+  private event(body: string): void {
+    const e = JSON.parse(body) as Reply | { id?: undefined; event: string; value: never }
+    if (e.id !== undefined) return this.calls.reply(e)
+    const { event, value } = e
+    if (event === 'state') this.tell({ type: 'state', state: (this.state = value) }, value)
+    else if (event === 'loginURL') this.tell({ type: 'loginURL', url: value }, value)
+    else if (event === 'keyExpiry') this.tell({ type: 'keyExpiry', expiry: value }, value)
+    else if (event === 'health') this.tell({ type: 'health', warnings: value }, value)
+    else if (event === 'message') this.tell({ type: 'message', message: value }, value)
+    else if (event === 'save') void this.save(value)
+  }
+
+  private tell(notice: Notice, value: never): void {
+    this.notices.add(notice)
+    this.emit(notice.type, value)
+  }
+
+  /** The state for the caller's own store; the module waits for the answer. */
+  private async save({ number, state }: { number: number; state: string }): Promise<void> {
+    let error = ''
+    try {
+      await this.options.store!.write(state)
+    } catch (err) {
+      error = (err as Error)?.message || String(err)
+    }
+    const body = JSON.stringify({ id: number, method: 'saved', params: { error } })
+    this.post({ t: 'rpc', body })
+  }
+
+  /** The module has ended, as asked or not. */
+  private end(code: number, reason: string, error?: TsnetError): void {
+    if (this.calls.ended) return
+    const asked = this.calls.closing
+    const why = reason ? `: ${reason}` : ''
+    const died = `Tailscale's module ended by itself (code ${code})${why}; make a new Server`
+    const ended = asked ? closedError() : (error ?? new TsnetError('TSNET_DIED', died))
+    const heard = this.calls.end(ended)
+    this.streams.end()
+    this.notices.end()
+    this.thread?.terminate()
+    this.thread = undefined
+    // Whoever waits has the error already; without anybody waiting an unheard 'error' would end the
+    // process. A failed start is its caller's to know.
+    if (!asked && !error && (this.listenerCount('error') > 0 || !heard)) this.emit('error', ended)
+    this.emit('close')
+    this.exited?.()
   }
 }

@@ -1,7 +1,8 @@
 /**
- * The licences of all that is linked into tsnet.wasm, in one text, as they ask for where it is passed
- * on: Go's own, and those of every module whose packages the compiler takes. For the changed ones
- * (build.sh) it names the files that are changed, as section 4(b) of the Apache License 2.0 wants.
+ * The licences of all that is linked into tsnet.wasm, in one text, as they ask for where it is
+ * passed on: Go's own, and those of every module whose packages the compiler takes. For the changed
+ * ones (build.sh) it names the files that are changed, as section 4(b) of the Apache License 2.0
+ * wants.
  *
  * Usage: node src/tsnet/third-party.ts FILE   (after build.sh)
  */

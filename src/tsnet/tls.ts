@@ -1,4 +1,6 @@
-/** TLS for listeners: with the certificate that Tailscale gets for the node, or one of one's own. */
+/**
+ * TLS for listeners: with the certificate that Tailscale gets for the node, or one of one's own.
+ */
 import { randomBytes } from 'node:crypto'
 import { EventEmitter } from 'node:events'
 import type { AddressInfo } from 'node:net'

@@ -85,13 +85,13 @@ export interface CommonOptions {
   acceptRoutes?: boolean
   /**
    * Workload identity: client ID of a federated credential, for an auth key where none is given;
-   * needs {@link idToken} and {@link advertiseTags}. `?ephemeral=false&preauthorized=true` may follow
-   * it. Default: TS_CLIENT_ID.
+   * needs {@link idToken} and {@link advertiseTags}. `?ephemeral=false&preauthorized=true` may
+   * follow it. Default: TS_CLIENT_ID.
    */
   clientID?: string
   /**
-   * The token that the platform has signed for this workload, or what gives it (it is asked for once
-   * a start). Default: TS_ID_TOKEN.
+   * The token that the platform has signed for this workload, or what gives it (it is asked for
+   * once a start). Default: TS_ID_TOKEN.
    */
   idToken?: string | (() => string | Promise<string>)
   /**
@@ -120,8 +120,8 @@ export interface CommonOptions {
 }
 
 /**
- * One of `dir`, `store` and `memory` is required; with `store` or `memory`, `dir` is for Tailscale's
- * odds and ends alone.
+ * One of `dir`, `store` and `memory` is required; with `store` or `memory`, `dir` is for
+ * Tailscale's odds and ends alone.
  */
 export type ServerOptions = CommonOptions &
   (

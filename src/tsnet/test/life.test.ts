@@ -117,7 +117,8 @@ test('the death of the worker is one TSNET_DIED: connections reset, calls reject
       )
       const dial = k.server.dial(silent, 1).catch((e) => e.code)
       await k.sleep(50)
-      void (k.server as unknown as { worker: { terminate(): Promise<void> } }).worker.terminate()
+      const { thread } = k.server as unknown as { thread: { terminate(): void } }
+      thread.terminate()
       return [
         await reset,
         await dial,
