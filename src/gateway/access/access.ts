@@ -13,9 +13,10 @@ export const apiPrefix = '/api/v1/'
 
 /** What of the API may be read with the right `status`; all else of it needs `manage`. */
 const readable: ReadonlySet<string> = new Set(
-  ['status', 'figures', 'me', 'access', 'schema', 'metrics', 'healthz', 'readyz'].map(
-    (name) => apiPrefix + name,
-  ),
+  [
+    ...['status', 'figures', 'me', 'access', 'schema', 'metrics', 'healthz', 'readyz'],
+    'openapi.json',
+  ].map((name) => apiPrefix + name),
 )
 
 /**

@@ -1,5 +1,6 @@
+import swagger from '@fastify/swagger'
 import fastify from 'fastify'
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, FastifySchema } from 'fastify'
 import { request as httpRequest } from 'node:http'
 import type { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
@@ -9,14 +10,17 @@ import type { Check } from '../../broker/checks.ts'
 import type { Checked } from '../../broker/settings.ts'
 import { describe } from '../../config/describe.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
-import { apiPrefix, decide, policyFor } from '../access/access.ts'
+import { apiPrefix, decide, ownRight, policyFor } from '../access/access.ts'
 import type { Access, AccessSettings } from '../access/access.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problem } from '../shared/problems.ts'
 import type { Shown } from '../operate/figures.ts'
 import type { GatewayStatus } from '../operate/status.ts'
 import type { Audit } from './audit.ts'
+import { answers, done, empty, failure, long, object, text } from './schemas.ts'
+import type { Schema } from './schemas.ts'
 import { supportBundle } from './support.ts'
+import { version } from '../../base/version.ts'
 
 /** Who asks, as the gateway knows it. */
 export interface Asker {
@@ -54,7 +58,22 @@ export interface ApiOptions {
  */
 export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   const { log, broker, audit } = options
-  const api = fastify({ logger: false, bodyLimit: 2 << 20, exposeHeadRoutes: true })
+  const api = fastify({
+    ...{ logger: false, bodyLimit: 2 << 20, exposeHeadRoutes: true },
+    // What is not described is refused, not dropped or made to fit.
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false } },
+  })
+  await api.register(swagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: {
+        title: 'Gatehouse',
+        version,
+        description:
+          'The device over its tailnet. Who asks is known by the tailnet: there is no password. What each call needs is x-gatehouse-right; what is refused says so with code, message and cure.',
+      },
+    },
+  })
   api.addContentTypeParser('application/octet-stream', (_request, payload, done) => {
     done(null, payload)
   })
@@ -103,65 +122,74 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   })
   await api.register(
     async (v1) => {
-      v1.get('/status', async () => await options.status())
-      v1.get('/figures', async () => options.figures())
-      v1.get('/me', async (request) => ({
-        who: who(request),
-        rights: [...options.asker(request.raw).access.rights],
-      }))
-      v1.get('/healthz', async () => ({ ok: true }))
-      v1.get('/readyz', async (_request, reply) => {
-        const problem = options.notReady()
-        return await reply.code(problem === undefined ? 200 : 503).send({
-          ok: problem === undefined,
-          ...(problem === undefined ? {} : { problem }),
-        })
+      v1.addHook('onRoute', (route) => {
+        const method = [route.method].flat()[0]!
+        const right = ownRight(method, route.url)
+        route.schema = { ...route.schema, 'x-gatehouse-right': right } as FastifySchema
       })
-      v1.get('/metrics', async (_request, reply) => {
-        const { type, text } = await options.metrics()
-        return await reply.type(type).send(text)
-      })
-      v1.get('/schema', async () => ({ tables: describe() }))
-      v1.get('/doctor', async () => ({ checks: await examine() }))
-      v1.get('/support', async (request, reply) => {
-        await audit.note(who(request), 'support')
-        const name = `gatehouse-support-${new Date().toISOString().slice(0, 10)}.json`
-        reply.header('content-disposition', `attachment; filename="${name}"`)
-        return await supportBundle({
-          status: options.status,
-          figures: async () => await Promise.resolve(options.figures()),
-          doctor: examine,
-          settings: async () => await ask('GET', '/v1/settings'),
-          update: async () => await ask('GET', '/v1/update'),
-          devices: async () => await ask('GET', '/v1/devices'),
-          refused: async () => await ask('GET', '/v1/refused'),
-          audit: async () => await audit.entries(),
-          journal: async () => {
-            const lines = await ask('GET', '/v1/journal?lines=2000')
-            return String(lines).trimEnd().split('\n')
-          },
-        })
-      })
-      v1.get('/audit', async () => ({ entries: await audit.entries() }))
-      v1.get<{ Querystring: { who: string } }>(
-        '/access',
-        {
-          schema: {
-            querystring: {
-              type: 'object',
-              additionalProperties: false,
-              required: ['who'],
-              properties: { who: { type: 'string', minLength: 1, maxLength: 254 } },
-            },
-          },
-        },
-        async ({ query: { who: name } }) => await explain(name, options),
+      readRoutes(v1, options, who)
+      v1.get(
+        '/doctor',
+        tells('Every link of the chain, from the clock to Node-RED', answers.doctor),
+        async () => ({ checks: await examine() }),
       )
+      v1.get(
+        '/support',
+        tells('How the device is and was, without secrets, for somebody who helps', {
+          type: 'object',
+          additionalProperties: true,
+        }),
+        async (request, reply) => {
+          await audit.note(who(request), 'support')
+          const name = `gatehouse-support-${new Date().toISOString().slice(0, 10)}.json`
+          reply.header('content-disposition', `attachment; filename="${name}"`)
+          return await supportBundle({
+            status: options.status,
+            figures: async () => await Promise.resolve(options.figures()),
+            doctor: examine,
+            settings: async () => await ask('GET', '/v1/settings'),
+            update: async () => await ask('GET', '/v1/update'),
+            devices: async () => await ask('GET', '/v1/devices'),
+            refused: async () => await ask('GET', '/v1/refused'),
+            audit: async () => await audit.entries(),
+            journal: async () => {
+              const lines = await ask('GET', '/v1/journal?lines=2000')
+              return String(lines).trimEnd().split('\n')
+            },
+          })
+        },
+      )
+      v1.get('/audit', tells('Who changed what, the latest first', answers.audit), async () => ({
+        entries: await audit.entries(),
+      }))
       settingsRoutes(v1, ask, who, audit)
       deviceRoutes(v1, ask, who, options)
-      v1.get<{ Querystring: Record<string, string> }>('/journal', async ({ query }, reply) => {
-        await pass(reply, broker, { path: `/v1/journal?${new URLSearchParams(query)}` })
-      })
+      v1.get<{ Querystring: Record<string, string> }>(
+        '/journal',
+        {
+          schema: {
+            ...tells(
+              'Lines of the log, oldest first',
+              text('One JSON object a line: at, unit, priority, text'),
+              'application/x-ndjson',
+            ).schema,
+            querystring: object(
+              {},
+              {
+                unit: text('One part: gatehouse, node-red and the like'),
+                priority: text(
+                  'This severity and worse, as syslog counts: 3 errors, 6 all but debug',
+                ),
+                lines: text('How many of the newest, 1 to 5000'),
+                follow: text('true: go on with what comes'),
+              },
+            ),
+          },
+        },
+        async ({ query }, reply) => {
+          await pass(reply, broker, { path: `/v1/journal?${new URLSearchParams(query)}` })
+        },
+      )
       backupRoutes(v1, broker, who, audit)
     },
     { prefix: apiPrefix.slice(0, -1) },
@@ -170,65 +198,166 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   return api
 }
 
-type Ask = (method: string, path: string, body?: object) => Promise<unknown>
-type Who = (request: FastifyRequest) => string
-
-/** A body that is an object with these keys, all of them text; more is refused. */
-const texts = (required: string[], optional: string[] = []): { schema: { body: object } } => ({
+/** What a call answers, for Fastify and the document. */
+const tells = (
+  summary: string,
+  answer: Schema,
+  type = 'application/json',
+): { schema: { summary: string; response: Record<string, unknown> } } => ({
   schema: {
-    body: {
-      type: 'object',
-      additionalProperties: false,
-      required,
-      properties: Object.fromEntries(
-        [...required, ...optional].map((name) => [name, { type: 'string', maxLength: 1 << 20 }]),
-      ),
+    summary,
+    response: {
+      200: type === 'application/json' ? answer : { content: { [type]: { schema: answer } } },
+      '4xx': failure,
+      '5xx': failure,
     },
   },
 })
 
+/** The same for one with a body. */
+const takes = (
+  summary: string,
+  body: Schema,
+  answer: Schema,
+  type?: string,
+): { schema: { summary: string; body: Schema; response: Record<string, unknown> } } => ({
+  schema: { ...tells(summary, answer, type).schema, body },
+})
+
+/** What the gateway itself knows. */
+function readRoutes(v1: FastifyInstance, options: ApiOptions, who: Who): void {
+  v1.get(
+    '/openapi.json',
+    tells('This document', { type: 'object', additionalProperties: true }),
+    async () => v1.swagger(),
+  )
+  v1.get(
+    '/status',
+    tells('How things are, and what is wrong', answers.status),
+    async () => await options.status(),
+  )
+  v1.get(
+    '/figures',
+    tells('Memory, disk, temperature and the like, now and of the last day', answers.figures),
+    async () => options.figures(),
+  )
+  v1.get('/me', tells('Who asks, and what they may do', answers.me), async (request) => ({
+    who: who(request),
+    rights: [...options.asker(request.raw).access.rights],
+  }))
+  v1.get('/healthz', tells('The gateway answers', answers.healthz), async () => ({ ok: true }))
+  v1.get(
+    '/readyz',
+    {
+      schema: {
+        ...{ summary: 'A request would reach Node-RED; 503: not now, and why' },
+        response: { 200: answers.readyz, 503: answers.readyz, '4xx': failure, '5xx': failure },
+      },
+    },
+    async (_request, reply) => {
+      const problem = options.notReady()
+      return await reply.code(problem === undefined ? 200 : 503).send({
+        ok: problem === undefined,
+        ...(problem === undefined ? {} : { problem }),
+      })
+    },
+  )
+  v1.get(
+    '/metrics',
+    tells("What the gateway counts, in Prometheus's text format", text(), 'text/plain'),
+    async (_request, reply) => {
+      const { type, text: body } = await options.metrics()
+      return await reply.type(type).send(body)
+    },
+  )
+  v1.get('/schema', tells('Tables and keys of gatehouse.toml', answers.schema), async () => ({
+    tables: describe(),
+  }))
+  v1.get<{ Querystring: { who: string } }>(
+    '/access',
+    {
+      schema: {
+        ...tells('What a login name or a tag could do here, and why', answers.access).schema,
+        querystring: object({ who: { type: 'string', minLength: 1, maxLength: 254 } }),
+      },
+    },
+    async ({ query: { who: name } }) => await explain(name, options),
+  )
+}
+
+type Ask = (method: string, path: string, body?: object) => Promise<unknown>
+type Who = (request: FastifyRequest) => string
+
 function settingsRoutes(v1: FastifyInstance, ask: Ask, who: Who, audit: Audit): void {
-  v1.get('/settings', async () => await ask('GET', '/v1/settings'))
+  v1.get(
+    '/settings',
+    tells('gatehouse.toml without secrets, and the change on trial', answers.settings),
+    async () => await ask('GET', '/v1/settings'),
+  )
   v1.post<{ Body: { text: string } }>(
     '/settings/check',
-    texts(['text']),
+    takes(
+      'What a text would change, and what is wrong with it',
+      object({ text: long }),
+      answers.check,
+    ),
     async ({ body }) => await ask('POST', '/v1/settings/check', body),
   )
   v1.post<{ Body: { text: string; digest: string; code?: string } }>(
     '/settings/try',
-    texts(['text', 'digest'], ['code']),
+    takes(
+      'Puts a text in force for a minute: it is taken back unless it is confirmed',
+      object(
+        { text: long, digest: text('Of the text that it was made from') },
+        { code: text("Six digits from the device's screen, for what would hand over the device") },
+      ),
+      answers.trial,
+    ),
     async (request) => {
       const by = who(request)
-      const { text } = request.body
-      const { changes } = (await ask('POST', '/v1/settings/check', { text })) as Checked
+      const { changes } = (await ask('POST', '/v1/settings/check', {
+        text: request.body.text,
+      })) as Checked
       await audit.note(by, 'settings.try', changes)
       return await ask('POST', '/v1/settings/try', { ...request.body, by })
     },
   )
-  for (const verb of ['confirm', 'revert'] as const)
-    v1.post<{ Body: { id: string } }>(`/settings/${verb}`, texts(['id']), async (request) => {
-      const by = who(request)
-      await audit.note(by, `settings.${verb}`, { id: request.body.id })
-      return await ask('POST', `/v1/settings/${verb}`, { id: request.body.id, by })
-    })
+  for (const [verb, summary] of [
+    ['confirm', 'Keeps the change on trial'],
+    ['revert', 'Takes the change on trial back'],
+  ] as const)
+    v1.post<{ Body: { id: string } }>(
+      `/settings/${verb}`,
+      takes(summary, object({ id: text('Of the trial') }), answers.settings),
+      async (request) => {
+        const by = who(request)
+        await audit.note(by, `settings.${verb}`, { id: request.body.id })
+        return await ask('POST', `/v1/settings/${verb}`, { id: request.body.id, by })
+      },
+    )
 }
 
 function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptions): void {
-  const verbs = {
-    '/node-red/restart': 'node-red.restart',
-    '/device/restart': 'device.restart',
-    '/device/power-off': 'device.power-off',
-    '/update/check': 'update.check',
-    '/alerts/test': 'alerts.test',
-    '/learn': 'learn',
-  }
-  for (const [path, what] of Object.entries(verbs))
-    v1.post(path, texts([]), async (request) => {
+  const verbs: Array<[path: string, what: string, summary: string, answer: Schema]> = [
+    ['/node-red/restart', 'node-red.restart', 'Starts Node-RED anew', done],
+    ['/device/restart', 'device.restart', 'Starts the device anew', done],
+    ['/device/power-off', 'device.power-off', 'Switches the device off', done],
+    ['/update/check', 'update.check', 'Installs what is offered', answers.changed],
+    ['/alerts/test', 'alerts.test', 'Sends one alert to where [alerts] says', answers.tested],
+    ['/learn', 'learn', 'For ten minutes, writes down by name what flows want', done],
+  ]
+  for (const [path, what, summary, answer] of verbs)
+    v1.post(path, takes(summary, empty, answer), async (request) => {
       const by = who(request)
       await options.audit.note(by, what)
       return await ask('POST', `/v1${path}`, { by })
     })
-  v1.post<{ Body: { name: string } }>('/device/reset', texts(['name']), async (request) => {
+  const reset = takes(
+    'Forgets everything, as if new',
+    object({ name: text("The device's short name, typed again") }),
+    done,
+  )
+  v1.post<{ Body: { name: string } }>('/device/reset', reset, async (request) => {
     const { tailnet } = await options.status()
     const short = tailnet.name?.split('.', 1)[0]
     if (short === undefined || request.body.name !== short)
@@ -241,15 +370,32 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
     await options.audit.note(by, 'device.reset')
     return await ask('POST', '/v1/device/reset', { by })
   })
-  v1.get('/update', async () => await ask('GET', '/v1/update'))
-  v1.get('/devices', async () => await ask('GET', '/v1/devices'))
-  v1.get('/refused', async () => await ask('GET', '/v1/refused'))
+  v1.get(
+    '/update',
+    tells('What the last update came to', answers.update),
+    async () => await ask('GET', '/v1/update'),
+  )
+  v1.get(
+    '/devices',
+    tells('What is plugged in, that flows may be given', answers.devices),
+    async () => await ask('GET', '/v1/devices'),
+  )
+  v1.get(
+    '/refused',
+    tells('What Node-RED tried to reach and was not allowed to', answers.refused),
+    async () => await ask('GET', '/v1/refused'),
+  )
 }
 
 function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audit): void {
   v1.post<{ Body: { passphrase: string; code?: string } }>(
     '/backup',
-    texts(['passphrase'], ['code']),
+    takes(
+      'One file of flows, identity, certificates and settings, encrypted by age',
+      object({ passphrase: text() }, { code: text("Six digits from the device's screen") }),
+      { type: 'string', format: 'binary' },
+      'application/octet-stream',
+    ),
     async (request, reply) => {
       const by = who(request)
       await audit.note(by, 'backup')
@@ -262,7 +408,21 @@ function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audi
       })
     },
   )
-  v1.post('/restore', { bodyLimit: Number.MAX_SAFE_INTEGER }, async (request, reply) => {
+  const restore = {
+    bodyLimit: Number.MAX_SAFE_INTEGER,
+    schema: {
+      ...tells('Puts a backup in place; the device restarts. Body: the file', done).schema,
+      consumes: ['application/octet-stream'],
+      headers: {
+        type: 'object',
+        properties: {
+          'x-gatehouse-passphrase': text('Base64 of its UTF-8'),
+          'x-gatehouse-code': text("Six digits from the device's screen"),
+        },
+      },
+    },
+  }
+  v1.post('/restore', restore, async (request, reply) => {
     const by = who(request)
     await audit.note(by, 'restore')
     const code = request.headers['x-gatehouse-code'] as string | undefined

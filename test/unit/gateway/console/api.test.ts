@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { createBroker } from '../../../../src/broker/server.ts'
 import { Settings } from '../../../../src/broker/settings.ts'
+import { GatehouseError } from '../../../../src/base/errors.ts'
+import { describe } from '../../../../src/config/describe.ts'
 import { capability } from '../../../../src/gateway/access/access.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { ask } from '../../support/h2.ts'
@@ -37,7 +40,16 @@ async function start() {
       asked.push(args)
       return ''
     },
-    stream: () => assert.fail('nothing is streamed'),
+    // journalctl, with one line of the firewall's that is one of the journal's as well.
+    stream: () =>
+      spawn('echo', [
+        JSON.stringify({
+          ...{ __REALTIME_TIMESTAMP: '1790000000000000', PRIORITY: '6' },
+          _SYSTEMD_UNIT: 'node-red.service',
+          MESSAGE:
+            'gatehouse-drop out-node-red: IN= OUT=eth0 DST=192.168.1.10 PROTO=TCP DPT=1883 UID=603',
+        }),
+      ]),
   }
   const paths = {
     ...{ boot, admin: bench.admin, config: join(boot, '../config') },
@@ -45,7 +57,14 @@ async function start() {
   }
   const say = (): void => {}
   const settings = new Settings({ paths, system, say, showCode: async () => {} })
-  const broker = await createBroker({ paths, settings, system, say })
+  const alerts = join(boot, '../alerts')
+  mkdirSync(alerts)
+  const tested = {
+    at: '2099-01-01T00:00:00.000Z',
+    results: [{ channel: 'webhook', ok: true, said: '200' }],
+  }
+  writeFileSync(join(alerts, 'tested.json'), JSON.stringify(tested))
+  const broker = await createBroker({ paths, settings, system, say, alerts })
   await broker.listen({ path: join(boot, '../broker.sock') })
   const call = async (method: string, path: string, body?: unknown, headers = {}) => {
     const { status, text } = await bench.fetch({
@@ -59,7 +78,7 @@ async function start() {
     return { status, text, body: text.startsWith('{') ? JSON.parse(text) : undefined }
   }
   return {
-    ...{ bench, call, asked, boot },
+    ...{ bench, broker, call, asked, boot },
     async [Symbol.asyncDispose]() {
       await bench[Symbol.asyncDispose]()
       await broker.close()
@@ -148,6 +167,116 @@ test('every call as one who may see the status, who may edit flows, and who may 
   assert.equal((await call('GET', '/settings')).status, 200)
   assert.equal((await call('POST', '/node-red/restart', {})).status, 200)
   assert.deepEqual(asked, [['restart', 'node-red.service']])
+})
+
+/** Bodies of calls that want one; what each would do is refused or harmless here. */
+const bodies: Record<string, unknown> = {
+  '/settings/check': { text: '' },
+  '/settings/try': { text: '', digest: '0'.repeat(64) },
+  '/settings/confirm': { id: 'AAAAAAAAAAAA' },
+  '/settings/revert': { id: 'AAAAAAAAAAAA' },
+  '/device/reset': { name: 'another' },
+  '/backup': { passphrase: 'correct horse' },
+}
+const queries: Record<string, string> = { '/access': '?who=a%40b', '/journal': '?lines=5' }
+
+/** Calls of the API, as its own document has them. */
+interface Document {
+  openapi: string
+  paths: Record<
+    string,
+    Record<
+      string,
+      {
+        summary?: string
+        'x-gatehouse-right'?: string
+        requestBody?: object
+        responses: Record<string, { content?: Record<string, { schema?: object }> }>
+      }
+    >
+  >
+}
+
+async function described(call: (method: string, path: string) => Promise<{ text: string }>) {
+  const document = JSON.parse((await call('GET', '/openapi.json')).text) as Document
+  return Object.entries(document.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, described]) => ({
+      ...{ method: method.toUpperCase(), path: path.replace('/api/v1', ''), described },
+    })),
+  )
+}
+
+test('each call that there is describes itself, and needs the right that it says', async () => {
+  await using device = await start()
+  const { bench, call, asked } = device
+  const all = await described(call)
+  assert.ok(all.length >= 30, `${all.length} calls`)
+  for (const { method, path, described: says } of all) {
+    const what = `${method} ${path}`
+    assert.ok((says.summary ?? '') !== '', what)
+    const content = Object.values(says.responses['200']?.content ?? {})
+    assert.ok(content.every(({ schema }) => schema !== undefined) && content.length === 1, what)
+    assert.ok(says.responses['4XX'] !== undefined && says.responses['5XX'] !== undefined, what)
+    if (method === 'POST' && path !== '/restore') assert.ok(says.requestBody !== undefined, what)
+  }
+  for (const may of [['status'], ['view', 'edit', 'use'], []] as const) {
+    bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may }] } }
+    for (const { method, path, described: says } of all) {
+      const body = method === 'POST' ? (bodies[path] ?? {}) : undefined
+      const { status, text } = await call(method, `${path}${queries[path] ?? ''}`, body)
+      const open = may.includes('status' as never) && says['x-gatehouse-right'] === 'status'
+      assert.equal(status, open ? 200 : 403, `${may.join()} ${method} ${path}: ${text}`)
+    }
+  }
+  assert.deepEqual(asked, [])
+})
+
+test('answers are as their schema says, and nothing of them is lost', async () => {
+  await using device = await start()
+  const { bench, broker, call } = device
+  const same = async (path: string, made: unknown): Promise<void> => {
+    const { status, text } = await call('GET', path)
+    assert.equal(status, 200, `${path}: ${text}`)
+    // Times of "now" differ.
+    const still = (value: string): unknown =>
+      JSON.parse(value.replaceAll(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, ''))
+    assert.deepEqual(still(text), still(JSON.stringify(made)), path)
+  }
+  bench.gateway.problems.set('upstream', new GatehouseError('GH_X', 'it is down', 'wait'), 'error')
+  await same('/status', await bench.gateway.status())
+  for (const path of ['/settings', '/update', '/devices', '/refused'])
+    await same(path, JSON.parse((await broker.inject({ url: `/v1${path}` })).body))
+  await same('/schema', { tables: describe() })
+  const { body: doctor } = await call('GET', '/doctor')
+  const examined = await bench.gateway.examine()
+  assert.deepEqual(
+    doctor.checks
+      .map((check: object) => Object.keys(check).toSorted().join())
+      .slice(-examined.length),
+    examined.map((check) => Object.keys(check).toSorted().join()),
+  )
+  const { body: checked } = await call('POST', '/settings/check', {
+    text: '[console]\nlogin = true\n[access]\nview = ["carol@example.com"]\n',
+  })
+  assert.deepEqual(checked, {
+    changes: [
+      { key: 'access.view', before: ['bob@example.com'], after: ['carol@example.com'] },
+      { key: 'console.login', after: true },
+    ],
+    ...{ issues: [], guarded: ['console.login'] },
+  })
+  const { body: wrong } = await call('POST', '/settings/check', { text: 'x = 1\n' })
+  assert.deepEqual(Object.keys(wrong.issues[0]).toSorted(), ['code', 'cure', 'line', 'message'])
+  assert.equal((await call('POST', '/alerts/test', {})).body.results[0].said, '200')
+  assert.deepEqual((await call('POST', '/node-red/restart', {})).body, { done: true })
+  assert.match((await call('GET', '/journal?lines=5')).text, /^\{"at":".*","unit":"node-red"/)
+  assert.match((await call('GET', '/metrics')).text, /^# HELP /)
+  const bundle = (await call('GET', '/support')).body
+  assert.equal(bundle.settings.text, file)
+  // What no schema describes is refused.
+  assert.equal((await call('POST', '/learn', { more: 1 })).status, 400)
+  assert.equal((await call('POST', '/settings/check', { text: 1 })).status, 400)
+  assert.equal((await call('GET', '/journal?program=sh')).status, 400)
 })
 
 test('no page of another origin, and no port but its own', async () => {
