@@ -45,6 +45,12 @@ export interface SchemaTable {
   keys: SchemaKey[]
 }
 
+/** `POST /api/v1/tailnet/renew`. */
+export interface Renewed {
+  renewed: boolean
+  loginURL?: string
+}
+
 /** `GET /api/v1/update`. */
 export interface Update {
   last?: { text: string; failed: boolean } | null

@@ -17,6 +17,7 @@ export function errorOf(err: unknown): ApiError {
 /** Pages by the words that cures name them with. */
 const places: Record<string, string> = {
   'gatehouse.toml': 'settings',
+  'page Overview': '',
   'page Device': 'device',
   'page Backup': 'backup',
   'page Logs': 'logs',

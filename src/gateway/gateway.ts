@@ -363,6 +363,7 @@ export class Gateway {
         figures: () => this.#figures.show(),
         access: () => this.guard.settings,
         self: async () => await this.guard.self(),
+        renewKey: async () => await this.#node?.renew(),
       },
       limits: this.limits,
       delivery: this.delivery,
@@ -596,7 +597,7 @@ export class Gateway {
       judgeKey(
         this.problems,
         this.#node.status?.self?.keyExpiry,
-        controlWords(this.#controlURL).keepKey,
+        `Renew it now (page Overview, by the owner). ${controlWords(this.#controlURL).keepKey}`,
       )
   }
 

@@ -40,6 +40,8 @@ before(async () => {
   ;({ appliance, broker, card, systemd, codes } = await startManaged(lab, {
     ...{ pages: bundle, trialTime },
     settings: '[access]\nview = ["bob@example.com"]\n',
+    // Used up, as on a device that has joined: a key that ends is renewed by a login.
+    authKey: await lab.key('once'),
   }))
 
   const name = (await appliance.names())[0]!
@@ -108,6 +110,28 @@ test(
     for (const part of ['Editor', 'Certificates', 'laptop', 'does not end', 'Memory', 'Disk'])
       assert.ok(said.includes(part), `${part}: ${said}`)
     await accessible('overview')
+  },
+)
+
+test(
+  'Overview: the key that ends is renewed by its owner, who stays connected',
+  { timeout: 120_000 },
+  async () => {
+    const device = (await appliance.names())[0]!.split('.', 1)[0]!
+    await lab.expire(device, 10 * 86_400)
+    await page.getByText('ends in 10 days').waitFor()
+    await button('Renew now').click()
+    const link = page.getByRole('link', { name: 'Log in to renew it' })
+    await link.waitFor()
+    await accessible('overview-renew')
+    // While it waits for the login, it is as it was.
+    await page.reload()
+    await page.getByText('ends in 10 days').waitFor()
+    await button('Renew now').click()
+    await lab.completeLogin((await link.getAttribute('href'))!)
+    await page.getByText('does not end').waitFor()
+    await page.reload()
+    await page.getByText('All is well').waitFor()
   },
 )
 

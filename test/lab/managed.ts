@@ -32,6 +32,8 @@ export interface ManagedOptions {
   trialTime: number
   /** More of gatehouse.toml: whole tables. */
   settings: string
+  /** Auth key. Default: the lab's. */
+  authKey?: string
   /** What systemctl does beside. */
   does?: (args: string[]) => Promise<void>
   /** Where gatehouse-alerts@ keeps what it has told. */
@@ -46,6 +48,7 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
   const socket = path.join(lab.dir, 'broker.sock')
   const appliance = await Appliance.start(lab, {
     settings: options.settings,
+    ...(options.authKey === undefined ? {} : { authKey: options.authKey }),
     env: {
       GATEHOUSE_CONSOLE_DIR: pages,
       GATEHOUSE_BROKER_SOCKET: socket,

@@ -38,6 +38,7 @@ the tailnet; what you may do is what the device grants you. No password is asked
   update                 install what is offered, with its progress
   backup FILE            one encrypted file of flows, identity, certificates and settings
   restore FILE           put it in place of what is there; the device restarts
+  renew                  renew the device's key for the tailnet before it ends; for its owner
   restart                start Node-RED anew
   reboot                 start the device anew, and wait until it is back; --no-wait: do not wait
   power-off              switch it off: somebody beside it must switch it on again
@@ -81,6 +82,7 @@ const commands: Record<string, [least: number, most: number]> = {
   ...{ edit: [0, 0], update: [0, 0], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
   ...{ reboot: [0, 0], 'power-off': [0, 0], reset: [1, 1], devices: [0, 0], access: [1, 1] },
   ...{ audit: [0, 0], 'test-alert': [0, 0], refused: [0, 0], allow: [1, 1], support: [1, 1] },
+  ...{ renew: [0, 0] },
 }
 
 /**
@@ -188,6 +190,18 @@ async function run(
       return await backup(device, first, manner, show)
     case 'restore':
       return await restore(device, first, manner, done)
+    case 'renew': {
+      const bar = progress('asking the control server', manner)
+      const renewed = await device.post<{ renewed: boolean; loginURL?: string }>('tailnet/renew')
+      bar.end()
+      show(
+        renewed,
+        renewed.loginURL === undefined
+          ? 'The key is renewed.\n'
+          : `Log in at ${renewed.loginURL}\nWhoever logs in there owns the device; it stays reachable meanwhile.\n`,
+      )
+      return 0
+    }
     case 'restart': {
       const bar = progress('starting Node-RED anew', manner)
       await device.post('node-red/restart')

@@ -1,8 +1,9 @@
 import type { JSX } from 'preact'
-import type { GatewayStatus, Shown } from '../api.ts'
-import { deviceNow } from '../api.ts'
+import { useState } from 'preact/hooks'
+import type { GatewayStatus, Me, Renewed, Shown } from '../api.ts'
+import { deviceNow, post } from '../api.ts'
 import { BoardFigures } from '../figures.tsx'
-import { Card, Cure, Failure, sentence, useLoaded } from '../parts.tsx'
+import { Card, Cure, Failure, Outcome, sentence, useLoaded, useWork } from '../parts.tsx'
 import { ago, local, until } from '../time.ts'
 
 const day = 86_400_000
@@ -75,7 +76,7 @@ function Overview({
             <dd>{tailnet.tags.join(', ') || 'none'}</dd>
             <dt>Key of the device</dt>
             <dd>
-              <KeyExpiry at={tailnet.keyExpiry} />
+              <KeyExpiry at={tailnet.keyExpiry} owner={status.access.owner} />
             </dd>
           </dl>
           {tailnet.health.map((text) => (
@@ -146,15 +147,51 @@ function Address({ url }: { url: string | undefined }): JSX.Element {
   return url === undefined ? <>none yet</> : <a href={url}>{url}</a>
 }
 
-function KeyExpiry({ at }: { at: string | undefined }): JSX.Element {
+/** When the device's key ends, and near its end what its owner does about it. */
+function KeyExpiry({
+  at,
+  owner,
+}: {
+  at: string | undefined
+  owner: string | undefined
+}): JSX.Element {
+  const me = useLoaded<Me>('me').value
+  const [url, setUrl] = useState<{ url: string; of: string }>()
+  const work = useWork()
   if (at === undefined) return <>does not end</>
-  const left = Date.parse(at) - deviceNow()
-  if (left > 30 * day) return <>ends {until(at)}</>
+  const near = Date.parse(at) - deviceNow() <= 30 * day
   return (
-    <strong>
-      ends {until(at)}: in the tailnet's admin console choose Machines, this device, Disable key
-      expiry
-    </strong>
+    <>
+      {near ? <strong>ends {until(at)}</strong> : <>ends {until(at)}</>}
+      {me !== undefined && me.who === owner && me.rights.includes('manage') && (
+        <p>
+          <button
+            type="button"
+            class={near ? 'main' : ''}
+            disabled={work.busy}
+            onClick={() => {
+              work.run(async () => {
+                const { loginURL } = await post<Renewed>('tailnet/renew')
+                setUrl(loginURL === undefined ? undefined : { url: loginURL, of: at })
+                return loginURL === undefined ? 'The key is renewed.' : undefined
+              })
+            }}
+          >
+            Renew now
+          </button>
+        </p>
+      )}
+      {url?.of === at && (
+        <p class="box">
+          <a href={url.url} rel="noreferrer" target="_blank">
+            Log in to renew it
+          </a>
+          , as {owner}: whoever logs in there owns the device. It stays reachable meanwhile.
+        </p>
+      )}
+      {url !== undefined && url.of !== at && <p role="status">The key is renewed.</p>}
+      <Outcome work={work} busy="Asking the control server…" />
+    </>
   )
 }
 

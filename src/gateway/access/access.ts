@@ -116,9 +116,9 @@ export function decide(
  * A person's own device, and a node of the same person. User IDs are the control server's and never
  * reused.
  */
-function owns(peer: WhoIs, self: WhoIs | undefined): boolean {
+export function owns(peer: WhoIs | undefined, self: WhoIs | undefined): boolean {
   return (
-    peer.user !== undefined &&
+    peer?.user !== undefined &&
     peer.node.tags.length === 0 &&
     self?.user !== undefined &&
     self.node.tags.length === 0 &&

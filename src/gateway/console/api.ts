@@ -10,7 +10,7 @@ import type { Check } from '../../broker/checks.ts'
 import type { Checked } from '../../broker/settings.ts'
 import { describe } from '../../config/describe.ts'
 import type { WhoIs } from '@gatehouse/tsnet'
-import { apiPrefix, decide, ownRight, policyFor } from '../access/access.ts'
+import { apiPrefix, decide, ownRight, owns, policyFor } from '../access/access.ts'
 import type { Access, AccessSettings } from '../access/access.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problem } from '../shared/problems.ts'
@@ -46,6 +46,8 @@ export interface ApiOptions {
   /** Settings of [access], and who the node itself is. */
   access: () => AccessSettings
   self: () => Promise<WhoIs | undefined>
+  /** Asks for a new node key: where to log in, or undefined when it is renewed already. */
+  renewKey: () => Promise<string | undefined>
   /** Who asks on a request: set before it is handed over. */
   asker: (request: IncomingMessage) => Asker
 }
@@ -352,6 +354,28 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
       await options.audit.note(by, what)
       return await ask('POST', `/v1${path}`, { by })
     })
+  v1.post(
+    '/tailnet/renew',
+    takes(
+      "Asks for a new node key while this one holds; for the device's owner alone",
+      empty,
+      answers.renewed,
+    ),
+    async (request) => {
+      const { whoIs } = options.asker(request.raw)
+      const self = await options.self()
+      // Whoever logs in at the URL owns the device then.
+      if (!owns(whoIs, self))
+        throw new GatehouseError(
+          'GH_KEY_OWNER',
+          'only the person whom the device belongs to may renew its key',
+          `Ask ${self?.user?.loginName ?? 'whoever manages the tailnet'}`,
+        )
+      await options.audit.note(who(request), 'tailnet.renew')
+      const loginURL = await options.renewKey()
+      return loginURL === undefined ? { renewed: true } : { renewed: false, loginURL }
+    },
+  )
   const reset = takes(
     'Forgets everything, as if new',
     object({ name: text("The device's short name, typed again") }),

@@ -201,7 +201,8 @@ export const answers = {
       attempt: { ...outcome, nullable: true },
     },
   ),
-  changed: object({ attempt: { ...outcome, nullable: true } }),
+  changed: object({}, { attempt: { ...outcome, nullable: true } }),
+  renewed: object({ renewed: yesNo }, { loginURL: text('To be opened by the owner') }),
   tested: object({
     at: time,
     results: list(object({ channel: text(), ok: yesNo, said: text() })),

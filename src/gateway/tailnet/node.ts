@@ -225,6 +225,78 @@ export class Node extends EventEmitter {
     }
   }
 
+  /**
+   * Asks for a new node key while this one still holds, as `tailscale up --force-reauth` does: the
+   * node stays in the tailnet, and takes the new key once somebody has logged in. An auth key that
+   * is still good renews by itself; one that is used up is let go of first.
+   *
+   * @returns the URL to log in at; undefined when it is renewed already
+   * @throws GatehouseError when there is nothing to renew, or the control server does not answer
+   */
+  async renew(): Promise<string | undefined> {
+    const tailnet = this.#tailnet
+    const before = this.#status?.self?.keyExpiry
+    if (tailnet === undefined || !this.running || before === undefined)
+      throw new GatehouseError(
+        'GH_KEY_RENEW',
+        this.running ? "the device's key does not end" : 'the device is not in the tailnet now',
+        this.running ? 'There is nothing to do' : 'Wait until it is, and try again',
+      )
+    const said = await this.#askLogin(tailnet, before)
+    if (typeof said !== 'object') return said
+    // It offers the auth key again and again; without it, once it is in the tailnet again (some
+    // seconds), there is a URL.
+    this.#options.log.info(`the auth key does not renew the node key: ${withoutKeys(said.refused)}`)
+    await tailnet.localAPI('POST', '/localapi/v0/start', {})
+    for (let tries = 0; tries < 60; tries++) {
+      await sleep(this.#options.timing?.poll ?? 500, this.#closed.signal)
+      await this.look()
+      if (this.running && this.#options.problems.get('tailnet') === undefined) break
+    }
+    const again = await this.#askLogin(tailnet, before)
+    if (typeof again !== 'object') return again
+    throw new GatehouseError(
+      'GH_KEY_RENEW',
+      `the control server does not renew the key: ${withoutKeys(again.refused)}`,
+      controlWords(this.#options.controlURL).keepKey,
+    )
+  }
+
+  /** A login URL, undefined when the key was renewed meanwhile, or why it is refused. */
+  async #askLogin(
+    tailnet: Tailnet,
+    before: string,
+  ): Promise<string | undefined | { refused: string }> {
+    const { promise, resolve, reject } = Promise.withResolvers<
+      string | undefined | { refused: string }
+    >()
+    const refuse = (refused: string): void => resolve({ refused })
+    const poll = setInterval(() => {
+      void this.look().then(() => {
+        const now = this.#status?.self?.keyExpiry
+        if (this.running && now !== before) resolve(undefined)
+      })
+    }, this.#options.timing?.poll ?? 1_000)
+    const late = setTimeout(() => {
+      reject(
+        new GatehouseError(
+          'GH_KEY_RENEW',
+          'the control server has not answered within 30 s',
+          'Try again; the key that there is holds meanwhile',
+        ),
+      )
+    }, 30_000)
+    tailnet.once('loginURL', resolve).once('message', refuse)
+    try {
+      await tailnet.localAPI('POST', '/localapi/v0/login-interactive')
+      return await promise
+    } finally {
+      clearInterval(poll)
+      clearTimeout(late)
+      tailnet.off('loginURL', resolve).off('message', refuse)
+    }
+  }
+
   /** What to do about a key that is refused, or about tags it may not give. */
   #keyCure(said: string): string {
     const { hasAuthKey, tags = [], controlURL } = this.#options

@@ -26,7 +26,8 @@ export interface TailnetPacketSocket extends EventEmitter {
 
 /**
  * What the gateway needs of a tailnet: the part of `@gatehouse/tsnet`'s Server it uses. Emits
- * `state` (backend state), `loginURL` (URL) and `error` (unusable from now on).
+ * `state` (backend state), `loginURL` (URL), `message` (what the control server refuses) and `error`
+ * (unusable from now on).
  */
 export interface Tailnet extends EventEmitter {
   start: () => Promise<void>
@@ -42,6 +43,8 @@ export interface Tailnet extends EventEmitter {
   ) => Promise<TailnetListener>
   whoIs: (addr: string) => Promise<WhoIs>
   setDNS: (name: string, value: string) => Promise<void>
+  /** Tailscale's LocalAPI. */
+  localAPI: (method: string, path: string, body?: unknown) => Promise<unknown>
   status: () => Promise<Status>
   close: () => Promise<void>
 }

@@ -128,6 +128,9 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
   upError: Error | undefined
   /** Up waits for this. */
   online: Promise<void> = Promise.resolve()
+  /** What the LocalAPI was asked for; `onLocal` does what the backend would. */
+  locals: string[] = []
+  onLocal: (path: string) => void = () => {}
   ups = 0
   current: Status = {
     backendState: 'NeedsLogin',
@@ -259,6 +262,12 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     if (known !== undefined) return known
     if (this.peer instanceof Error) throw this.peer
     return this.peer
+  }
+
+  async localAPI(_method: string, path: string): Promise<void> {
+    const what = path.replace('/localapi/v0/', '')
+    this.locals.push(what)
+    this.onLocal(what)
   }
 
   async setDNS(name: string, value: string): Promise<void> {

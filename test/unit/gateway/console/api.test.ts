@@ -16,12 +16,19 @@ const own = 10_000
 const file = '[access]\nview = ["bob@example.com"]\n'
 
 /** A gateway with the real broker behind its API; what the broker asks of systemd is kept. */
-async function start() {
+async function start({ owned = false } = {}) {
   const asked: string[][] = []
   let boot = ''
   const bench = await Bench.start({
     before: (made) => {
       boot = join(made.directory, 'efi')
+      const { tailnet } = made
+      if (owned)
+        tailnet.self = {
+          ...tailnet.self,
+          node: { ...tailnet.self.node, tags: [] },
+          user: alice.user!,
+        }
       mkdirSync(boot)
       mkdirSync(join(made.directory, 'state'))
       writeFileSync(join(boot, 'gatehouse.toml'), file)
@@ -57,6 +64,7 @@ async function start() {
   }
   const say = (): void => {}
   const settings = new Settings({ paths, system, say, showCode: async () => {} })
+  process.env['GATEHOUSE_UPDATE_ASKED'] = join(boot, '../asked')
   const alerts = join(boot, '../alerts')
   mkdirSync(alerts)
   const tested = {
@@ -269,6 +277,8 @@ test('answers are as their schema says, and nothing of them is lost', async () =
   assert.deepEqual(Object.keys(wrong.issues[0]).toSorted(), ['code', 'cure', 'line', 'message'])
   assert.equal((await call('POST', '/alerts/test', {})).body.results[0].said, '200')
   assert.deepEqual((await call('POST', '/node-red/restart', {})).body, { done: true })
+  for (const path of ['/update/check', '/learn', '/device/restart', '/device/power-off'])
+    assert.equal((await call('POST', path, {})).status, 200, path)
   assert.match((await call('GET', '/journal?lines=5')).text, /^\{"at":".*","unit":"node-red"/)
   assert.match((await call('GET', '/metrics')).text, /^# HELP /)
   const bundle = (await call('GET', '/support')).body
@@ -277,6 +287,47 @@ test('answers are as their schema says, and nothing of them is lost', async () =
   assert.equal((await call('POST', '/learn', { more: 1 })).status, 400)
   assert.equal((await call('POST', '/settings/check', { text: 1 })).status, 400)
   assert.equal((await call('GET', '/journal?program=sh')).status, 400)
+})
+
+test('the key of the device is renewed by its owner alone: with a login, or an auth key that is good', async () => {
+  await using tagged = await start()
+  const none = await tagged.call('POST', '/tailnet/renew', {})
+  assert.equal(none.body.error.code, 'GH_KEY_OWNER')
+  await using device = await start({ owned: true })
+  const { bench, call } = device
+  const { tailnet } = bench
+  const renew = async () => await call('POST', '/tailnet/renew', {})
+  const expiring = (at: string | undefined): void => {
+    const { self, ...rest } = tailnet.current
+    const { keyExpiry: _, ...node } = self!
+    tailnet.become({ ...rest, self: { ...node, ...(at === undefined ? {} : { keyExpiry: at }) } })
+  }
+  assert.deepEqual(tailnet.locals, [])
+  expiring('2099-01-01T00:00:00Z')
+  tailnet.onLocal = (path) => {
+    if (path === 'login-interactive') tailnet.emit('loginURL', 'https://control.example/a/1')
+  }
+  const asked = await renew()
+  assert.deepEqual(
+    asked.body,
+    { renewed: false, loginURL: 'https://control.example/a/1' },
+    asked.text,
+  )
+  // An auth key that is used up is let go of, which takes a moment, and then there is a URL.
+  let refused = true
+  tailnet.locals.length = 0
+  tailnet.onLocal = (path) => {
+    if (path === 'start') refused = false
+    else if (refused) tailnet.emit('message', 'invalid key: tskey-auth-abc is used up')
+    else tailnet.emit('loginURL', 'https://control.example/a/2')
+  }
+  assert.equal((await renew()).body.loginURL, 'https://control.example/a/2')
+  assert.deepEqual(tailnet.locals, ['login-interactive', 'start', 'login-interactive'])
+  tailnet.onLocal = () => expiring('2099-07-01T00:00:00Z')
+  assert.deepEqual((await renew()).body, { renewed: true })
+  expiring(undefined)
+  assert.equal((await renew()).body.error.code, 'GH_KEY_RENEW')
+  assert.ok(bench.lines.every((line) => !JSON.stringify(line).includes('tskey-auth-abc')))
 })
 
 test('no page of another origin, and no port but its own', async () => {
