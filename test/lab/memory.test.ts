@@ -4,21 +4,17 @@
  * out. On the booted image: test/vm/memory.test.ts.
  */
 import assert from 'node:assert/strict'
-import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { after, before, test } from 'node:test'
-import tls from 'node:tls'
 import { Appliance, eventually } from './appliance.ts'
+import { Downloads } from './downloads.ts'
 import { Lab, type LabClient } from './lab.ts'
-
-/** The largest file that the editor loads. */
-const large = '/vendor/monaco/dist/ts.worker.js'
 
 let lab: Lab
 let client: LabClient
 let appliance: Appliance
 let name: string
-let ca: Buffer
+let downloads: Downloads
 
 before(async () => {
   lab = await Lab.start({ name: 'memory' })
@@ -27,38 +23,13 @@ before(async () => {
     settings: '[limits]\nmemory_mib = 384\n',
     env: { NODE_OPTIONS: '--max-semi-space-size=4' },
   })
-  ca = await readFile(lab.ready.acmeRoots)
   name = (await appliance.status()).tailnet.name!
+  downloads = new Downloads(client, name, await readFile(lab.ready.acmeRoots))
 })
 after(async () => {
   await appliance?.stop()
   await lab?.stop()
 })
-
-/** A TLS connection to the appliance through the tailnet. */
-async function connect(): Promise<tls.TLSSocket> {
-  const socket = await client.dial(name, 443)
-  socket.on('error', () => {})
-  const secure = tls.connect({ socket, servername: name, ca, ALPNProtocols: ['http/1.1'] })
-  await once(secure, 'secureConnect')
-  secure.on('error', () => {})
-  return secure
-}
-
-/** Bytes of the large file that came, over and over on one connection. */
-async function download(times: number): Promise<number> {
-  const secure = await connect()
-  let bytes = 0
-  secure.on('data', (piece: Buffer) => {
-    bytes += piece.length
-  })
-  for (let i = 1; i <= times; i++)
-    secure.write(
-      `GET ${large} HTTP/1.1\r\nHost: ${name}\r\n${i === times ? 'Connection: close\r\n' : ''}\r\n`,
-    )
-  await once(secure, 'close')
-  return bytes
-}
 
 async function serves(): Promise<boolean> {
   return (await client.fetch(`https://${name}/`)).status === 200
@@ -72,15 +43,10 @@ async function resident(): Promise<number> {
 
 test('eight downloads at a time, 40 that stall, 1,000 connections opened and closed: then it serves', async (t) => {
   const start = await resident()
-  const stalled = await Promise.all(
-    Array.from({ length: 40 }, async () => {
-      const secure = await connect()
-      secure.pause()
-      secure.write(`GET ${large} HTTP/1.1\r\nHost: ${name}\r\n\r\n`)
-      return secure
-    }),
+  const stalled = await downloads.stall(40)
+  const bytes = await Promise.all(
+    Array.from({ length: 8 }, async () => await downloads.download(3)),
   )
-  const bytes = await Promise.all(Array.from({ length: 8 }, async () => await download(3)))
   // Age is not of one length in all of them.
   assert.ok(
     bytes.every((all) => Math.abs(all - bytes[0]!) < 1_000 && all > 3 * 2 ** 20),
@@ -91,18 +57,7 @@ test('eight downloads at a time, 40 that stall, 1,000 connections opened and clo
   const freed = performance.now()
   await eventually('it serves', 90, serves)
   const again = (performance.now() - freed) / 1000
-  let opened = 0
-  await Promise.all(
-    Array.from({ length: 10 }, async () => {
-      for (let i = 0; i < 100; i++) {
-        const secure = await connect().catch(() => undefined)
-        if (secure !== undefined) opened++
-        secure?.destroy()
-        // 25 a second of one peer, as by default.
-        await new Promise((resolve) => setTimeout(resolve, 350))
-      }
-    }),
-  )
+  const opened = await downloads.openThousand()
   const end = await resident()
   t.diagnostic(
     `${opened} of 1,000 connections let in; MiB: ${start.toFixed(0)}, with 48 downloads ` +
