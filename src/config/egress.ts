@@ -10,17 +10,22 @@ export interface Egress {
   /**
    * An address, with `/prefix` for a network of them; IPv6 without brackets. A name; or `wildcard`,
    * every name below that one. Or a `zone`: the device's own network, or all that is in no private
-   * network.
+   * network. Or a `peer`, a device or Service of the tailnet, which is reached through the gateway
+   * ({@link file://./peers.ts}).
    */
   host:
     | { address: string; family: 4 | 6 }
     | { name: string }
     | { wildcard: string }
     | { zone: 'lan' | 'internet' }
+    | { peer: PeerHost }
   /** First and last, both included. */
   ports: [number, number]
   protocol: 'tcp' | 'udp'
 }
+
+/** A device of the tailnet by its full name, any that has a tag, or a Service (`svc:name`). */
+export type PeerHost = { name: string } | { tag: string } | { service: string }
 
 /** A word in the list that stands for targets of its own. */
 export interface PresetDescription {
@@ -117,7 +122,8 @@ export function parseEgress(
       `Write ${URL.parse(text) === null ? 'the host and its port' : `"${URL.parse(text)!.host}${/:\d+$/.test(URL.parse(text)!.host) ? '' : ':443'}"`} ` +
         'alone',
     )
-  const parts = /^(?:\[([^\]]+)\]|([^[\]:]+)):(\d+)(?:-(\d+))?(?:\/([a-z]+))?$/.exec(text)
+  const parts =
+    /^(?:\[([^\]]+)\]|((?:(?:tag|svc):)?[^[\]:]+)):(\d+)(?:-(\d+))?(?:\/([a-z]+))?$/.exec(text)
   if (parts === null) {
     return isIP(text) === 6 || ((text.match(/:/g)?.length ?? 0) > 1 && !text.startsWith('['))
       ? wrong('an IPv6 address needs brackets and a port', 'Write "[fd00::10]:1883"')
@@ -129,9 +135,15 @@ export function parseEgress(
   if (ports[0] < 1 || ports[1] > 65535 || ports[0] > ports[1])
     return wrong('ports go from 1 to 65535, the lower one first')
   const host = readHost((bracketed ?? plain)!, bracketed !== undefined)
-  return 'wrong' in host
-    ? wrong(host.wrong, host.cure)
-    : { egress: { text, host, ports, protocol } }
+  if ('wrong' in host) return wrong(host.wrong, host.cure)
+  if ('peer' in host && protocol === 'udp')
+    return wrong('only TCP goes to other devices of the tailnet', 'Write it without /udp')
+  if ('peer' in host && ports[0] !== ports[1])
+    return wrong(
+      'a range of ports, to another device of the tailnet',
+      'Write an entry for each port',
+    )
+  return { egress: { text, host, ports, protocol } }
 }
 
 function readHost(
@@ -139,6 +151,7 @@ function readHost(
   bracketed: boolean,
 ): Egress['host'] | { wrong: string; cure?: string } {
   if (!bracketed && (text === 'lan' || text === 'internet')) return { zone: text }
+  if (!bracketed && /^(?:tag|svc):/.test(text)) return readGroup(text)
   if (!bracketed && text.includes('*')) return readWildcard(text)
   const [address, prefix, ...more] = text.split('/') as [string, string | undefined]
   const family = isIP(address)
@@ -163,7 +176,7 @@ function readHost(
   if (why !== undefined)
     return {
       wrong: `${address} is ${why}, which Node-RED cannot be allowed to call`,
-      cure: 'Remove it',
+      cure: why === 'the tailnet' ? byName : 'Remove it',
     }
   return {
     address: prefix === undefined ? address : `${address}/${prefix}`,
@@ -189,12 +202,24 @@ function readName(text: string): Egress['host'] | { wrong: string; cure?: string
       wrong: '.local names are told by mDNS, which is off here',
       cure: 'Write the address instead, and give the device a fixed one in your router',
     }
-  if (name.endsWith('.ts.net'))
+  if (!name.endsWith('.ts.net')) return { name }
+  return /^[a-z0-9-]+\.[a-z0-9-]+\.ts\.net$/.test(name) && !name.endsWith('.tag.ts.net')
+    ? { peer: { name } }
+    : { wrong: 'not the name of a device of the tailnet', cure: byName }
+}
+
+const byName =
+  'Write the device\'s full name in the tailnet, "broker.tail1234.ts.net:1883", or a tag or a Service: "tag:broker:1883", "svc:mqtt:1883"'
+
+function readGroup(text: string): Egress['host'] | { wrong: string; cure?: string } {
+  const [kind, label] = text.split(':') as ['tag' | 'svc', string]
+  // As in the tailnet's policy; a flow calls it by a name that is made of it.
+  if (!/^[a-z](?:[a-z0-9-]{0,48}[a-z0-9])?$/.test(label))
     return {
-      wrong: 'the tailnet is not reached from this machine, only through the gateway inwards',
-      cure: 'Remove it',
+      wrong: `not a ${kind === 'tag' ? 'tag' : 'Service'} of the tailnet`,
+      cure: 'Write "tag:broker:1883" or "svc:mqtt:1883", in small letters',
     }
-  return { name }
+  return { peer: kind === 'tag' ? { tag: text } : { service: text } }
 }
 
 /**
@@ -231,6 +256,8 @@ function readWildcard(text: string): Egress['host'] | { wrong: string; cure?: st
       wrong: 'every name of a whole top-level domain is as good as no list',
       cure: 'Write "*.example.org:443", or "internet:443" if any host will do',
     }
+  if (below === 'ts.net' || below.endsWith('.ts.net'))
+    return { wrong: 'every device of the tailnet is as good as no list', cure: byName }
   const host = readName(below)
   return 'name' in host ? { wildcard: host.name } : host
 }

@@ -1,6 +1,7 @@
 import { BlockList, isIP } from 'node:net'
 import { quote } from './kinds.ts'
 import type { Wrong } from './kinds.ts'
+import { firstPeerPort, mostPeers } from './peers.ts'
 
 /** A port of a flow's that the local network may reach: an entry of `[node_red] listen`. */
 export interface Ingress {
@@ -16,8 +17,17 @@ export interface Ingress {
 const form =
   'Write port/tcp or port/udp and from where: "1883/tcp from 192.168.1.0/24", "5683/udp from lan"'
 
-/** Ports that others of this machine listen on: WireGuard's, and the gateway's on the local network. */
-const taken = [41_080, 41_443, 41_641, 48_443]
+/**
+ * Ports that others of this machine listen on: WireGuard's, and the gateway's on the local network
+ * and for devices of the tailnet.
+ */
+const taken: ReadonlyArray<[number, number]> = [
+  [41_080, 41_080],
+  [41_443, 41_443],
+  [41_641, 41_641],
+  [firstPeerPort, firstPeerPort + mostPeers - 1],
+  [48_443, 48_443],
+]
 
 /** Networks that are nobody's but the person's own (RFC 1918, 3927, 4193, 4291), with their length. */
 const own = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7'] as const
@@ -49,9 +59,12 @@ export function parseIngress(text: string): { ingress: Ingress } | { wrong: Wron
       'a flow cannot listen on a port below 1024',
       'Choose a port from 1024 on, in the flow and here',
     )
-  const other = taken.find((port) => port >= ports[0] && port <= ports[1])
+  const other = taken.find(([low, high]) => high >= ports[0] && low <= ports[1])
   if (other !== undefined)
-    return wrong(`port ${other} is the gateway's`, 'Choose another port, in the flow and here')
+    return wrong(
+      `port ${Math.max(other[0], ports[0])} is the gateway's`,
+      'Choose another port, in the flow and here',
+    )
   if (from === 'lan') return { ingress: { text, ports, protocol, from: { zone: 'lan' } } }
   const network = readNetwork(from)
   return 'wrong' in network

@@ -13,6 +13,8 @@ import { alertTargets } from './alert-targets.ts'
 import { discoveries, discovery, discoveryScript } from './discovery.ts'
 import { ingresses, ingressScript } from './ingress.ts'
 import { certsTargets } from './certs-targets.ts'
+import { mostPeers, peerName, peerTargets } from '../config/peers.ts'
+import type { PeerTarget } from '../config/peers.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
 import { ports } from '../config/ports.ts'
 import { localPorts } from './local-ports.ts'
@@ -35,6 +37,8 @@ export interface Applied {
   at: string
   /** Whether ports 80 and 443 of the local network lead to the gateway. */
   localNetwork?: boolean
+  /** Whether Node-RED is led to other devices of the tailnet. */
+  peers?: boolean
   /** Names of the sets that answers to Node-RED go into. */
   sets?: string[]
   /** Node-RED's list. */
@@ -129,6 +133,8 @@ export function nodeRedScript(
     `add rule ${chain} ${family === 4 ? 'ip' : 'ip6'} daddr ${to} ${ending('node-red', egress, then)}`
   const lines = list.flatMap((egress): string[] => {
     const { host, text } = egress
+    // On this machine: see peersScript.
+    if ('peer' in host) return []
     if ('address' in host) return [rule(host.family, `{ ${host.address} }`, egress)]
     if (isNamed(host))
       return [
@@ -189,6 +195,28 @@ function contains(outer: string, inner: string): boolean {
   return list.check(address, family)
 }
 
+/**
+ * The lines that lead Node-RED to other devices of the tailnet: the addresses that stand for them
+ * lead to the gateway, which dials. Whoever else sends there is stopped behind it. To be run behind those of Node-RED's own list. The chain that
+ * translates exists only where there is one.
+ *
+ * @param before whether it is there
+ */
+export function peersScript(peers: readonly PeerTarget[], before: boolean): string {
+  const chain = 'inet gatehouse node-red-peers'
+  if (peers.length === 0 && !before) return ''
+  return [
+    `add chain ${chain} { type nat hook output priority -100; policy accept; }`,
+    `flush chain ${chain}`,
+    ...(peers.length === 0 ? [`delete chain ${chain}`] : []),
+    ...peers.flatMap(({ text, address, port, local }) => [
+      `add rule ${chain} ip daddr ${address} tcp dport ${port} dnat ip to ${address}:${local}`,
+      `add rule inet gatehouse node-red-names ip daddr ${address} tcp dport ${local} accept comment "${`node-red: ${text}, by the gateway`.slice(0, 120)}"`,
+    ]),
+    '',
+  ].join('\n')
+}
+
 const redirect = 'inet gatehouse redirect-local-network'
 
 /**
@@ -232,6 +260,7 @@ export async function apply(
     local_network: { listen },
   } = config
   const egress = targets(allow, registry)
+  const peers = peerTargets(egress)
   const [ingress, found] = [ingresses(listenOn), discoveries(allow)]
   const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
   const alerts = await alertTargets(paths)
@@ -281,6 +310,7 @@ export async function apply(
   ]
   await nft(
     nodeRedScript(egress, own, before?.sets, learning) +
+      peersScript(peers, before?.peers === true) +
       ingressScript(ingress, own) +
       discoveryScript(found, own) +
       script('gatehouse', forGateway) +
@@ -296,7 +326,7 @@ export async function apply(
     addresses: [discovery[preset].group],
     refused: {},
   }))
-  const ofList = egress.map(({ text, host }): Entry => {
+  const ofList = egress.map(({ text, host, ports }): Entry => {
     const pattern = patterns.find((named) => named.text === text)?.pattern
     const lan = 'zone' in host && host.zone === 'lan' ? networks : []
     return {
@@ -305,6 +335,10 @@ export async function apply(
       refused: {},
       ...('zone' in host && host.zone === 'lan' && lan.length === 0
         ? { problem: 'this device is in no network' }
+        : {}),
+      ...('peer' in host &&
+      !peers.some(({ name, port }) => name === peerName(host.peer) && port === ports[0])
+        ? { problem: `more than ${mostPeers} entries for devices of the tailnet` }
         : {}),
       ...(pattern === undefined ? {} : { pattern }),
     }
@@ -320,6 +354,7 @@ export async function apply(
     ...(alerts.length === 0 ? {} : { alerts: kept(forAlerts) }),
     names,
     ...(listen ? { localNetwork: true } : {}),
+    ...(peers.length > 0 ? { peers: true } : {}),
   }
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
   // again.

@@ -4,6 +4,7 @@ import { Counter } from 'prom-client'
 import { randomBytes } from 'node:crypto'
 import { defaults } from '../config/config.ts'
 import type { Config } from '../config/config.ts'
+import { peersOf } from '../config/peers.ts'
 import { ports } from '../config/ports.ts'
 import { reason } from '../base/errors.ts'
 import type { Right } from './access/access.ts'
@@ -42,6 +43,7 @@ import { strictTransport } from './request/hygiene.ts'
 import { Node } from './tailnet/node.ts'
 import type { NodeOptions } from './tailnet/node.ts'
 import { Peer } from './tailnet/peer.ts'
+import { ToPeers } from './listen/to-peers.ts'
 import { Problems } from './shared/problems.ts'
 import type { Part, Problem } from './shared/problems.ts'
 import { Reloader } from './operate/reload.ts'
@@ -115,6 +117,7 @@ export class Gateway {
   readonly delivery: Delivery
   readonly forwards: Forwards
   readonly originPorts: OriginPorts
+  readonly toPeers: ToPeers
   readonly localNetwork: LocalNetwork
   readonly services: Services
   readonly metrics: Metrics
@@ -191,6 +194,11 @@ export class Gateway {
       },
       listen: async (port, accept) => await this.#node?.listen(port, accept),
       listenPacket: async (port) => await this.#node?.listenPacket(port),
+    })
+    this.toPeers = new ToPeers({
+      log,
+      tailnet: () => this.#node?.tailnet,
+      status: () => this.#node?.status,
     })
     this.#arrivals = new Arrivals(this.problems)
     this.originPorts = new OriginPorts({
@@ -461,6 +469,7 @@ export class Gateway {
     )
     this.#takeNames()
     this.forwards.configure(config.forward)
+    void this.toPeers.configure(peersOf(config.node_red.allow))
     this.guard.settings = config.access
     this.limits.settings = config.limits
     this.delivery.settings = config.cache
@@ -566,6 +575,7 @@ export class Gateway {
     await this.#app?.close()
     this.#front.destroyPlain()
     await this.forwards.close()
+    await this.toPeers.close()
     await this.localNetwork.close()
     await listeners
     this.certificates.close()

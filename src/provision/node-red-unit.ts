@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import type { Config } from '../config/config.ts'
 import { parseIngress } from '../config/ingress.ts'
+import { peersOf, standInNetwork } from '../config/peers.ts'
 import { discoveries, discovery } from '../firewall/discovery.ts'
 
 type NodeRed = Config['node_red']
@@ -86,6 +87,11 @@ export function nodeRedDropIn(
       'BindReadOnlyPaths=/usr/lib/gatehouse/node-red-resolv.conf:/run/systemd/resolve/stub-resolv.conf',
     )
   }
+  if (peersOf(config.allow).length > 0)
+    service.push(
+      '# The addresses that stand for devices of the tailnet: the gateway is behind them.',
+      `IPAddressAllow=${standInNetwork}`,
+    )
   for (const text of config.listen) {
     const entry = parseIngress(text)
     if ('wrong' in entry) continue

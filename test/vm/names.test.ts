@@ -3,6 +3,8 @@
  * question; and nobody else's.
  */
 import assert from 'node:assert/strict'
+import { createServer } from 'node:net'
+import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lab, type LabClient } from '../lab/lab.ts'
@@ -16,6 +18,7 @@ const skip = process.env['GATEHOUSE_LONG'] === '1' ? false : 'boots a machine: m
 const stranger = '10.77.0.60'
 let lab: Lab
 let owner: LabClient
+let hub: LabClient
 let machine: Machine
 let name: string
 let lan: string
@@ -56,11 +59,17 @@ before(async () => {
       `'::', () => console.log('up'))`,
   ])
   await new Promise((up) => child.stdout!.once('data', up))
+  hub = await lab.client('hub')
+  const socket = path.join(lab.dir, 'hub.sock')
+  const server = createServer((conn) => conn.on('error', () => {}).end('hello'))
+  await new Promise<void>((up) => server.listen(socket, up))
+  server.unref()
+  for (const port of [1883, 1884]) await hub.serve(port, socket)
   machine = await bootAppliance(lab, 'amd64', {
     toml:
       `${settings(lab)}[node_red]\nallow = ["broker.lab.test:8081", "*.wild.lab.test:8081", ` +
-      '"lan:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n[node_red.env]\nTOKEN = ' +
-      '"s3cret-of-flows"\n',
+      `"lan:1883", "hub.${lab.ready.suffix}:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n` +
+      '[node_red.env]\nTOKEN = "s3cret-of-flows"\n',
   })
   name = (await joined(lab)).name
   await editor(owner, name)
@@ -120,6 +129,20 @@ test(
   },
 )
 
+test(
+  'another device of the tailnet, by the gateway: the listed port of it, and nothing else',
+  { skip },
+  async () => {
+    const address = (await hub.status()).ips[0]!
+    assert.equal(
+      await asFlow(
+        `return [await reach('hub.${lab.ready.suffix}', 1883), await reach('hub.${lab.ready.suffix}', 1884), await reach('${address}', 1883).then((got) => got === 'hello'), await look('laptop.${lab.ready.suffix}'), await reach('127.77.0.1', 42001)]`,
+      ),
+      JSON.stringify(['hello', 'silence', false, 'ENOTFOUND', 'silence']),
+    )
+  },
+)
+
 test('learning: names with their ports, and nothing opens', { skip }, async () => {
   await run('systemctl start gatehouse-learn')
   await sleep(8_000)
@@ -135,8 +158,11 @@ test('learning: names with their ports, and nothing opens', { skip }, async () =
     await run('cat /run/gatehouse-firewall/refused.json'),
   ) as { learning: string; refused: Array<Record<string, unknown>> }
   assert.ok(learning !== undefined)
+  const state = await run(
+    'cat /run/gatehouse-firewall/asked.json; nft list table inet gatehouse | grep -A8 "set refused-4\\|chain node-red-names"; ip route',
+  )
   const found = refused.map(({ name: of, address, port }) => `${of} ${address} ${port}`)
-  assert.ok(found.includes('api.cloud.example undefined 443'), found.join('; '))
+  assert.ok(found.includes('api.cloud.example undefined 443'), `${found.join('; ')}\n${state}`)
   assert.ok(
     found.some((one) => one.endsWith(`${stranger} 8082`)),
     found.join('; '),

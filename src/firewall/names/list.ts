@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { isPrivateName } from '../../config/egress.ts'
 import type { Egress } from '../../config/egress.ts'
+import { peerTargets } from '../../config/peers.ts'
 
 /** An entry of the list that is a name, for the resolver: names.json in the firewall's directory. */
 export interface NamedEntry {
@@ -12,6 +13,8 @@ export interface NamedEntry {
   set?: string
   /** Whether an answer may be an address of a local network. */
   local: boolean
+  /** The answer, of a device of the tailnet: the address that stands for it. Nobody is asked. */
+  standIn?: string
 }
 
 /** For names of sets and marks of connections: the same for the same entry, whatever else is listed. */
@@ -34,7 +37,13 @@ export function mark(text: string): string {
 
 /** What the resolver has to know of a list. */
 export function namedEntries(list: readonly Egress[]): NamedEntry[] {
-  return list.flatMap(({ text, host }): NamedEntry[] => {
+  const peers = peerTargets(list).map(({ text, name, address }): NamedEntry => ({
+    text,
+    pattern: name,
+    local: false,
+    standIn: address,
+  }))
+  const named = list.flatMap(({ text, host }): NamedEntry[] => {
     if ('name' in host)
       // What a person names, they mean, wherever it is. What a preset names is in the internet.
       return [{ text, pattern: host.name, set: setName(text), local: !text.includes(': ') }]
@@ -49,15 +58,25 @@ export function namedEntries(list: readonly Egress[]): NamedEntry[] {
       ]
     return 'zone' in host && host.zone === 'internet' ? [{ text, pattern: '*', local: false }] : []
   })
+  return [...named, ...peers]
 }
 
 /** The entries that a name is on. */
 export function matching(entries: readonly NamedEntry[], name: string): NamedEntry[] {
+  // Names of the tailnet are for its own devices alone, not for a wildcard: no question leaves.
+  if (/(?:^|\.)ts\.net$/.test(name))
+    return entries.filter(({ pattern, standIn }) => {
+      if (standIn === undefined) return false
+      const [first, middle, ...rest] = pattern.split('.')
+      if (middle !== '*') return name === pattern
+      const parts = name.split('.')
+      return parts.length === 4 && parts[0] === first && parts.slice(2).join() === rest.join()
+    })
   // Labels that no host has could carry bytes past whoever reads the list.
   if (
     name.length > 253 ||
     !name.split('.').every((label) => /^[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?$/.test(label)) ||
-    /(?:^|\.)(?:local|localhost|onion|ts\.net)$/.test(name)
+    /(?:^|\.)(?:local|localhost|onion)$/.test(name)
   )
     return []
   return entries.filter(({ pattern }) => {

@@ -141,6 +141,11 @@ export class Resolver {
     // Node.js asks for addresses. What else there is about a name is not asked of anybody.
     if (type !== types.A && type !== types.AAAA) return answer(question, codes.ok)
     const family = type === types.A ? 4 : 6
+    const { standIn } = matched[0]!
+    if (standIn !== undefined) {
+      this.#tell(name, { entry: matched[0]!.text, addresses: [standIn], refused: {} })
+      return answer(question, codes.ok, family === 4 ? [standIn] : [], 60)
+    }
     if (family === 6 && !interfaces().ipv6) return answer(question, codes.ok)
     const key = `${name} ${family}`
     let kept = this.#kept.get(key)

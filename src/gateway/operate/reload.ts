@@ -18,6 +18,7 @@ const live: ReadonlySet<string> = new Set([
   'local_network',
   'certificates',
   'node_red.allow_origins',
+  'node_red.allow',
 ])
 
 /** Options of {@link Reloader}. */

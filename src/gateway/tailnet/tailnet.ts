@@ -41,6 +41,10 @@ export interface Tailnet extends EventEmitter {
     port: number,
     options: { signal?: AbortSignal },
   ) => Promise<TailnetListener>
+  /** A TCP connection to an address in the tailnet; an error for any other. */
+  dial: (host: string, port: number, options: { signal?: AbortSignal }) => Promise<Duplex>
+  /** Addresses of a name in the tailnet, IPv4 first; an error for any other. */
+  resolve: (name: string, options: { signal?: AbortSignal }) => Promise<string[]>
   whoIs: (addr: string) => Promise<WhoIs>
   setDNS: (name: string, value: string) => Promise<void>
   /** Tailscale's LocalAPI. */

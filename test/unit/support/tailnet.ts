@@ -270,6 +270,29 @@ export class LoopbackTailnet extends EventEmitter implements Tailnet {
     this.onLocal(what)
   }
 
+  /** Where dialled addresses lead: `address:port` to a port of 127.0.0.1. */
+  readonly targets: Map<string, number> = new Map()
+  /** Names of the tailnet, beside those of {@link current}'s peers. */
+  readonly names: Map<string, string[]> = new Map()
+  dialled: string[] = []
+
+  async dial(host: string, port: number): Promise<Socket> {
+    this.dialled.push(`${host}:${port}`)
+    const to = this.targets.get(`${host}:${port}`)
+    if (to === undefined) throw new Error(`no answer from ${host}`)
+    const socket = connect({ port: to, host: '127.0.0.1', allowHalfOpen: true })
+    await once(socket, 'connect')
+    return socket
+  }
+
+  async resolve(name: string): Promise<string[]> {
+    const found =
+      this.names.get(name) ??
+      this.current.peers.find(({ dnsName }) => dnsName === name)?.tailscaleIPs
+    if (found === undefined) throw new Error(`${name} is not in the tailnet`)
+    return found
+  }
+
   async setDNS(name: string, value: string): Promise<void> {
     this.dns.push([name, value])
   }
