@@ -178,7 +178,7 @@ export class Delivery {
     )
       return undefined
     headers.vary = vary(headers.vary)
-    const coding = negotiate(request.headers['accept-encoding'])
+    const coding = negotiate(request.headers['accept-encoding'], 'stream')
     if (coding === undefined) return undefined
     for (const name of ['content-length', 'accept-ranges', 'content-md5', 'digest'])
       delete headers[name]
