@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes check bench-tsnet bench-gateway bench-appliance image app cli wasm gpio lab setup clean help package
+.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -95,6 +95,9 @@ out/bin/caddy: bench/caddy/go.mod bench/caddy/main.go | setup
 
 bench-tsnet: lab wasm ## the bindings against native tsnet: ratios, plot and JSON in out/bench; some minutes
 	@$(SUDO) $(NODE) bench/tsnet.ts $(BENCH_FLAGS)
+
+bench-lines: lab wasm ## the bindings beside native tsnet on lines of 20 and 66 ms, with and without loss: ratios, plot and JSON in out/bench; some 9 minutes
+	@$(SUDO) $(NODE) bench/lines.ts $(BENCH_FLAGS)
 
 bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside the bare system, bytes written idle, memory; some 8 minutes
 	@$(SUDO) $(NODE) bench/appliance.ts $(RUN_ARCH) $(BENCH_FLAGS)
