@@ -2,9 +2,10 @@ import { spawn } from 'node:child_process'
 import { createReadStream } from 'node:fs'
 import { mkdir, open, readFile, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Readable, Writable } from 'node:stream'
+import { PassThrough, Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { text as readText } from 'node:stream/consumers'
+import { createInterface } from 'node:readline'
 import { Decrypter, Encrypter } from 'age-encryption'
 import { GatehouseError, reason } from '../base/errors.ts'
 
@@ -69,16 +70,8 @@ export function checkPassphrase(passphrase: string): void {
     )
 }
 
-/**
- * A backup as a stream: a tar archive, encrypted by age (https://age-encryption.org/v1) with a
- * passphrase, so that `age -d` and `tar` read it anywhere. Nothing is ever on disk in the clear,
- * and memory is that of a chunk.
- *
- * @param root the directory whose parts are kept
- * @param output takes the encrypted bytes, and is ended
- */
-export async function archive(root: string, passphrase: string, output: Writable): Promise<void> {
-  checkPassphrase(passphrase)
+/** What a backup has of `root`. */
+export async function partsOf(root: string): Promise<string[]> {
   const present = await readdir(root)
   const names = kept.filter((name) => present.includes(name))
   if (
@@ -88,10 +81,29 @@ export async function archive(root: string, passphrase: string, output: Writable
     )
   )
     names.push(hostKey)
+  return names
+}
+
+/** Who can read a backup: whoever has the passphrase, or the secret key of one of the recipients. */
+export type Seal = { passphrase: string } | { recipients: readonly string[] }
+
+/**
+ * A backup as a stream: a tar archive, encrypted by age (https://age-encryption.org/v1), so that
+ * `age -d` and `tar` read it anywhere. Nothing is ever on disk in the clear, and memory is that of a
+ * chunk.
+ *
+ * @param root the directory whose parts are kept
+ * @param output takes the encrypted bytes, and is ended
+ */
+export async function archive(root: string, seal: Seal, output: Writable): Promise<void> {
+  const names = await partsOf(root)
   const age = new Encrypter()
-  // age's default of 18 takes 256 MiB of memory, half of what the smallest board has; 15 takes 32.
-  age.setScryptWorkFactor(15)
-  age.setPassphrase(passphrase)
+  if ('passphrase' in seal) {
+    checkPassphrase(seal.passphrase)
+    // age's default of 18 takes 256 MiB of memory, half of what the smallest board has; 15: 32.
+    age.setScryptWorkFactor(15)
+    age.setPassphrase(seal.passphrase)
+  } else for (const recipient of seal.recipients) age.addRecipient(recipient)
   const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>()
   const encrypted = await age.encrypt(readable)
   await Promise.all([
@@ -105,6 +117,37 @@ export async function archive(root: string, passphrase: string, output: Writable
   ])
 }
 
+/**
+ * Reads a backup to its end, as a restore would, and keeps nothing of it.
+ *
+ * @param identity an age secret key
+ * @returns how many files and folders there are in it, and the names at its top
+ * @throws Error when it is not for this key, damaged, or no archive
+ */
+export async function rehearse(
+  file: Readable,
+  identity: string,
+): Promise<{ entries: number; names: string[] }> {
+  const age = new Decrypter()
+  age.addIdentity(identity)
+  const clear = await age.decrypt(Readable.toWeb(file) as unknown as ReadableStream<Uint8Array>)
+  const listed = new PassThrough()
+  const names = new Set<string>()
+  let entries = 0
+  const reading = (async () => {
+    for await (const line of createInterface({ input: listed, crlfDelay: Infinity })) {
+      entries++
+      names.add(line.split('/', 1)[0]!)
+    }
+  })()
+  await tool('tar', ['--list'], {
+    input: Readable.fromWeb(clear as unknown as Parameters<typeof Readable.fromWeb>[0]),
+    output: listed,
+  })
+  await reading
+  return { entries, names: [...names] }
+}
+
 /** Writes {@link archive} to a file, which has its name only once it is whole and on disk. */
 export async function backup(root: string, file: string, passphrase: string): Promise<void> {
   checkPassphrase(passphrase)
@@ -112,7 +155,7 @@ export async function backup(root: string, file: string, passphrase: string): Pr
   try {
     // Opened first: a stream that cannot open its file says so when nobody listens yet.
     const handle = await open(unfinished, 'wx', 0o600)
-    await archive(root, passphrase, handle.createWriteStream({ flush: true }))
+    await archive(root, { passphrase }, handle.createWriteStream({ flush: true }))
     await rename(unfinished, file)
   } catch (err) {
     await rm(unfinished, { force: true })
@@ -126,7 +169,8 @@ export async function backup(root: string, file: string, passphrase: string): Pr
 }
 
 /**
- * Puts a backup in place of what is there. All of it is decrypted and unpacked beside first: a
+ * Puts a backup in place of what is there; the secret key of a recipient will do for its
+ * passphrase. All of it is decrypted and unpacked beside first: a
  * wrong passphrase or a damaged file changes nothing. What was there is kept as
  * `<name>.before-restore` until the next restore.
  */
@@ -136,7 +180,10 @@ export async function restore(root: string, file: string, passphrase: string): P
   await mkdir(fresh, { mode: 0o700 })
   try {
     const age = new Decrypter()
-    age.addPassphrase(passphrase)
+    // A nightly one is for a key, not a passphrase.
+    if (/^AGE-SECRET-KEY-/i.test(passphrase.trim()))
+      age.addIdentity(passphrase.trim().toUpperCase())
+    else age.addPassphrase(passphrase)
     const clear = await age
       .decrypt(Readable.toWeb(createReadStream(file)) as unknown as ReadableStream<Uint8Array>)
       .catch((err: unknown) => {

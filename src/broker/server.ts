@@ -1,15 +1,16 @@
 import fastify from 'fastify'
 import type { FastifyInstance } from 'fastify'
 import { createWriteStream } from 'node:fs'
-import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { PassThrough, Transform } from 'node:stream'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { GatehouseError, oneLine, printable, reason } from '../base/errors.ts'
 import { withCard } from '../base/card.ts'
-import { readForeign } from '../base/files.ts'
+import { readForeign, writeFileAtomic } from '../base/files.ts'
+import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
 import type { Tested } from '../alerts/run.ts'
 import { attemptLine } from '../update/outcome.ts'
@@ -17,7 +18,8 @@ import { updateLine, updatePaths } from '../update/record.ts'
 import { readApplied } from '../firewall/apply.ts'
 import { refusedIn, shownOf } from '../firewall/drop-log.ts'
 import { readRefused } from '../firewall/refused.ts'
-import { archive, checkPassphrase, quiet, restore } from './archive.ts'
+import { generateX25519Identity, identityToRecipient } from 'age-encryption'
+import { archive, checkPassphrase, partsOf, quiet, rehearse, restore } from './archive.ts'
 import { examineSystem } from './checks.ts'
 import { devices } from './devices.ts'
 import { journal, journalUnits } from './journal.ts'
@@ -27,7 +29,7 @@ import type { System } from './system.ts'
 
 /** Options of {@link createBroker}. */
 export interface BrokerOptions {
-  paths: Pick<Paths, 'boot' | 'problem'> & Partial<Pick<Paths, 'firewall'>>
+  paths: Pick<Paths, 'boot' | 'problem'> & Partial<Pick<Paths, 'firewall' | 'config'>>
   settings: Settings
   system: System
   /** One line for the journal: every verb that changes something says who asked for it. */
@@ -74,6 +76,8 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/alerts/test | sends one alert to where [alerts] says |
  * | GET /v1/update | what the last update came to |
  * | POST /v1/backup | an encrypted backup, as a stream; needs the console's code |
+ * | POST /v1/backup/scheduled | one for [backup] recipient alone, as the settings in force say |
+ * | POST /v1/backup/rehearse | whether that one, as it was kept, can be read to its end |
  * | POST /v1/restore | takes one, likewise; the device restarts when it is in place |
  * | GET /v1/journal | lines of Gatehouse's own units, NDJSON |
  * | GET /v1/devices | what is plugged in |
@@ -208,11 +212,67 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       await settings.demandCode('a backup', code)
       say(`a backup is made, as ${by} asks`)
       const output = new PassThrough()
-      archive(options.root ?? '/var/lib', passphrase, output).catch((err: unknown) => {
+      archive(options.root ?? '/var/lib', { passphrase }, output).catch((err: unknown) => {
         say(`a backup broke off: ${reason(err)}`)
         output.destroy(err as Error)
       })
       return await reply.type('application/octet-stream').send(output)
+    },
+  )
+  // For the recipient in gatehouse.toml, which the gateway cannot change without the console's code:
+  // it sees bytes that it cannot read. A second recipient is a key that never leaves this device,
+  // made for this one backup: with it the rehearsal reads what the peer has kept.
+  const rehearsal = join(options.uploads ?? '/var/lib/gatehouse-broker', 'rehearsal.json')
+  app.post<{ Body: { by: string } }>(
+    '/v1/backup/scheduled',
+    asked,
+    async ({ body: { by } }, reply) => {
+      const { backup } = await loadConfig(options.paths.config ?? '/var/lib/gatehouse-config')
+      if (backup.recipient === undefined)
+        throw new GatehouseError(
+          'GH_BACKUP_RECIPIENT',
+          'nobody is named whom backups are for',
+          'Set recipient in [backup] (page Settings)',
+        )
+      say(`a backup is made for ${backup.recipient}, as ${by} asks`)
+      const root = options.root ?? '/var/lib'
+      const identity = await generateX25519Identity()
+      const names = await partsOf(root)
+      await mkdir(dirname(rehearsal), { recursive: true, mode: 0o700 })
+      await writeFileAtomic(rehearsal, JSON.stringify({ identity, names }), 0o600)
+      const output = new PassThrough()
+      const recipients = [backup.recipient, await identityToRecipient(identity)]
+      archive(root, { recipients }, output).catch((err: unknown) => {
+        say(`a backup broke off: ${reason(err)}`)
+        output.destroy(err as Error)
+      })
+      return await reply.type('application/octet-stream').send(output)
+    },
+  )
+  app.post(
+    '/v1/backup/rehearse',
+    { bodyLimit: Number.MAX_SAFE_INTEGER },
+    async ({ body: file }) => {
+      const made = await readFile(rehearsal, 'utf8').catch(() => undefined)
+      if (made === undefined)
+        throw new GatehouseError(
+          'GH_BACKUP_UNREAD',
+          'there is no backup to compare it with',
+          'Make one now (page Backup)',
+        )
+      const { identity, names } = JSON.parse(made) as { identity: string; names: string[] }
+      const unread = (why: string): GatehouseError =>
+        new GatehouseError(
+          'GH_BACKUP_UNREAD',
+          `the backup that is kept cannot be read: ${why}`,
+          'Look at the server that keeps it, and make one now (page Backup)',
+        )
+      const found = await rehearse(file as Readable, identity).catch((err: unknown) => {
+        throw unread(reason(err))
+      })
+      const missing = names.filter((name) => !found.names.includes(name.split('/', 1)[0]!))
+      if (missing.length > 0) throw unread(`${missing.join(', ')} is not in it`)
+      return { entries: found.entries }
     },
   )
   app.post(

@@ -49,7 +49,7 @@ export interface Checked {
  * settings say. A change of one needs the code that the console shows.
  */
 const guardedKeys =
-  /^(?:console\.|tailnet\.(?:control_url|ca_file|auth_key|client_secret)$|updates\.(?:url|key)|certificates\.(?:directory|ca_file|mode)$|local_network\.|manage\.)/
+  /^(?:console\.|tailnet\.(?:control_url|ca_file|auth_key|client_secret)$|updates\.(?:url|key)|certificates\.(?:directory|ca_file|mode)$|local_network\.|manage\.|backup\.recipient$)/
 
 /** Options of {@link Settings}. */
 export interface SettingsOptions {

@@ -640,6 +640,20 @@ export const schema = {
     /** How long a problem must last before it is told. Default: 5 min. */
     after: key(duration(0, 86_400_000), { default: 300_000, example: '"5 min"' }),
   },
+  backup: {
+    /**
+     * Whom nightly backups are encrypted for: an age recipient (`age-keygen`,
+     * https://age-encryption.org/v1). Whoever has its secret key reads them all. Default: there are
+     * none.
+     */
+    recipient: key(text(checkRecipient), {
+      example: '"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"',
+    }),
+    /** A folder of a tailnet peer that takes PUT and gives GET, where they are kept. */
+    to: key(text(url('https:', 'http:'), { own: true }), {
+      example: '"http://nas.tail1234.ts.net:8080/gatehouse/"',
+    }),
+  },
   console: {
     /**
      * A root shell on the console, for whoever has the card in hand and a keyboard at the device.
@@ -1411,6 +1425,18 @@ function checkUnseen(value: string, name: string, example: string): Wrong | unde
 }
 
 /** A topic of ntfy's: a URL with one name behind the server's own path. */
+function checkRecipient(value: string, key: { example: string }): Wrong | undefined {
+  // Bech32 (BIP 173) of 32 bytes. Who takes the secret key for it would hand it to the device.
+  if (/^age1[02-9ac-hj-np-z]{58}$/.test(value)) return undefined
+  const secret = /^AGE-SECRET-KEY-/i.test(value)
+  return {
+    message: secret
+      ? 'recipient is the secret key, which is to stay with you'
+      : 'recipient is not an age recipient (age1 and 58 characters)',
+    cure: `Write the public key, as age-keygen shows it: ${key.example}`,
+  }
+}
+
 function checkTopic(value: string, key: { name: string; example: string }): Wrong | undefined {
   const wrong = url('https:', 'http:')(value, key)
   if (wrong !== undefined) return wrong

@@ -4,10 +4,12 @@ import type { Checked, ShownSettings, Trial } from '../broker/settings.ts'
 import type { Device } from '../broker/devices.ts'
 import type { JournalLine } from '../broker/journal.ts'
 import type { Outcome } from '../update/outcome.ts'
+import type { BackupState } from '../gateway/operate/backups.ts'
 import type { Shown } from '../gateway/operate/figures.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 
 export type {
+  BackupState,
   Checked,
   Device,
   GatewayStatus,

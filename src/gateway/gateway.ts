@@ -50,6 +50,7 @@ import { Reloader } from './operate/reload.ts'
 import { listenOn } from '../base/sockets.ts'
 import type { ListenSocket } from '../base/sockets.ts'
 import { Services } from './tailnet/services.ts'
+import { Backups } from './operate/backups.ts'
 import { Figures, judgeKey } from './operate/figures.ts'
 import { examineStorage } from './operate/storage.ts'
 import { collectStatus, judgeConfiguration, pathTo } from './operate/collect-status.ts'
@@ -116,6 +117,7 @@ export class Gateway {
   readonly limits: Limits
   readonly delivery: Delivery
   readonly forwards: Forwards
+  readonly backups: Backups
   readonly originPorts: OriginPorts
   readonly toPeers: ToPeers
   readonly localNetwork: LocalNetwork
@@ -199,6 +201,16 @@ export class Gateway {
       log,
       tailnet: () => this.#node?.tailnet,
       status: () => this.#node?.status,
+    })
+    this.backups = new Backups({
+      ...{ log, problems: this.problems, state: options.state },
+      broker: options.broker ?? '/run/gatehouse-broker.sock',
+      name: () => this.#node?.name,
+      dial: async (host, port) => {
+        const tailnet = this.#node?.running === true ? this.#node.tailnet : undefined
+        if (tailnet === undefined) throw new Error('the device is not in the tailnet now')
+        return await tailnet.dial(host, port, { signal: AbortSignal.timeout(30_000) })
+      },
     })
     this.#arrivals = new Arrivals(this.problems)
     this.originPorts = new OriginPorts({
@@ -372,6 +384,7 @@ export class Gateway {
         access: () => this.guard.settings,
         self: async () => await this.guard.self(),
         renewKey: async () => await this.#node?.renew(),
+        backups: this.backups,
       },
       limits: this.limits,
       delivery: this.delivery,
@@ -442,8 +455,10 @@ export class Gateway {
       | 'local_network'
       | 'node_red'
       | 'certificates'
+      | 'backup'
     >,
   ): void {
+    this.backups.configure(config.backup)
     this.#settings = config.certificates
     strictTransport(this.#settings.mode !== 'self')
     if (this.#node !== undefined) this.#node.wantsNames = this.#settings.mode === 'tailscale'
@@ -603,6 +618,7 @@ export class Gateway {
 
   async #judgeBoard(): Promise<void> {
     await this.#figures.look(this.problems)
+    if (this.#node?.running === true) await this.backups.look()
     if (this.#node?.running === true)
       judgeKey(
         this.problems,

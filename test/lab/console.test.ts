@@ -4,8 +4,13 @@
  */
 import assert from 'node:assert/strict'
 import { mkdir, readFile, stat } from 'node:fs/promises'
+import { createReadStream, createWriteStream } from 'node:fs'
+import { createServer } from 'node:http'
+import type { Server } from 'node:http'
 import path from 'node:path'
+import { pipeline } from 'node:stream/promises'
 import { after, before, test } from 'node:test'
+import { generateX25519Identity, identityToRecipient } from 'age-encryption'
 import axe from 'axe-core'
 import type { FastifyInstance } from 'fastify'
 import type { Browser, Page } from 'playwright-core'
@@ -25,6 +30,7 @@ const shots = path.resolve(import.meta.dirname, '../../out/console-shots')
 let lab: Lab
 let appliance: Appliance
 let broker: FastifyInstance
+let nas: Server
 let browser: Browser
 let page: Page
 let url: string
@@ -37,15 +43,28 @@ before(async () => {
   lab = await Lab.start({ name: 'console' })
   const bundle = path.join(lab.dir, 'console')
   await bundleConsole(bundle)
+  const laptop = await lab.client('laptop')
+  // A peer that keeps what is PUT there.
+  const socket = path.join(lab.dir, 'nas.sock')
+  nas = createServer((request, response) => {
+    if (request.method === 'PUT')
+      void pipeline(
+        request,
+        createWriteStream(path.join(lab.dir, path.basename(request.url!))),
+      ).then(() => response.writeHead(201).end())
+    else createReadStream(path.join(lab.dir, path.basename(request.url!))).pipe(response)
+  }).listen(socket)
+  await laptop.serve(8080, socket)
+  const peer = (await laptop.status()).ips[0]!
+  const recipient = await identityToRecipient(await generateX25519Identity())
   ;({ appliance, broker, card, systemd, codes } = await startManaged(lab, {
     ...{ pages: bundle, trialTime },
-    settings: '[access]\nview = ["bob@example.com"]\n',
+    settings: `[access]\nview = ["bob@example.com"]\n[backup]\nrecipient = "${recipient}"\nto = "http://${peer}:8080/kept"\n`,
     // Used up, as on a device that has joined: a key that ends is renewed by a login.
     authKey: await lab.key('once'),
   }))
 
   const name = (await appliance.names())[0]!
-  const laptop = await lab.client('laptop')
   await eventually(
     'the gateway knows the client',
     60,
@@ -69,6 +88,7 @@ before(async () => {
 after(async () => {
   await browser?.close()
   await broker?.close()
+  nas?.close()
   await appliance?.stop()
   await lab?.stop()
 })
@@ -265,6 +285,19 @@ test(
     await page.getByText('The device has looked.').waitFor()
     assert.ok(systemd.includes('start gatehouse-update.service'))
     await accessible('updates')
+  },
+)
+
+test(
+  'Backup: one each night is kept by a peer of the tailnet, and can be read back',
+  { timeout: 120_000 },
+  async () => {
+    await open('backup', 'Backup')
+    // The first is made by itself, within a minute of the start.
+    await page.getByText('read back and decrypted to its end').waitFor()
+    await button('Make one now').click()
+    await page.getByText('It is kept, and can be read.').waitFor()
+    await accessible('backup-nightly')
   },
 )
 

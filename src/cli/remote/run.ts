@@ -10,6 +10,7 @@ import type { Tested } from '../../alerts/run.ts'
 import type { JournalLine } from '../../broker/journal.ts'
 import type { ShownRefusal } from '../../firewall/drop-log.ts'
 import type { Check } from '../../broker/checks.ts'
+import type { BackupState } from '../../gateway/operate/backups.ts'
 import type { Shown } from '../../gateway/operate/figures.ts'
 import type { GatewayStatus } from '../../gateway/operate/status.ts'
 import { table } from '../../gateway/operate/status-text.ts'
@@ -37,6 +38,7 @@ the tailnet; what you may do is what the device grants you. No password is asked
   edit                   change them all in $EDITOR
   update                 install what is offered, with its progress
   backup FILE            one encrypted file of flows, identity, certificates and settings
+  backup-now             one of the nightly backups at once, kept by the peer and read back
   restore FILE           put it in place of what is there; the device restarts
   renew                  renew the device's key for the tailnet before it ends; for its owner
   restart                start Node-RED anew
@@ -82,7 +84,7 @@ const commands: Record<string, [least: number, most: number]> = {
   ...{ edit: [0, 0], update: [0, 0], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
   ...{ reboot: [0, 0], 'power-off': [0, 0], reset: [1, 1], devices: [0, 0], access: [1, 1] },
   ...{ audit: [0, 0], 'test-alert': [0, 0], refused: [0, 0], allow: [1, 1], support: [1, 1] },
-  ...{ renew: [0, 0] },
+  ...{ renew: [0, 0], 'backup-now': [0, 0] },
 }
 
 /**
@@ -190,6 +192,13 @@ async function run(
       return await backup(device, first, manner, show)
     case 'restore':
       return await restore(device, first, manner, done)
+    case 'backup-now': {
+      const bar = progress('making a backup, and reading it back', manner)
+      const state = await device.post<BackupState>('backup/now')
+      bar.end()
+      show(state, `${state.last!.name} is kept at ${state.to}, and can be read.\n`)
+      return 0
+    }
     case 'renew': {
       const bar = progress('asking the control server', manner)
       const renewed = await device.post<{ renewed: boolean; loginURL?: string }>('tailnet/renew')

@@ -1,18 +1,23 @@
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
-import { ask } from '../api.ts'
-import { Card, Outcome, download, stamp, useWork } from '../parts.tsx'
+import { ask, post } from '../api.ts'
+import type { BackupState } from '../api.ts'
+import { Card, Failure, Outcome, download, sentence, stamp, useLoaded, useWork } from '../parts.tsx'
+import { ago } from '../time.ts'
 
 /** Bytes as base64: a header holds ASCII alone. */
 const base64 = (text: string): string =>
   btoa(Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join(''))
 
-/** One encrypted file out, and in again. */
+/** One encrypted file out, and in again; and by itself each night. */
 export function BackupPage(): JSX.Element {
   return (
     <>
       <Card title="Download a backup">
         <Save />
+      </Card>
+      <Card title="Every night">
+        <Nightly />
       </Card>
       <Card title="Restore from a backup">
         <Restore />
@@ -113,6 +118,59 @@ function Save(): JSX.Element {
   )
 }
 
+/** The backups that a peer of the tailnet keeps, and one more of them at once. */
+function Nightly(): JSX.Element {
+  const { value: state, error, again } = useLoaded<BackupState>('backup', 10_000)
+  const work = useWork()
+  if (state === undefined) return <Failure error={error} />
+  if (!state.nightly)
+    return (
+      <p>
+        The device can have a backup kept by another device of the tailnet each night, which nobody
+        but you can read. Make a key with <code>age-keygen</code>, keep it elsewhere, and set{' '}
+        <code>recipient</code> (its public key) and <code>to</code> in <code>[backup]</code>, on the
+        page <a href="#/settings">Settings</a>.
+      </p>
+    )
+  const { last, failure, to } = state
+  return (
+    <>
+      <dl>
+        <dt>Kept at</dt>
+        <dd>{to}</dd>
+        <dt>Last one</dt>
+        <dd>
+          {last === undefined
+            ? 'none yet'
+            : `${last.name}, ${ago(last.at)}: ${Math.ceil(last.size / 1024)} KiB, read back and decrypted to its end, ${last.entries} files and folders`}
+        </dd>
+      </dl>
+      {failure !== undefined && (
+        <p class="box warn">
+          {sentence(failure.message)} <small>{ago(failure.at)}</small>
+        </p>
+      )}
+      <button
+        type="button"
+        disabled={work.busy || state.busy}
+        onClick={() => {
+          work.run(async () => {
+            try {
+              await post('backup/now', {}, 0)
+              return 'It is kept, and can be read.'
+            } finally {
+              await again()
+            }
+          })
+        }}
+      >
+        Make one now
+      </button>
+      <Outcome work={work} busy="One is made, kept and read back…" />
+    </>
+  )
+}
+
 function Restore(): JSX.Element {
   const [file, setFile] = useState<File>()
   const [passphrase, setPassphrase] = useState('')
@@ -143,7 +201,9 @@ function Restore(): JSX.Element {
     >
       <p>
         What the device holds now is replaced by what is in the file, and the device restarts. A
-        file that cannot be read changes nothing. It needs a code from the device's screen, too.
+        file that cannot be read changes nothing. For one of the nightly backups its passphrase is
+        the secret key (<code>AGE-SECRET-KEY-…</code>). It needs a code from the device's screen,
+        too.
       </p>
       <div class="row fields">
         <label>

@@ -14,6 +14,7 @@ import { apiPrefix, decide, ownRight, owns, policyFor } from '../access/access.t
 import type { Access, AccessSettings } from '../access/access.ts'
 import type { Logger } from '../shared/log.ts'
 import type { Problem } from '../shared/problems.ts'
+import type { Backups } from '../operate/backups.ts'
 import type { Shown } from '../operate/figures.ts'
 import type { GatewayStatus } from '../operate/status.ts'
 import type { Audit } from './audit.ts'
@@ -48,6 +49,7 @@ export interface ApiOptions {
   self: () => Promise<WhoIs | undefined>
   /** Asks for a new node key: where to log in, or undefined when it is renewed already. */
   renewKey: () => Promise<string | undefined>
+  backups: Pick<Backups, 'show' | 'run'>
   /** Who asks on a request: set before it is handed over. */
   asker: (request: IncomingMessage) => Asker
 }
@@ -192,7 +194,7 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
           await pass(reply, broker, { path: `/v1/journal?${new URLSearchParams(query)}` })
         },
       )
-      backupRoutes(v1, broker, who, audit)
+      backupRoutes(v1, options, who)
     },
     { prefix: apiPrefix.slice(0, -1) },
   )
@@ -411,7 +413,25 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
   )
 }
 
-function backupRoutes(v1: FastifyInstance, broker: string, who: Who, audit: Audit): void {
+function backupRoutes(
+  v1: FastifyInstance,
+  { broker, audit, backups }: Pick<ApiOptions, 'broker' | 'audit' | 'backups'>,
+  who: Who,
+): void {
+  v1.get(
+    '/backup',
+    tells('How the nightly backups are: the last one, and what went wrong since', answers.backup),
+    async () => backups.show(),
+  )
+  v1.post(
+    '/backup/now',
+    takes('Makes one of the nightly backups now, and reads it back', empty, answers.backup),
+    async (request) => {
+      await audit.note(who(request), 'backup.now')
+      await backups.run()
+      return backups.show()
+    },
+  )
   v1.post<{ Body: { passphrase: string; code?: string } }>(
     '/backup',
     takes(

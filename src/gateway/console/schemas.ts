@@ -202,6 +202,14 @@ export const answers = {
     },
   ),
   changed: object({}, { attempt: { ...outcome, nullable: true } }),
+  backup: object(
+    { nightly: yesNo, busy: yesNo },
+    {
+      to: text(),
+      last: object({ at: time, name: text(), size: number, entries: number }),
+      failure: object({ at: time, message: text() }),
+    },
+  ),
   renewed: object({ renewed: yesNo }, { loginURL: text('To be opened by the owner') }),
   tested: object({
     at: time,

@@ -17,6 +17,7 @@ const live: ReadonlySet<string> = new Set([
   'forward',
   'local_network',
   'certificates',
+  'backup',
   'node_red.allow_origins',
   'node_red.allow',
 ])

@@ -34,6 +34,7 @@ const parts = [
   'service',
   'certificate',
   'upstream',
+  'backup',
 ] as const
 
 /** The part of the gateway a problem belongs to; each has one at a time. */
