@@ -33,7 +33,8 @@ rebuild: export GATEHOUSE_FRESH = 1
 rebuild: app ## the image anew with the newest packages; says which have changed and which advisories that closes (ARCH=…)
 	@[ ! -e out/gatehouse-$(ARCH).packages.txt ] || cp out/gatehouse-$(ARCH).packages.txt out/packages-before-$(ARCH).txt
 	@$(SUDO) image/build $(ARCH)
-	@[ ! -e out/packages-before-$(ARCH).txt ] || $(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt
+	@[ ! -e out/packages-before-$(ARCH).txt ] || { $(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt >out/changes-$(ARCH).txt && \
+		cat out/changes-$(ARCH).txt && $(SUDO) $(NODE) tools/release.ts changes out/update-$(ARCH) out/changes-$(ARCH).txt; }
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*

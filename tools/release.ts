@@ -12,7 +12,8 @@
  * Usage: node tools/release.ts ARCH VERSION BUILD_SECONDS     prints the RESULT line last
  *        node tools/release.ts key prints the public key's file; makes the pair if there is
  *        none node tools/release.ts percentage FOLDER N offers the update in FOLDER to N % of
- *        all devices, signed anew Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder:
+ *        all devices, signed anew; node tools/release.ts changes FOLDER FILE says in the update
+ *        what it changes, a line each. Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder:
  *        only the update is written, there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL,
  *        where the files will lie (default: a file: URL).
  */
@@ -159,11 +160,24 @@ async function publishUpdate(arch: Arch, version: string, update: string): Promi
  */
 async function stage(folder: string, percentage: number): Promise<void> {
   const sums = join(folder, 'SHA256SUMS')
-  const files = (await readFile(sums, 'utf8')).replaceAll(/^#.*\n/gm, '')
+  const files = (await readFile(sums, 'utf8')).replaceAll(/^# percentage .*\n/gm, '')
   await signText(sums, percentage === 100 ? files : `# percentage ${percentage}\n${files}`)
   console.log(
     `${folder} is offered to ${percentage} % of all devices; put SHA256SUMS and SHA256SUMS.sig on the server`,
   )
+}
+
+/** Says in an update what it changes, for the console's page Updates; signed anew. */
+async function tell(folder: string, file: string): Promise<void> {
+  const sums = join(folder, 'SHA256SUMS')
+  const rest = (await readFile(sums, 'utf8')).replaceAll(/^# changes .*\n/gm, '')
+  const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line.trim() !== '')
+  // A device reads 64 KiB of the list at most (src/update/source.ts).
+  const text = lines.map((line) => `# changes ${line.trim().slice(0, 300)}\n`)
+  let size = Buffer.byteLength(rest)
+  const kept = text.filter((line) => (size += Buffer.byteLength(line)) <= 60_000)
+  await signText(sums, kept.join('') + rest)
+  console.log(`${folder} says what it changes, in ${kept.length} lines`)
 }
 
 const [what, version, seconds] = process.argv.slice(2)
@@ -172,10 +186,14 @@ type Arch = 'amd64' | 'arm64'
 if (what === 'key') console.log(key.publicKey)
 else if (what === 'percentage' && version !== undefined && /^(?:\d\d?|100)$/.test(seconds ?? ''))
   await stage(version, Number(seconds))
+else if (what === 'changes' && version !== undefined && seconds !== undefined)
+  await tell(version, seconds)
 else if ((what === 'amd64' || what === 'arm64') && version !== undefined && seconds !== undefined) {
   if (only === undefined || only === '') await release(what, version, Number(seconds))
   else await publishUpdate(what, version, join(root, only))
 } else {
-  console.error('usage: release.ts amd64|arm64 VERSION BUILD_SECONDS | key | percentage FOLDER N')
+  console.error(
+    'usage: release.ts amd64|arm64 VERSION BUILD_SECONDS | key | percentage FOLDER N | changes FOLDER FILE',
+  )
   process.exitCode = 2
 }

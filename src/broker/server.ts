@@ -14,7 +14,9 @@ import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
 import type { Tested } from '../alerts/run.ts'
 import { attemptLine } from '../update/outcome.ts'
-import { updateLine, updatePaths } from '../update/record.ts'
+import { goBack, versionBefore } from '../update/back.ts'
+import { readOffered } from '../update/fetch.ts'
+import { readUpdateRecord, runningVersion, updateLine, updatePaths } from '../update/record.ts'
 import { readApplied } from '../firewall/apply.ts'
 import { refusedIn, shownOf } from '../firewall/drop-log.ts'
 import { readRefused } from '../firewall/refused.ts'
@@ -74,7 +76,9 @@ const body = (required: string[], properties: Record<string, object>): object =>
  * | POST /v1/device/restart, /power-off, /reset | the whole device; reset wants its name |
  * | POST /v1/update/check | asks for an update, and installs what is offered |
  * | POST /v1/alerts/test | sends one alert to where [alerts] says |
- * | GET /v1/update | what the last update came to |
+ * | POST /v1/update/look | what is offered, without installing it |
+ * | POST /v1/update/back | starts the version before, within 30 days of an update |
+ * | GET /v1/update | what the last update came to, and what can be had |
  * | POST /v1/backup | an encrypted backup, as a stream; needs the console's code |
  * | POST /v1/backup/scheduled | one for [backup] recipient alone, as the settings in force say |
  * | POST /v1/backup/rehearse | whether that one, as it was kept, can be read to its end |
@@ -179,10 +183,37 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     return tested
   })
 
-  app.get('/v1/update', async () => ({
-    last: await updateLine(),
-    attempt: await attemptLine(updatePaths()),
-  }))
+  app.get('/v1/update', async () => {
+    const where = updatePaths()
+    const record = await readUpdateRecord(where)
+    const running = await runningVersion(where).catch(() => undefined)
+    return {
+      last: await updateLine(),
+      attempt: await attemptLine(where),
+      // Of the version that runs.
+      changes: record !== undefined && record.to === running ? record.changes : undefined,
+      before: await versionBefore(where, options.paths.boot),
+      offered: await readOffered(where),
+    }
+  })
+  app.post<{ Body: { by: string } }>('/v1/update/look', asked, async ({ body: { by } }) => {
+    say(`what is offered is looked at, as ${by} asks`)
+    const where = updatePaths()
+    await writeFile(where.asked, 'look')
+    try {
+      await rm(where.offered, { force: true })
+      await system.systemctl('start', 'gatehouse-update.service')
+    } finally {
+      await rm(where.asked, { force: true })
+    }
+    return { offered: await readOffered(where), attempt: await attemptLine(where) }
+  })
+  app.post<{ Body: { by: string } }>('/v1/update/back', asked, async ({ body: { by } }) => {
+    const version = await goBack(updatePaths(), options.paths.boot, by)
+    say(`the device goes back to ${version}, as ${by} asks`)
+    await system.systemctl('--no-block', 'reboot')
+    return { version }
+  })
   app.post<{ Body: { by: string } }>('/v1/update/check', asked, async ({ body: { by } }) => {
     say(`an update is looked for, as ${by} asks`)
     await writeFile(updatePaths().asked, '')

@@ -57,6 +57,17 @@ export interface Renewed {
 export interface Update {
   last?: { text: string; failed: boolean } | null
   attempt?: Outcome | null
+  /** What the version that runs has changed. */
+  changes?: string[]
+  /** The version that could be gone back to. */
+  before?: string
+  offered?: Offered
+}
+
+/** A version that is offered. */
+export interface Offered {
+  version: string
+  changes: string[]
 }
 
 /** One entry of `GET /api/v1/audit`. */

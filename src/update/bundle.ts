@@ -1,5 +1,5 @@
 import { createPublicKey, verify } from 'node:crypto'
-import { GatehouseError } from '../base/errors.ts'
+import { GatehouseError, printable } from '../base/errors.ts'
 
 /** The files of one version, as SHA256SUMS lists them: kernel image, hash tree, root. */
 export interface Bundle {
@@ -10,7 +10,12 @@ export interface Bundle {
    * SHA256SUMS, 100 without.
    */
   percentage: number
+  /** What it changes and which advisories it closes, for people: lines `# changes TEXT`. */
+  changes: string[]
 }
+
+/** Lines of what an update changes that are shown, and how long each may be. */
+const most = { lines: 500, length: 300 }
 
 /** GPT's and the firmware's name for this processor, in Debian's words. */
 export const arch = process.arch === 'arm64' ? 'arm64' : 'amd64'
@@ -60,7 +65,11 @@ export function readBundle(sums: Buffer, signature: Buffer, publicKey: string): 
   }
   // sha256sum(1) takes it for a comment.
   const percentage = Number(/^# percentage (\d{1,3})$/m.exec(sums.toString('utf8'))?.[1] ?? 100)
-  return { version, percentage, files: files.map(({ name, sha256 }) => ({ name, sha256 })) }
+  const changes = [...sums.toString('utf8').matchAll(/^# changes (.+)$/gm)]
+    .slice(0, most.lines)
+    .map(([, line]) => printable(line!).slice(0, most.length))
+  const listed = files.map(({ name, sha256 }) => ({ name, sha256 }))
+  return { version, percentage, changes, files: listed }
 }
 
 /**

@@ -1,5 +1,6 @@
-import { readFile } from 'node:fs/promises'
-import { GatehouseError, reason } from '../base/errors.ts'
+import { readFile, rm } from 'node:fs/promises'
+import { GatehouseError, printable, reason } from '../base/errors.ts'
+import { readForeign, writeFileAtomic } from '../base/files.ts'
 import type { Config } from '../config/config.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
@@ -11,23 +12,44 @@ import { updatePaths } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 import { webSource } from './source.ts'
 
-/**
- * Whether somebody asks for an update by `gatehouse update`: `force` with --force, `asked` without;
- * undefined: it comes by itself.
- */
-export async function whoAsks(paths: UpdatePaths): Promise<'force' | 'asked' | undefined> {
+/** How somebody asks: `look` installs nothing, `force` with --force, `asked` without. */
+export type Asks = 'look' | 'force' | 'asked'
+
+/** Whether somebody asks for an update; undefined: it comes by itself. */
+export async function whoAsks(paths: UpdatePaths): Promise<Asks | undefined> {
   const asked = await readFile(paths.asked, 'utf8').catch(() => undefined)
   if (asked === undefined) return undefined
-  return asked === 'force' ? 'force' : 'asked'
+  return asked === 'force' || asked === 'look' ? asked : 'asked'
+}
+
+/** A version that is offered, and what it changes. */
+export interface Offered {
+  version: string
+  changes: string[]
+}
+
+/** What the last look found; undefined when nothing newer is offered. */
+export async function readOffered({ offered }: UpdatePaths): Promise<Offered | undefined> {
+  try {
+    const content = await readForeign(offered, 262_144)
+    const { version, changes } = JSON.parse(content.toString('utf8')) as Offered
+    // The updater's user writes it: text, whatever it is.
+    return {
+      version: printable(String(version)).slice(0, 100),
+      changes: changes.slice(0, 500).map((line) => printable(String(line)).slice(0, 300)),
+    }
+  } catch {
+    return undefined
+  }
 }
 
 /** Why [updates] keeps an update away, wherever it comes from; undefined when it does not. */
 export function heldBack(
   { hold, automatic }: Pick<Config['updates'], 'hold' | 'automatic'>,
-  asks: 'force' | 'asked' | undefined,
+  asks: Asks | undefined,
 ): string | undefined {
   if (hold && asks !== 'force') return 'updates are held back by updates.hold in gatehouse.toml'
-  if (!automatic && asks === undefined)
+  if (!automatic && (asks === undefined || asks === 'look'))
     return 'updates.automatic in gatehouse.toml is false: gatehouse update installs what is new'
   return undefined
 }
@@ -46,11 +68,25 @@ export async function runFetch(paths: Paths): Promise<number> {
   }
   const { updates } = await loadConfig(paths.config)
   if (updates.url === undefined) return say('no updates: gatehouse.toml names no updates.url')
-  const held = heldBack(updates, asks)
+  const held = asks === 'look' ? undefined : heldBack(updates, asks)
   if (held !== undefined) return say(held)
   try {
     const machine = await hardwareAddress()
     let waiting: string | undefined
+    if (asks === 'look') {
+      let found: Bundle | undefined
+      await rm(where.offered, { force: true })
+      // Also one that was given up, which may be wanted again.
+      const takes = (bundle: Bundle): boolean => {
+        found = bundle
+        return false
+      }
+      await collect(webSource(updates.url), where, { force: true, takes })
+      if (found === undefined) return say('nothing newer is offered')
+      const { version, changes } = found
+      await writeFileAtomic(where.offered, JSON.stringify({ version, changes }), 0o644)
+      return say(`${version} is offered`)
+    }
     const takes = (bundle: Bundle): boolean => {
       const mine = updates.place ?? placeOf(machine, bundle.version)
       if (asks !== undefined || mine < bundle.percentage) return true

@@ -114,6 +114,7 @@ export async function install(
       from: running,
       to: bundle.version,
       installedAt: new Date().toISOString(),
+      ...(bundle.changes.length === 0 ? {} : { changes: bundle.changes }),
     })
   } finally {
     await rm(source, { recursive: true, force: true })

@@ -13,6 +13,8 @@ export interface UpdateRecord {
   failure?: string
   /** True once the new one has served. */
   good?: boolean
+  /** What it changed, for people. */
+  changes?: string[]
 }
 
 /**
@@ -29,6 +31,8 @@ export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
   asked: env.GATEHOUSE_UPDATE_ASKED ?? '/run/gatehouse-update.asked',
   /** What the last attempt came to (src/update/outcome.ts). */
   outcome: env.GATEHOUSE_UPDATE_OUTCOME ?? '/run/gatehouse-update/outcome',
+  /** What somebody's look has found (src/update/fetch.ts). */
+  offered: env.GATEHOUSE_UPDATE_OFFERED ?? '/run/gatehouse-update/offered.json',
   osRelease: env.GATEHOUSE_OS_RELEASE ?? '/usr/lib/os-release',
 })
 export type UpdatePaths = ReturnType<typeof updatePaths>

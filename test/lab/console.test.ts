@@ -3,7 +3,7 @@
  * broker (managed.ts): what a person does with each page.
  */
 import assert from 'node:assert/strict'
-import { mkdir, readFile, stat } from 'node:fs/promises'
+import { mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import { createReadStream, createWriteStream } from 'node:fs'
 import { createServer } from 'node:http'
 import type { Server } from 'node:http'
@@ -31,6 +31,9 @@ let lab: Lab
 let appliance: Appliance
 let broker: FastifyInstance
 let nas: Server
+let updates: string
+/** What the updater finds; undefined: nothing newer. */
+let offers: object | undefined
 let browser: Browser
 let page: Page
 let url: string
@@ -56,12 +59,29 @@ before(async () => {
   }).listen(socket)
   await laptop.serve(8080, socket)
   const peer = (await laptop.status()).ips[0]!
+  // Of the broker, which is in this process.
+  updates = path.join(lab.dir, 'updates')
+  await mkdir(updates)
+  await writeFile(path.join(updates, 'os-release'), 'IMAGE_VERSION=9.1\n')
+  const offered = path.join(updates, 'offered.json')
+  Object.assign(process.env, {
+    GATEHOUSE_SLOTS_DIR: updates,
+    GATEHOUSE_OS_RELEASE: path.join(updates, 'os-release'),
+    GATEHOUSE_UPDATE_ASKED: path.join(updates, 'asked'),
+    GATEHOUSE_UPDATE_OFFERED: offered,
+    GATEHOUSE_UPDATE_OUTCOME: path.join(updates, 'outcome'),
+  })
   const recipient = await identityToRecipient(await generateX25519Identity())
   ;({ appliance, broker, card, systemd, codes } = await startManaged(lab, {
     ...{ pages: bundle, trialTime },
     settings: `[access]\nview = ["bob@example.com"]\n[backup]\nrecipient = "${recipient}"\nto = "http://${peer}:8080/kept"\n`,
     // Used up, as on a device that has joined: a key that ends is renewed by a login.
     authKey: await lab.key('once'),
+    does: async (args) => {
+      if (!args.includes('gatehouse-update.service')) return
+      if (offers === undefined) await rm(offered, { force: true })
+      else await writeFile(offered, JSON.stringify(offers))
+    },
   }))
 
   const name = (await appliance.names())[0]!
@@ -277,14 +297,41 @@ test('Logs: of all parts, searched, and downloaded', { timeout: 120_000 }, async
 })
 
 test(
-  'Updates: the version is shown, and an update is looked for',
+  'Updates: what is offered with what it changes, its installation, and the way back',
   { timeout: 120_000 },
   async () => {
     await open('updates', 'Updates')
-    await button('Look for an update and install it').click()
-    await page.getByText('The device has looked.').waitFor()
-    assert.ok(systemd.includes('start gatehouse-update.service'))
+    await button('Look for an update').click()
+    await page.getByText('nothing newer is offered').waitFor()
+    offers = {
+      version: '9.2',
+      changes: ['deb openssl 3.5.1 → 3.5.2  closes CVE-2026-1234', '1 package has changed'],
+    }
+    await button('Look for an update').click()
+    await page.getByText('closes CVE-2026-1234').waitFor()
     await accessible('updates')
+    await button('Install 9.2').click()
+    await page.getByText('It is installed now').waitFor()
+    assert.ok(systemd.includes('start gatehouse-update-install.service'))
+
+    await writeFile(
+      path.join(updates, 'record.json'),
+      JSON.stringify({ from: '9.0', to: '9.1', good: true, installedAt: new Date().toISOString() }),
+    )
+    const images = path.join(path.dirname(card), 'EFI/Linux')
+    await mkdir(images, { recursive: true })
+    for (const version of ['9.0', '9.1'])
+      await writeFile(path.join(images, `gatehouse_${version}.efi`), version)
+    await button('Go back to 9.0').click()
+    await accessible('updates-back')
+    systemd.length = 0
+    await button('Yes, go back to 9.0').click()
+    await page.getByText('The device starts 9.0').waitFor()
+    assert.deepEqual((await readdir(images)).toSorted(), [
+      'gatehouse_9.0.efi',
+      'gatehouse_9.1+0.efi',
+    ])
+    assert.ok(systemd.includes('--no-block reboot'))
   },
 )
 

@@ -36,7 +36,8 @@ the tailnet; what you may do is what the device grants you. No password is asked
   set KEY VALUE…         change one; it is taken back unless the device still answers with it
   unset KEY              remove one: its default holds
   edit                   change them all in $EDITOR
-  update                 install what is offered, with its progress
+  update [look|back]     install what is offered, with its progress; look: what that is and changes;
+                         back: start the version before, within 30 days of an update
   backup FILE            one encrypted file of flows, identity, certificates and settings
   backup-now             one of the nightly backups at once, kept by the peer and read back
   restore FILE           put it in place of what is there; the device restarts
@@ -81,7 +82,7 @@ type Flags = ReturnType<typeof parseArgs<{ options: typeof options }>>['values']
 /** Arguments that a command takes: how many at least, and at most. */
 const commands: Record<string, [least: number, most: number]> = {
   ...{ status: [0, 0], doctor: [0, 0], logs: [0, 0], get: [0, 1], set: [2, 1000], unset: [1, 1] },
-  ...{ edit: [0, 0], update: [0, 0], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
+  ...{ edit: [0, 0], update: [0, 1], backup: [1, 1], restore: [1, 1], restart: [0, 0] },
   ...{ reboot: [0, 0], 'power-off': [0, 0], reset: [1, 1], devices: [0, 0], access: [1, 1] },
   ...{ audit: [0, 0], 'test-alert': [0, 0], refused: [0, 0], allow: [1, 1], support: [1, 1] },
   ...{ renew: [0, 0], 'backup-now': [0, 0] },
@@ -187,6 +188,12 @@ async function run(
     case 'edit':
       return (await edit(device, manner)) ? 0 : 1
     case 'update':
+      if (first === 'look') return await lookForUpdate(device, manner, show)
+      if (first === 'back') return await updateBack(device, manner, show)
+      if (first !== '') {
+        process.stderr.write('gatehouse update: look or back, or nothing, which installs\n')
+        return 64
+      }
       return await update(device, manner, show)
     case 'backup':
       return await backup(device, first, manner, show)
@@ -298,6 +305,28 @@ type Show = (value: unknown, text: string) => void
 interface Updates {
   last?: { text: string; failed: boolean } | null
   attempt?: Outcome | null
+}
+
+async function lookForUpdate(device: Device, manner: Manner, show: Show): Promise<number> {
+  const bar = progress('looking', manner)
+  const found = await device.post<Updates & { offered?: { version: string; changes: string[] } }>(
+    'update/look',
+  )
+  bar.end()
+  const { offered, attempt } = found
+  const lines = offered?.changes.map((line) => `  ${line}\n`).join('') ?? ''
+  if (attempt?.failed === true) show(found, `! ${attempt.text}\n`)
+  else show(found, offered ? `${offered.version} is offered.\n${lines}` : 'Nothing newer.\n')
+  return attempt?.failed === true ? 1 : 0
+}
+
+async function updateBack(device: Device, manner: Manner, show: Show): Promise<number> {
+  const { before } = await device.get<{ before?: string }>('update')
+  const question = `Go back to ${before}? It may have holes that the newer version has closed.`
+  if (before !== undefined && !(await agreed(question, manner))) return 1
+  const gone = await device.post<{ version: string }>('update/back')
+  show(gone, `The device starts ${gone.version}.\n`)
+  return 0
 }
 
 async function status(device: Device, show: Show): Promise<number> {

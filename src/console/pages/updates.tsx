@@ -1,14 +1,18 @@
 import type { JSX } from 'preact'
 import { post } from '../api.ts'
 import type { GatewayStatus, Update } from '../api.ts'
-import { Card, Failure, Outcome, sentence, useLoaded, useWork } from '../parts.tsx'
+import { Card, Failure, Outcome, Twice, sentence, useLoaded, useWork } from '../parts.tsx'
 
-/** What runs, what the last update came to, and a look for a new one. */
+/** What runs, what is offered with its changes, and the version before. */
 export function UpdatesPage(): JSX.Element {
   const status = useLoaded<GatewayStatus>('status')
   const { value, error, again } = useLoaded<Update>('update', 10_000)
-  const work = useWork()
+  const look = useWork()
+  const install = useWork()
+  const back = useWork()
   const attempt = value?.attempt ?? undefined
+  const { offered, before } = value ?? {}
+  const busy = look.busy || install.busy || back.busy
   return (
     <>
       <Failure error={error ?? status.error} />
@@ -19,6 +23,7 @@ export function UpdatesPage(): JSX.Element {
           <dt>Last update</dt>
           <dd>{value?.last?.text ?? 'none yet'}</dd>
         </dl>
+        <Changes of="the version that runs" lines={value?.changes ?? []} />
         {attempt !== undefined && (
           <div class={`box ${attempt.failed ? 'bad' : ''}`}>
             <p>
@@ -26,28 +31,97 @@ export function UpdatesPage(): JSX.Element {
             </p>
           </div>
         )}
+      </Card>
+      <Card title="A newer version">
         <button
           type="button"
-          class="main"
-          disabled={work.busy}
+          class={offered === undefined ? 'main' : ''}
+          disabled={busy}
           onClick={() => {
-            work.run(async () => {
-              const { attempt: outcome } = await post<Update>('update/check', {}, 0)
+            look.run(async () => {
+              const found = await post<Update>('update/look', {}, 0)
               await again()
-              return outcome === undefined || outcome === null
-                ? 'The device has looked. What it found is installed now, and tried with a restart.'
-                : undefined
+              if (found.offered !== undefined || found.attempt?.failed === true) return undefined
+              return 'The device has looked: nothing newer is offered.'
             })
           }}
         >
-          Look for an update and install it
+          Look for an update
         </button>
-        <Outcome work={work} busy="Looking, and loading what is offered. This may take minutes…" />
+        <Outcome work={look} busy="Looking…" />
+        {offered !== undefined && (
+          <>
+            <p>
+              <strong>{offered.version}</strong> is offered.
+            </p>
+            <Changes of={offered.version} lines={offered.changes} open />
+            <button
+              type="button"
+              class="main"
+              disabled={busy}
+              onClick={() => {
+                install.run(async () => {
+                  const { attempt: outcome } = await post<Update>('update/check', {}, 0)
+                  await again()
+                  return outcome === undefined || outcome === null
+                    ? 'It is installed now, and tried with a restart.'
+                    : undefined
+                })
+              }}
+            >
+              Install {offered.version}
+            </button>
+          </>
+        )}
+        <Outcome work={install} busy="Loading what is offered. This may take minutes…" />
         <p>
           An update goes beside the system that runs. It is tried with a restart, and the device
           goes back by itself to the version before when the new one does not serve.
         </p>
       </Card>
+      {before !== undefined && (
+        <Card title="The version before">
+          <p>
+            {before} is still on the card, for 30 days after an update. It may have holes that the
+            newer version has closed. Flows and settings stay.
+          </p>
+          <Twice
+            label={`Go back to ${before}`}
+            question="The device restarts. Go back?"
+            disabled={busy}
+            onSure={() => {
+              back.run(async () => {
+                const { version } = await post<{ version: string }>('update/back')
+                return `The device starts ${version}, which takes about a minute.`
+              })
+            }}
+          />
+          <Outcome work={back} busy="Going back…" />
+        </Card>
+      )}
     </>
+  )
+}
+
+/** What a version changes, where it says so; advisories that it closes are among the lines. */
+function Changes({
+  of,
+  lines,
+  open = false,
+}: {
+  of: string
+  lines: readonly string[]
+  open?: boolean
+}): JSX.Element | null {
+  if (lines.length === 0) return null
+  return (
+    <details open={open}>
+      <summary>What {of} changes</summary>
+      <ul>
+        {lines.map((line) => (
+          <li>{line}</li>
+        ))}
+      </ul>
+    </details>
   )
 }

@@ -346,6 +346,8 @@ function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptio
     ['/node-red/restart', 'node-red.restart', 'Starts Node-RED anew', done],
     ['/device/restart', 'device.restart', 'Starts the device anew', done],
     ['/device/power-off', 'device.power-off', 'Switches the device off', done],
+    ['/update/look', 'update.look', 'What is offered, without installing it', answers.looked],
+    ['/update/back', 'update.back', 'Starts the version before', answers.back],
     ['/update/check', 'update.check', 'Installs what is offered', answers.changed],
     ['/alerts/test', 'alerts.test', 'Sends one alert to where [alerts] says', answers.tested],
     ['/learn', 'learn', 'For ten minutes, writes down by name what flows want', done],

@@ -74,6 +74,8 @@ const check = object(
 
 const outcome = object({ source: text(), text: text(), failed: yesNo })
 
+const offered = object({ version: text(), changes: texts })
+
 const sample = {
   memory: { type: 'number', nullable: true, description: 'Part of it that is used, 0 to 1' },
   disk: { type: 'number', nullable: true },
@@ -199,8 +201,13 @@ export const answers = {
     {
       last: { ...object({ text: text(), failed: yesNo }), nullable: true },
       attempt: { ...outcome, nullable: true },
+      changes: { ...texts, description: 'What the version that runs has changed' },
+      before: text('The version that could be gone back to'),
+      offered,
     },
   ),
+  looked: object({}, { offered, attempt: { ...outcome, nullable: true } }),
+  back: object({ version: text('That the device starts now') }),
   changed: object({}, { attempt: { ...outcome, nullable: true } }),
   backup: object(
     { nightly: yesNo, busy: yesNo },
