@@ -26,6 +26,8 @@ export type TsnetErrorCode =
   | 'TSNET_SERVICE'
   | 'TSNET_SET_DNS'
   | 'TSNET_ROOTS'
+  /** The tun device cannot be opened ({@link CommonOptions.tun}). */
+  | 'TSNET_TUN'
   | 'TSNET_OPTIONS'
   /** This Node.js has no WebAssembly JSPI. */
   | 'TSNET_NODE_VERSION'

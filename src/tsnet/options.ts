@@ -32,6 +32,7 @@ export function startParams(
     advertiseTags: options.advertiseTags ?? [],
     ephemeral: options.ephemeral ?? options.memory ?? false,
     port: options.port ?? 0,
+    tun: options.tun || '',
     verbose: options.verbose !== undefined && options.verbose !== false,
   }
 }
@@ -145,12 +146,27 @@ export function checkOptions(options: ServerOptions): void {
   }
   if (![undefined, true, false, 0, 1, 2].includes(options.verbose))
     refuse(`verbose: ${String(options.verbose)}: use true, false, 0, 1 or 2`)
-  network(options, process.env)
+  const way = network(options, process.env)
+  if (options.tun) checkTun(options, way)
   if (options.controlURL) {
     const url = URL.parse(options.controlURL)
     if (!url || !/^https?:$/.test(url.protocol))
       refuse(`controlURL "${options.controlURL}": use an http or https URL`)
   }
+}
+
+/** Throws TSNET_OPTIONS where there can be no tun device of that name, whatever the machine allows. */
+function checkTun({ tun, advertiseRoutes = [] }: ServerOptions, way: Network): void {
+  const refuse = (message: string): never => {
+    throw new TsnetError('TSNET_OPTIONS', `tun "${tun}": ${message}`)
+  }
+  // As Linux has it (dev_valid_name); a % would be a pattern for a free number.
+  if (!/^[^\s/:%\0]{1,15}$/.test(tun!) || tun === '.' || tun === '..' || !/^[!-~]*$/.test(tun!))
+    refuse('the name of an interface has 1 to 15 characters of ASCII without space, "/", ":", "%"')
+  if (process.platform !== 'linux' || way === 'node')
+    refuse('needs Linux and network "ffi" (node:ffi); without tun the node has a stack of its own')
+  if (advertiseRoutes.length > 0)
+    refuse('advertiseRoutes is not supported with it: leave one of both out')
 }
 
 /** Throws TSNET_OPTIONS for what is no port. `least` 0 lets 0 stand for any. */

@@ -71,6 +71,17 @@ export interface CommonOptions {
   /** Default: TSNET_NETWORK, then `auto`. */
   network?: Network
   /**
+   * Linux, with {@link network} `ffi`: the name of a tun interface that the kernel has the tailnet's
+   * packets by, such as `gatehouse0`, 1 to 15 characters. The kernel's TCP and UDP are then what
+   * peers meet: what arrives and no `listen…` of this Server takes, comes by the interface, after
+   * the tailnet's own filter; what is sent to it goes to the peer that has the address. It is made
+   * when it does not exist, which needs CAP_NET_ADMIN, or made beforehand for the process's user
+   * (`ip tuntap add dev gatehouse0 mode tun user USER`). Addresses, routes and the MTU (1280) are
+   * whoever's who makes it: nothing of it is set here. TSNET_TUN: it cannot be opened. Default:
+   * none, a TCP/IP stack of the node's own.
+   */
+  tun?: string
+  /**
    * Tailscale's backend log as `log` events: true for all of it, or a level: 0 for what Tailscale
    * marks with none, 1 and 2 for what it marks as `[v1]` and `[v2]` too. Default: false.
    */

@@ -72,6 +72,21 @@ func hostEmit(buf unsafe.Pointer, n int32)
 //go:wasmimport tsnet_host control
 func hostControl() int32
 
+// hostTUNOpen opens the interface of that name, and makes it where there is none and that is allowed.
+//
+//go:wasmimport tsnet_host tun_open
+func hostTUNOpen(name unsafe.Pointer, n int32) int32
+
+// hostTUNRead fills buf with a packet of the interface's behind its virtio_net_hdr (package vnet).
+//
+//go:wasmimport tsnet_host tun_read
+func hostTUNRead(fd int32, buf unsafe.Pointer, n int32) int32
+
+// hostTUNWrite gives the interface a packet behind its virtio_net_hdr.
+//
+//go:wasmimport tsnet_host tun_write
+func hostTUNWrite(fd int32, buf unsafe.Pointer, n int32) int32
+
 // What hostQuery can be asked.
 const (
 	queryInterfaces  = 0 // JSON: []hostInterface

@@ -193,6 +193,9 @@ func (n *node) advertised(ip netip.Addr) bool {
 
 // listenFallback gives all that no other listener takes to listener id. One at a time.
 func (n *node) listenFallback(id uint64) error {
+	if tunName != "" {
+		return &rpcError{"TSNET_LISTEN", "with a tun device the kernel has what no listener takes: listen there (node:net)"}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.fallback != 0 {
@@ -204,6 +207,10 @@ func (n *node) listenFallback(id uint64) error {
 
 // listenFunnel is tsnet's, but for TLS, which is the host's to do.
 func (n *node) listenFunnel(ctx context.Context, id uint64, addr string, only bool) (any, error) {
+	if tunName != "" {
+		// tsnet's listener accepts of netstack's port alone then: what the relay hands over would wait for ever.
+		return nil, &rpcError{"TSNET_LISTEN", "Funnel cannot be had with a tun device: use a Server without tun for it"}
+	}
 	// tsnet's own would wait for the login with no end.
 	if err := n.awaitRunning(ctx); err != nil {
 		return nil, err

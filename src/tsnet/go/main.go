@@ -82,6 +82,7 @@ type startParams struct {
 	OwnStore      bool     `json:"ownStore"`  // the caller keeps the state, which begins as State
 	State         string   `json:"state"`
 	Verbose       bool     `json:"verbose"`
+	TUN           string   `json:"tun"` // interface of the kernel's that has the packets; empty: netstack
 
 	AcceptRoutes    bool     `json:"acceptRoutes"`
 	AdvertiseRoutes []string `json:"advertiseRoutes"` // CIDR
@@ -321,13 +322,18 @@ func (n *node) start(p startParams) error {
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}
 	}
-	srv := newServer(p, st)
+	srv, err := newServer(p, st)
+	if err != nil {
+		return err
+	}
 	err = srv.Start()
 	if words, ok := authProblem(err); ok && st.known() {
 		// A node that is known needs no new key: that none could be made now is not what keeps it from the tailnet.
 		emit(event{Event: "message", Value: words})
 		p.AuthKey, p.ClientSecret = "", ""
-		srv = newServer(p, st)
+		if srv, err = newServer(p, st); err != nil {
+			return err
+		}
 		err = srv.Start()
 	}
 	if err != nil {
@@ -360,7 +366,8 @@ func (n *node) start(p startParams) error {
 	return nil
 }
 
-func newServer(p startParams, st *store) *tsnet.Server {
+// newServer makes one; a device that it opens is closed when the server ends, or does not start.
+func newServer(p startParams, st *store) (*tsnet.Server, error) {
 	srv := &tsnet.Server{
 		Dir: "/state", Store: st, Hostname: p.Hostname, AuthKey: p.AuthKey, ClientSecret: p.ClientSecret, ControlURL: p.ControlURL,
 		AdvertiseTags: p.AdvertiseTags, Ephemeral: p.Ephemeral, Port: p.Port,
@@ -369,7 +376,14 @@ func newServer(p startParams, st *store) *tsnet.Server {
 	if p.Verbose {
 		srv.Logf = log.Printf
 	}
-	return srv
+	if p.TUN != "" {
+		dev, err := openTUN(p.TUN)
+		if err != nil {
+			return nil, err
+		}
+		srv.Tun = dev
+	}
+	return srv, nil
 }
 
 // authProblem tells whether tsnet could not make an auth key of an OAuth client secret, and why. There is no error value for it.

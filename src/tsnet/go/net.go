@@ -87,6 +87,9 @@ func hostInterfaces() ([]netmon.Interface, error) {
 	}
 	var out []netmon.Interface
 	for _, hi := range list {
+		if hi.Name == tunName {
+			continue // it leads into the tailnet
+		}
 		flags := net.FlagUp | net.FlagRunning | net.FlagMulticast
 		if hi.Loop {
 			flags = net.FlagUp | net.FlagRunning | net.FlagLoopback

@@ -24,7 +24,7 @@ import type { StateFile } from './state.ts'
 import { StreamFile } from './stream.ts'
 import { machine } from './machine.ts'
 import { interfaces, nameservers } from './system.ts'
-import { NativeSleeper } from './udp.ts'
+import { NativeSleeper, TUNFile } from './udp.ts'
 
 const FIRST_FD = 4096
 /** WASI `filetype` socket_stream, `fdflags` nonblock. */
@@ -171,6 +171,11 @@ export class Host {
     return file && 'udp' in file ? (file as UDPSocket) : undefined
   }
 
+  private tun(fd: number): TUNFile | undefined {
+    const file = this.files.get(fd)
+    return file instanceof TUNFile ? file : undefined
+  }
+
   private bytes(ptr: number, length: number): Uint8Array {
     return this.memory.bytes.subarray(ptr, ptr + length)
   }
@@ -298,6 +303,15 @@ export class Host {
         this.udp(fd)?.send(buf, n, addr, port, segment) ?? -errno.EBADF,
       udp_recv: (fd: number, buf: number, n: number, from: number) =>
         this.udp(fd)?.receive(buf, n, from) ?? -errno.EBADF,
+      tun_open: (name: number, n: number) => {
+        if (!(this.sleeper instanceof NativeSleeper)) return -errno.ENOSYS
+        const file = this.sleeper.openTUN(this.bytes(name, n))
+        return typeof file === 'number' ? file : this.add(() => file)
+      },
+      tun_read: (fd: number, buf: number, n: number) =>
+        this.tun(fd)?.packetIn(buf, n) ?? -errno.EBADF,
+      tun_write: (fd: number, buf: number, n: number) =>
+        this.tun(fd)?.packetOut(buf, n) ?? -errno.EBADF,
       tcp_open: (addr: number, port: number) =>
         this.add(() => new TCPFile(ipText(this.bytes(addr, 16)), port, wake, touch)),
       sock_error: (fd: number) => {

@@ -26,6 +26,18 @@ const IPV6_V6ONLY = 26
 const SOL_UDP = 17
 const UDP_SEGMENT = 103
 const UDP_GRO = 104
+const O_RDWR_NONBLOCK_CLOEXEC = 2 | 0o4000 | 0o2000000
+// linux/if_tun.h
+const TUNSETIFF = 0x400454can
+const TUNSETOFFLOAD = 0x400454d0n
+const TUNSETVNETHDRSZ = 0x400454d8n
+const IFF_TUN_NO_PI_VNET_HDR = 0x0001 | 0x1000 | 0x4000
+/** TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6; and with TUN_F_USO4, TUN_F_USO6 (Linux 6.2). */
+const TUN_OFFLOADS = 0x07
+const TUN_OFFLOADS_UDP = 0x67
+/** A virtio_net_hdr without its number of buffers. */
+const VNET_HDR_SIZE = 10
+const IFNAMSIZ = 16
 const POLLIN = 1
 const POLLOUT = 4
 /**
@@ -35,13 +47,18 @@ const POLLOUT = 4
 const wasiErrno: Record<number, number> = {
   1: errno.EPERM,
   4: errno.EAGAIN,
+  2: errno.ENOENT,
   5: errno.EIO,
+  6: errno.ENXIO,
   9: errno.EBADF,
   11: errno.EAGAIN,
   12: errno.ENOMEM,
   13: errno.EACCES,
+  16: errno.EBUSY,
+  19: errno.ENODEV,
   22: errno.EINVAL,
   24: errno.EMFILE,
+  77: errno.EBADF, // EBADFD: of a device that is gone
   90: errno.EMSGSIZE,
   97: errno.EAFNOSUPPORT,
   98: errno.EADDRINUSE,
@@ -63,6 +80,11 @@ const signatures = {
   // Their ssize_t is below 2^31 here: the low half, which is a number and not a bigint.
   sendmsg: { return: 'int32', arguments: ['int32', 'pointer', 'int32'] },
   recvmsg: { return: 'int32', arguments: ['int32', 'pointer', 'int32'] },
+  read: { return: 'int32', arguments: ['int32', 'pointer', 'uint64'] },
+  write: { return: 'int32', arguments: ['int32', 'pointer', 'uint64'] },
+  // These two take any arguments (...), which makes no difference for integers on x86-64 and arm64.
+  open: { return: 'int32', arguments: ['pointer', 'int32', 'int32'] },
+  ioctl: { return: 'int32', arguments: ['int32', 'uint64', 'pointer'] },
   __errno_location: { return: 'pointer', arguments: [] },
   uv_backend_fd: { return: 'int32', arguments: ['pointer'] },
 } as const
@@ -290,6 +312,46 @@ export class Native {
     from[18] = segment & 0xff
     from[19] = segment >> 8
     return n
+  }
+
+  /**
+   * The tun interface `name` with IFF_VNET_HDR (made where there is none and that is allowed); its
+   * descriptor. The kernel takes from it, and gives it, TCP segments and, since Linux 6.2, UDP
+   * datagrams of a flow as one.
+   */
+  openTUN(name: Uint8Array): number {
+    if (name.length === 0 || name.length >= IFNAMSIZ) return -errno.EINVAL
+    const { view, bytes, address } = new Block(this.ffi, 64)
+    bytes.set(Buffer.from('/dev/net/tun\0'))
+    const fd = this.c.open(address, O_RDWR_NONBLOCK_CLOEXEC, 0)
+    if (fd < 0) return this.failure()
+    bytes.fill(0) // an ifreq, of 40 bytes
+    bytes.set(name)
+    view.setUint16(IFNAMSIZ, IFF_TUN_NO_PI_VNET_HDR, true)
+    let failed = this.c.ioctl(fd, TUNSETIFF, address) < 0
+    view.setInt32(48, VNET_HDR_SIZE, true)
+    failed ||= this.c.ioctl(fd, TUNSETVNETHDRSZ, address + 48n) < 0
+    failed ||=
+      this.c.ioctl(fd, TUNSETOFFLOAD, BigInt(TUN_OFFLOADS_UDP)) < 0 &&
+      this.c.ioctl(fd, TUNSETOFFLOAD, BigInt(TUN_OFFLOADS)) < 0
+    if (!failed) return fd
+    const err = this.failure()
+    this.c.close(fd)
+    return err
+  }
+
+  /** read(2) to `ptr` of the module's memory. */
+  read(fd: number, ptr: number, length: number): number {
+    if (!this.checked(ptr, length)) return -errno.EINVAL
+    const n = this.c.read(fd, this.at(ptr), BigInt(length))
+    return n < 0 ? this.failure() : n
+  }
+
+  /** write(2) of what is at `ptr` of the module's memory. */
+  write(fd: number, ptr: number, length: number): number {
+    if (!this.checked(ptr, length)) return -errno.EINVAL
+    const n = this.c.write(fd, this.at(ptr), BigInt(length))
+    return n < 0 ? this.failure() : n
   }
 
   close(fd: number): void {

@@ -1,4 +1,4 @@
-/** UDP and sleeping by system calls (native.ts): the fast way of Linux. */
+/** UDP, tun and sleeping by system calls (native.ts): the fast way of Linux. */
 import os from 'node:os'
 import { errno } from './errno.ts'
 import type { HostFile, UDPSocket } from './files.ts'
@@ -110,6 +110,65 @@ export class NativeSocket implements UDPSocket {
   }
 }
 
+/** What is polled beside the event loop. */
+interface Polled {
+  readonly fd: number
+  readable: boolean
+  writable: boolean
+}
+
+/**
+ * Bytes of a packet that has a payload, and of one that is likely to be a question and not a part
+ * of much data: IPv4 and TCP with timestamps take 52, with the virtio_net_hdr 62.
+ */
+const QUESTION = { above: 62, upTo: 1200 }
+
+/** A tun interface: packets with their virtio_net_hdr, to the kernel and from it. */
+export class TUNFile implements HostFile, Polled {
+  readonly fd: number
+  /** As the last poll or call found it. */
+  readable = false
+  writable = true
+  private readonly native: Native
+  private readonly gone: (file: TUNFile) => void
+  private readonly expect: () => void
+
+  /** `fd` as Native.openTUN gave it. `expect`: a packet has gone that may be answered at once. */
+  constructor(native: Native, fd: number, gone: (file: TUNFile) => void, expect: () => void) {
+    this.native = native
+    this.fd = fd
+    this.gone = gone
+    this.expect = expect
+  }
+
+  packetIn(ptr: number, length: number): number {
+    const n = this.native.read(this.fd, ptr, length)
+    if (n === -errno.EAGAIN) this.readable = false
+    return n
+  }
+
+  packetOut(ptr: number, length: number): number {
+    const n = this.native.write(this.fd, ptr, length)
+    if (n === -errno.EAGAIN) this.writable = false
+    else if (length > QUESTION.above && length <= QUESTION.upTo) this.expect()
+    return n
+  }
+
+  read(): number {
+    return -errno.EINVAL
+  }
+  write(): number {
+    return -errno.EINVAL
+  }
+  shutdownWrite(): number {
+    return -errno.EINVAL
+  }
+  close(): void {
+    this.gone(this)
+    this.native.close(this.fd)
+  }
+}
+
 /**
  * The longest that the thread sleeps without a turn of the event loop, in ms: timers of Node's may
  * be that late.
@@ -131,7 +190,7 @@ const MAX_MISSES = 6
 const maySpin = os.availableParallelism() > 1
 
 /**
- * Sleeps in poll(2) on the UDP sockets and on what the event loop itself sleeps on. While nothing
+ * Sleeps in poll(2) on the UDP sockets, a tun device and on what the event loop itself sleeps on. While nothing
  * but packets comes, neither the event loop nor the suspension of the module has part in it. The
  * event loop gets a turn when it has something to do, and one more before every sleep after it had
  * something to do: what callbacks asked for is registered with the kernel at the start of its next
@@ -144,7 +203,7 @@ export class NativeSleeper implements Sleeper {
   private readonly beforeSleep: () => void
   private readonly receive: () => void
   private readonly loopFd: number
-  private sockets: NativeSocket[] = []
+  private sockets: Polled[] = []
   private fds: number[]
   /** The event loop has something to do. */
   private loopReady = false
@@ -203,10 +262,18 @@ export class NativeSleeper implements Sleeper {
     return socket
   }
 
-  private remove = (socket: NativeSocket): void =>
-    this.watch(this.sockets.filter((s) => s !== socket))
+  /** A tun interface for the module. Below zero: a negated WASI error number. */
+  openTUN(name: Uint8Array): TUNFile | number {
+    const fd = this.native.openTUN(name)
+    if (fd < 0) return fd
+    const file = new TUNFile(this.native, fd, this.remove, this.expect)
+    this.watch([...this.sockets, file])
+    return file
+  }
 
-  private watch(sockets: NativeSocket[]): void {
+  private remove = (socket: Polled): void => this.watch(this.sockets.filter((s) => s !== socket))
+
+  private watch(sockets: Polled[]): void {
     this.sockets = sockets
     this.fds = [this.loopFd, ...sockets.map((s) => s.fd)]
   }
