@@ -7,12 +7,15 @@
  *   up, up8       Mbit/s that the peer uploads to the program
  *   rtt           µs of one byte to the program and back, the median of a measurement
  *
- * Ratios are wasm / native of one round, so more is better for the first four (1: as fast as
+ * And the same on the bindings with a tun device, where the kernel's TCP takes the place of
+ * netstack's (`tun_` in RESULT).
+ *
+ * Ratios are those to native of one round, so more is better for the first four (1: as fast as
  * native), less for rtt. RESULT has the median over the rounds; rss_mb is what the process that
  * holds the bindings has resident (10^6 bytes) when it has joined and idles.
  *
  * Usage: node bench/tsnet.ts [--rounds 5] [--ms 3000] [--network auto|ffi|node] [--out out/bench]
- * [--only wasm|native] Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
+ * [--only tun,wasm,native] Needs root, out/bin/lab and the module: `make bench-tsnet` sees to these.
  */
 import { build } from 'esbuild'
 import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -71,9 +74,17 @@ async function idleCPU({ pid }: Program): Promise<number> {
   return ((cpuSeconds(pid) - before) / idleSeconds) * 100
 }
 
-async function measure(peer: LabClient, program: Program): Promise<Record<Measure, number>> {
-  const rate = async (kind: 'down' | 'up', streams: number): Promise<number> => {
+/** Mbit/s, of rtt µs; `cpu`: what the program took of processor time, ms a MB, of rtt µs a trip. */
+async function measure(
+  peer: LabClient,
+  program: Program,
+): Promise<Record<Measure, number> & { cpu: Record<Measure, number> }> {
+  const cpu = {} as Record<Measure, number>
+  const rate = async (kind: 'down' | 'up', streams: 1 | 8): Promise<number> => {
+    const before = cpuSeconds(program.pid)
     const a = await peer.load(program.ip, kind, { streams, ms })
+    cpu[streams === 1 ? kind : (`${kind}8` as const)] =
+      (cpuSeconds(program.pid) - before) / (a.bytes / 1e9)
     return (a.bytes * 8) / a.ms / 1000
   }
   const result = {
@@ -82,8 +93,10 @@ async function measure(peer: LabClient, program: Program): Promise<Record<Measur
     down8: await rate('down', 8),
     up8: await rate('up', 8),
   }
+  const before = cpuSeconds(program.pid)
   const { trips } = await peer.load(program.ip, 'rtt', { ms: Math.min(ms, 2000) })
-  return { ...result, rtt: trips![trips!.length >> 1]! / 1000 }
+  cpu.rtt = ((cpuSeconds(program.pid) - before) * 1e6) / trips!.length
+  return { ...result, rtt: trips![trips!.length >> 1]! / 1000, cpu }
 }
 
 const spread = (list: number[]): { min: number; median: number; max: number } => {
@@ -92,7 +105,8 @@ const spread = (list: number[]): { min: number; median: number; max: number } =>
 }
 const say = (line: string): void => console.log(line)
 
-const kinds: Kind[] = options.only ? [options.only as Kind] : ['native', 'wasm']
+const all: Kind[] = ['native', 'tun', 'wasm']
+const kinds = options.only ? all.filter((k) => options.only!.split(',').includes(k)) : all
 const outDir = path.resolve(options.out)
 await mkdir(outDir, { recursive: true })
 const labDir = await mkdtemp(path.join(os.tmpdir(), 'bench-'))
@@ -122,14 +136,16 @@ try {
     // Unmeasured: the path settles, code is compiled by use.
     for (const kind of ['down', 'up'] as const) await peer.load(program.ip, kind, { ms: 2000 })
   }
-  const runs: Record<Kind, Record<Measure, number>>[] = []
+  const runs: Record<Kind, Awaited<ReturnType<typeof measure>>>[] = []
   for (let i = 0; i < rounds; i++) {
-    const run = {} as Record<Kind, Record<Measure, number>>
-    for (const program of i % 2 ? programs.toReversed() : programs) {
+    const run = {} as (typeof runs)[number]
+    // Each is at times the first, and at times the last.
+    for (let k = 0; k < programs.length; k++) {
+      const program = programs[(i + k) % programs.length]!
       const r = await measure(peer, program)
       run[program.kind] = r
       say(
-        `round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)}`).join('  ')}`,
+        `round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)} (${r.cpu[m].toFixed(1)})`).join('  ')}`,
       )
     }
     runs.push(run)
@@ -157,16 +173,23 @@ try {
       `${leaked} packets tried to leave the namespaces: ${JSON.stringify(await lab.leaks())}`,
     )
 
-  if (kinds.length === 2) {
+  const ours = kinds.filter((k) => k !== 'native')
+  if (kinds.length > ours.length && ours.length > 0) {
+    type Spreads = Record<Measure, ReturnType<typeof spread>>
     const ratios = Object.fromEntries(
-      measures.map((m) => [m, spread(runs.map((run) => run.wasm[m] / run.native[m]))]),
-    ) as Record<Measure, ReturnType<typeof spread>>
+      ours.map((kind) => [
+        kind,
+        Object.fromEntries(
+          measures.map((m) => [m, spread(runs.map((run) => run[kind][m] / run.native[m]))]),
+        ) as Spreads,
+      ]),
+    ) as Record<Kind, Spreads>
     const absolute = Object.fromEntries(
       kinds.map((kind) => [
         kind,
         Object.fromEntries(measures.map((m) => [m, spread(runs.map((run) => run[kind][m]))])),
       ]),
-    ) as Record<Kind, Record<Measure, ReturnType<typeof spread>>>
+    ) as Record<Kind, Spreads>
     const machine = {
       cpus: os.cpus().length,
       model: os.cpus()[0]!.model,
@@ -179,9 +202,9 @@ try {
       path.join(outDir, 'tsnet.json'),
       `${JSON.stringify({ when, machine, ms, ratios, absolute, about, runs }, null, 2)}\n`,
     )
-    const rows = measures.map((m): Row => {
+    const row = (kind: Kind, m: Measure): Row => {
       const unit = m === 'rtt' ? 'µs' : 'Mbit/s'
-      const [w, n] = [absolute.wasm[m].median, absolute.native[m].median]
+      const [w, n] = [absolute[kind][m].median, absolute.native[m].median]
       const label = {
         down: 'download',
         up: 'upload',
@@ -189,14 +212,16 @@ try {
         up8: 'upload, 8 streams',
         rtt: 'round trip (less is better)',
       }[m]
+      const goal = { tun: { rtt: 1.3, rate: 1 }, wasm: { rtt: 1.8, rate: 0.7 } }[kind as 'tun']
       return {
-        label,
+        label: kind === 'tun' ? `kernel: ${label}` : label,
         note: `${w.toFixed(0)} against ${n.toFixed(0)} ${unit}`,
-        ...ratios[m],
-        goal: m === 'rtt' ? 2 : 0.5,
+        ...ratios[kind][m],
+        goal: m === 'rtt' ? goal.rtt : goal.rate,
         goodIs: m === 'rtt' ? 'less' : 'more',
       }
-    })
+    }
+    const rows = ours.flatMap((kind) => measures.map((m) => row(kind, m)))
     const plot = ratioPlot(
       'tsnet: WebAssembly on Node.js / native',
       `Median, minimum and maximum of ${rounds} rounds; blue: the goal. ${machine.cpus} ` +
@@ -206,16 +231,26 @@ try {
     )
     await writeFile(path.join(outDir, 'tsnet.svg'), plot)
     say('')
-    say('ratio wasm/native     min  median     max')
-    for (const m of measures)
-      say(
-        `${m.padEnd(18)} ${[ratios[m].min, ratios[m].median, ratios[m].max].map((v) => v.toFixed(2).padStart(7)).join(' ')}`,
-      )
+    const cpu = (kind: Kind, m: Measure): number => spread(runs.map((r) => r[kind].cpu[m])).median
+    for (const kind of ours) {
+      const head = 'min  median     max   CPU time of a MB, native'
+      say(`ratio ${kind}/native`.padEnd(18) + `     ${head}`)
+      for (const m of measures) {
+        const { min, median, max } = ratios[kind][m]
+        const took = `${cpu(kind, m).toFixed(1)}, ${cpu('native', m).toFixed(1)}`
+        const unit = m === 'rtt' ? 'µs a trip' : 'ms'
+        const ratio = [min, median, max].map((v) => v.toFixed(2).padStart(8)).join('')
+        say(`${m.padEnd(18)}${ratio}   ${took} ${unit}`)
+      }
+    }
     say(`JSON and plot: ${path.relative(process.cwd(), outDir)}/tsnet.json, tsnet.svg`)
-    say(
-      `RESULT ${measures.map((m) => `${m}=${ratios[m].median.toFixed(2)}`).join(' ')} ` +
-        `rss_mb=${about.wasm!.idleRSS!.toFixed(0)}`,
+    const result = ours.flatMap((kind) =>
+      measures.map(
+        (m) => `${kind === 'tun' ? 'tun_' : ''}${m}=${ratios[kind][m].median.toFixed(2)}`,
+      ),
     )
+    const idle = about[ours.includes('wasm') ? 'wasm' : 'tun']!.idleRSS!
+    say(`RESULT ${result.join(' ')} rss_mb=${idle.toFixed(0)}`)
   }
 } finally {
   await lab.stop()

@@ -8,8 +8,10 @@ import path from 'node:path'
 import readline from 'node:readline'
 import type { Lab } from './lab.ts'
 
-/** On the bindings, or natively compiled tsnet. */
-export type Kind = 'wasm' | 'native'
+/**
+ * On the bindings; on them with the kernel's TCP by a tun device; or natively compiled tsnet.
+ */
+export type Kind = 'wasm' | 'tun' | 'native'
 
 /** How a {@link Program} is started. */
 export interface ProgramOptions {
@@ -17,7 +19,7 @@ export interface ProgramOptions {
   hostname?: string
   /** Default: the lab's. */
   controlURL?: string
-  /** The program on the bindings. Default: bench/node.ts, from source. */
+  /** The program on the bindings (wasm, tun). Default: bench/node.ts, from source. */
   script?: string
   /** More options of the bindings' Server. */
   server?: Record<string, unknown>
@@ -76,11 +78,12 @@ export class Program {
       options.script ?? path.resolve(import.meta.dirname, '../../bench/node.ts'),
       JSON.stringify({
         ...{ dir, hostname, controlURL, authKey, extraCAFile: authority },
+        ...(kind === 'tun' && { tun: 'program0' }),
         ...options.server,
       }),
     ]
     const begun = performance.now()
-    const child = lab.exec(ns, kind === 'wasm' ? wasm : native, {
+    const child = lab.exec(ns, kind === 'native' ? native : wasm, {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, SSL_CERT_FILE: authority, ...options.env },
     })

@@ -1,7 +1,13 @@
 /** The bindings and natively compiled tsnet in the same place, and what came of it as a table. */
 import type { TestContext } from 'node:test'
 import type { Lab } from '../../../test/lab/lab.ts'
-import { type Kind, Program, type ProgramOptions } from '../../../test/lab/program.ts'
+import {
+  Program,
+  type Kind as ProgramKind,
+  type ProgramOptions,
+} from '../../../test/lab/program.ts'
+
+export type Kind = Exclude<ProgramKind, 'tun'>
 
 export const kinds: readonly Kind[] = ['native', 'wasm']
 
