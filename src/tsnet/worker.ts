@@ -7,7 +7,6 @@ import { readFile } from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
-import { WASI } from 'node:wasi'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import zlib from 'node:zlib'
 import { Host, ModuleExit } from './host/imports.ts'
@@ -16,6 +15,7 @@ import { lockDirectory } from './host/lock.ts'
 import { NameFiles } from './host/names.ts'
 import { StateFile } from './host/state.ts'
 import { watchNetwork } from './host/system.ts'
+import { Wasi } from './host/wasi.ts'
 import type { TsnetErrorCode } from './errors.ts'
 import type { ToUser, ToWorker, WorkerData } from './protocol.ts'
 
@@ -66,8 +66,7 @@ async function run(state: StateFile): Promise<void> {
   }
   // Only Tailscale's own odds and ends (not the identity) are written to through this directory.
   const names = new NameFiles(dir)
-  const wasi = new WASI({
-    version: 'preview1',
+  const wasi = new Wasi(host.memory, {
     args: ['tsnet'],
     env: { ...data.env, PWD: '/state' },
     preopens: { '/state': dir, '/etc': names.dir },
@@ -80,7 +79,6 @@ async function run(state: StateFile): Promise<void> {
   }
   const instance = await instantiate(await moduleBytes(data.wasm), host.imports(wasi))
   host.memory.attach(instance.exports.memory as WebAssembly.Memory)
-  wasi.finalizeBindings(instance)
   const stopWatching = watchNetwork(
     () => host.request(JSON.stringify({ method: 'networkChanged' })),
     () => names.refresh(),

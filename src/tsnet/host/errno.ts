@@ -1,6 +1,6 @@
 /**
  * WASI error numbers (preview 1, witx `errno`) of the errors that sockets and files give in
- * Node.js.
+ * Node.js, and of those that wasi.ts gives by itself.
  */
 export const errno = {
   EACCES: 2,
@@ -14,12 +14,16 @@ export const errno = {
   ECONNREFUSED: 14,
   ECONNRESET: 15,
   EDQUOT: 19,
+  EEXIST: 20,
   EHOSTUNREACH: 23,
   EINPROGRESS: 26,
   EINVAL: 28,
   EIO: 29,
+  EISDIR: 31,
+  ELOOP: 32,
   EMFILE: 33,
   EMSGSIZE: 35,
+  ENAMETOOLONG: 37,
   ENETDOWN: 38,
   ENETUNREACH: 40,
   ENOBUFS: 42,
@@ -29,12 +33,17 @@ export const errno = {
   ENOSPC: 51,
   ENOSYS: 52,
   ENOTCONN: 53,
+  ENOTDIR: 54,
+  ENOTEMPTY: 55,
+  ENOTSUP: 58,
   ENXIO: 60,
   EPERM: 63,
   EPIPE: 64,
   EPROTO: 65,
   EROFS: 69,
   ETIMEDOUT: 73,
+  EXDEV: 75,
+  ENOTCAPABLE: 76,
 } as const
 
 /** The WASI number for an error of Node.js's; EIO where there is no better one. */

@@ -3,6 +3,7 @@
  * they never meet node:wasi's.
  */
 import dgram from 'node:dgram'
+import { once } from 'node:events'
 import net from 'node:net'
 import { errno, errnoOf } from './errno.ts'
 import type { Memory } from './memory.ts'
@@ -116,6 +117,8 @@ const UDP_QUEUE = 4096
  * takes all that is sent, and its callers go on as fast as they can.
  */
 const UDP_SEND_QUEUE = 1 << 20
+/** What a datagram of WireGuard's is when there is much to send. */
+const TYPICAL_DATAGRAM = 1280
 
 /** UDP by node:dgram, for all platforms. */
 export class DgramSocket implements UDPSocket {
@@ -126,11 +129,12 @@ export class DgramSocket implements UDPSocket {
   private readonly family: number
   private readonly wake: () => void
   private failed: Error | undefined
+  private unsent = 0
   /** Go has been told that there is no room. */
   private full = false
   private closed = false
 
-  /** Binds at once. Throws what bind gives. */
+  /** Binds; at once, but for {@link bound}. Throws what bind gives. */
   constructor(memory: Memory, address: string, family: 4 | 6, port: number, wake: () => void) {
     this.memory = memory
     this.family = family
@@ -155,6 +159,25 @@ export class DgramSocket implements UDPSocket {
       this.socket.close()
       throw this.failed
     }
+    if (!process.versions.bun) this.enlarge()
+  }
+
+  /**
+   * Undefined where the socket is bound already. Bun binds later: resolves when it has, rejects with
+   * what bind gives.
+   */
+  bound(): Promise<void> | undefined {
+    if (!process.versions.bun) return undefined
+    return once(this.socket, 'listening').then(
+      () => this.enlarge(),
+      (err) => {
+        this.socket.close()
+        throw err
+      },
+    )
+  }
+
+  private enlarge(): void {
     for (const set of ['setRecvBufferSize', 'setSendBufferSize'] as const) {
       try {
         this.socket[set](7 << 20) // magicsock's figure; the kernel gives what it allows
@@ -168,7 +191,12 @@ export class DgramSocket implements UDPSocket {
     return this.queue.length > 0
   }
   get writable(): boolean {
-    return this.closed || this.socket.getSendQueueSize() < UDP_SEND_QUEUE
+    return this.closed || this.queued() < UDP_SEND_QUEUE
+  }
+
+  /** Bytes that wait to be sent. Deno and Bun do not say: by the datagrams not yet called back. */
+  private queued(): number {
+    return this.socket.getSendQueueSize?.() ?? this.unsent * TYPICAL_DATAGRAM
   }
 
   name(out: Uint8Array): number {
@@ -193,12 +221,15 @@ export class DgramSocket implements UDPSocket {
     let at = 0
     // Errors of sending are for the network to show (as a lost packet): the callback keeps them
     // from being thrown.
-    do this.socket.send(data, at, Math.min(step, length - at), port, address, this.sent)
-    while ((at += step) < length)
+    do {
+      this.unsent++
+      this.socket.send(data, at, Math.min(step, length - at), port, address, this.sent)
+    } while ((at += step) < length)
     return length
   }
 
   private readonly sent = (): void => {
+    this.unsent--
     if (!this.full || !this.writable) return
     this.full = false
     this.wake()

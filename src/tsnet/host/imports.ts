@@ -1,8 +1,7 @@
 /**
- * The functions that the module imports: node:wasi's, with those for sockets replaced, and our own
- * (`tsnet_host`, described in ../go/host.go).
+ * The functions that the module imports: those of WASI (wasi.ts), with those for sockets replaced,
+ * and our own (`tsnet_host`, described in ../go/host.go).
  */
-import type { WASI } from 'node:wasi'
 import { SMALL, type StreamMeta, type StreamMessage, type ToUser } from '../protocol.ts'
 import type { Network, Stats } from '../types.ts'
 import { type Aead, loadAead } from './aead.ts'
@@ -25,6 +24,7 @@ import { StreamFile } from './stream.ts'
 import { machine } from './machine.ts'
 import { interfaces, nameservers } from './system.ts'
 import { NativeSleeper, TUNFile } from './udp.ts'
+import type { Wasi } from './wasi.ts'
 
 const FIRST_FD = 4096
 /** WASI `filetype` socket_stream, `fdflags` nonblock. */
@@ -228,15 +228,8 @@ export class Host {
   }
 
   /** The import object for WebAssembly.instantiate. */
-  imports(wasi: WASI): WebAssembly.Imports {
-    const preview1 = {
-      ...(
-        wasi.getImportObject() as {
-          wasi_snapshot_preview1: Record<string, (...args: never[]) => number>
-        }
-      ).wasi_snapshot_preview1,
-    }
-    const builtin = preview1 as unknown as Record<string, (...args: number[]) => number>
+  imports(wasi: Wasi): WebAssembly.Imports {
+    const builtin = wasi.functions as unknown as Record<string, (...args: number[]) => number>
     const { fd_read, fd_write, fd_close, fd_fdstat_get, fd_fdstat_set_flags } = builtin
     const setSize = (ptr: number, n: number): number => {
       if (n < 0) return -n
@@ -291,14 +284,21 @@ export class Host {
       return this.udp(fd)?.name(this.bytes(out, 18)) ?? -errno.EBADF
     }
     const host = {
-      udp_open: (addr: number, family: 4 | 6, port: number) => {
-        if (!(this.sleeper instanceof NativeSleeper))
-          return this.add(
-            () => new DgramSocket(this.memory, ipText(this.bytes(addr, 16)), family, port, wake),
-          )
-        const socket = this.sleeper.open(family, addr, port)
-        return typeof socket === 'number' ? socket : this.add(() => socket)
-      },
+      // Suspends the module where binding takes a turn of the event loop.
+      udp_open: new WebAssembly.Suspending((addr: number, family: number, port: number) => {
+        if (this.sleeper instanceof NativeSleeper) {
+          const socket = this.sleeper.open(family as 4 | 6, addr, port)
+          return typeof socket === 'number' ? socket : this.add(() => socket)
+        }
+        try {
+          const address = ipText(this.bytes(addr, 16))
+          const socket = new DgramSocket(this.memory, address, family as 4 | 6, port, wake)
+          const add = (): number => this.add(() => socket)
+          return socket.bound()?.then(add, (err) => -errnoOf(err)) ?? add()
+        } catch (err) {
+          return -errnoOf(err)
+        }
+      }),
       udp_send: (fd: number, buf: number, n: number, addr: number, port: number, segment: number) =>
         this.udp(fd)?.send(buf, n, addr, port, segment) ?? -errno.EBADF,
       udp_recv: (fd: number, buf: number, n: number, from: number) =>
@@ -363,7 +363,7 @@ export class Host {
         this.aead!.open(ctx, dst, src, n, ad, adN),
     }
     return {
-      wasi_snapshot_preview1: { ...preview1, ...own },
+      wasi_snapshot_preview1: { ...builtin, ...own },
       tsnet_host: host,
     } as unknown as WebAssembly.Imports
   }
