@@ -125,7 +125,7 @@ export class TailnetHttpsAgent extends https.Agent {
   }
 }
 
-/** What {@link connector} takes beside the options of TLS. */
+/** What Server.connector takes beside the options of TLS. */
 export interface ConnectorOptions extends tls.ConnectionOptions {
   /**
    * How long a connection may take to be made, TLS included, in ms; 0: as long as it takes.
@@ -178,7 +178,10 @@ export function connector(
 
 /** What of undici is used, so that the declarations need none of its types. */
 interface Undici {
-  Agent: new (options: { connect: ReturnType<typeof connector> }) => Dispatcher
+  Agent: {
+    new (options: { connect: ReturnType<typeof connector> }): Dispatcher
+    prototype: { dispatch?: unknown }
+  }
   fetch: typeof fetch
 }
 
@@ -194,15 +197,18 @@ export type Dispatcher = (RequestInit extends { dispatcher?: infer D }
     ? any
     : NonNullable<D>
   : any) & {
+  /** Resolves when the requests under way are done; no more are taken. */
   close(): Promise<void>
+  /** Ends the requests under way. */
   destroy(): Promise<void>
 }
 // oxlint-enable typescript/no-explicit-any
 
 /** undici, an optional peer dependency. */
 export async function loadUndici(): Promise<Undici> {
+  let undici: Undici
   try {
-    return (await import('undici')) as unknown as Undici
+    undici = (await import('undici')) as unknown as Undici
   } catch (err) {
     throw new TsnetError(
       'TSNET_OPTIONS',
@@ -211,4 +217,12 @@ export async function loadUndici(): Promise<Undici> {
       { cause: err },
     )
   }
+  // Bun has one of its own in its place, which would connect by the machine's network.
+  if (typeof undici.Agent?.prototype.dispatch !== 'function')
+    throw new TsnetError(
+      'TSNET_OPTIONS',
+      'fetch over the tailnet needs the npm package undici, which this runtime replaces by one of ' +
+        'its own: use httpAgent and httpsAgent',
+    )
+  return undici
 }

@@ -25,7 +25,8 @@ export class Thread {
       workerData: data,
       name: 'tsnet',
       env: workerEnv(process.env),
-      execArgv: ['--disable-warning=ExperimentalWarning'],
+      // Node's warns of node:ffi; Deno refuses flags of Node's.
+      execArgv: process.versions.deno ? [] : ['--disable-warning=ExperimentalWarning'],
     })
     worker.on('message', (messages: ToUser[]) => {
       for (const m of messages) events.message(m)

@@ -1,7 +1,7 @@
 /**
  * TLS for listeners: with the certificate that Tailscale gets for the node, or one of one's own.
  */
-import { randomBytes } from 'node:crypto'
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { EventEmitter } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import tls from 'node:tls'
@@ -24,6 +24,13 @@ const addresses = [
 /** Gives the certificate for a name. */
 export type GetCert = (name: string) => Promise<CertPair>
 
+/** A certificate that was asked for. */
+interface Kept {
+  until: number
+  pair: Promise<CertPair>
+  context: Promise<tls.SecureContext>
+}
+
 interface Events {
   connection: [tls.TLSSocket]
   /** A connection whose TLS failed: it is gone. */
@@ -39,70 +46,96 @@ interface Events {
  */
 export class TLSListener extends EventEmitter<Events> {
   private readonly under: Listener
-  private readonly kept = new Map<string, { until: number; context: Promise<tls.SecureContext> }>()
+  private readonly names: string[]
+  private readonly cert: GetCert
+  private readonly kept = new Map<string, Kept>()
 
   /**
-   * Made by Server.listenTLS and Server.listenFunnel. `names` are those that there are certificates
-   * for; as with tsnet, a client that names none is refused. `options` with `cert`, `key`, `pfx` or
-   * `SNICallback` are taken instead.
+   * @internal Made by Server.listenTLS and Server.listenFunnel. `names` are those that there are
+   *   certificates for; as with tsnet, a client that names none is refused. `options` with `cert`,
+   *   `key`, `pfx` or `SNICallback` are taken instead.
    */
   constructor(under: Listener, names: string[], cert: GetCert, options: tls.TlsOptions = {}) {
     super()
     this.under = under
-    const own = options.cert ?? options.pfx ?? options.SNICallback
+    this.names = names
+    this.cert = cert
+    const own = (options.cert ?? options.pfx ?? options.SNICallback) !== undefined
     const settings: tls.TlsOptions = {
-      // Sessions are resumed whatever connection they were of.
-      ticketKeys: randomBytes(48),
       ...(!own && {
         SNICallback: (name: string, done: (err: Error | null, c?: tls.SecureContext) => void) =>
-          void this.context(name.toLowerCase(), names, cert).then(
+          void this.context(name.toLowerCase()).then(
             (context) => done(null, context),
             (err) => done(err as Error),
           ),
       }),
       ...options,
     }
-    // What is wrong with them is said now, not with the first connection.
-    tls.createSecureContext(settings)
-    under.on('connection', (conn: Conn) => this.accept(conn, settings))
+    const current = new AsyncLocalStorage<Conn>()
+    // What is wrong with the options is said here and now.
+    const server = this.serve(settings, () => current.getStore())
+    under.on('connection', (conn: Conn) => {
+      conn.on('error', () => {}) // the TLS socket on top of it has it too
+      if (process.versions.deno || process.versions.bun) void this.alone(conn, options, own)
+      else current.run(conn, () => server.emit('connection', conn))
+    })
     under.on('close', () => this.emit('close'))
   }
 
-  /** A server for each connection: a TLS socket does not say on which Duplex it is. */
-  private accept(conn: Conn, settings: tls.TlsOptions): void {
-    conn.on('error', () => {}) // the TLS socket on top of it has it too
-    const server = tls.createServer(settings)
-    server.on('secureConnection', (socket) => {
-      // Over a Duplex it has none of these.
-      for (const name of addresses)
-        Object.defineProperty(socket, name, { value: conn[name], configurable: true })
-      if (!this.emit('connection', socket)) socket.destroy()
-    })
-    server.on('tlsClientError', (err, socket) => {
-      this.emit('tlsClientError', err, socket)
-      socket.destroy()
-    })
-    server.emit('connection', conn)
+  /** `below`: the connection that a TLS socket is on, as of a Duplex it does not say. */
+  private serve(settings: tls.TlsOptions, below: () => Conn | undefined): tls.Server {
+    return tls
+      .createServer(settings)
+      .on('secureConnection', (socket) => {
+        const conn = below()
+        // Over a Duplex it has none of these.
+        for (const name of addresses)
+          Object.defineProperty(socket, name, { value: conn?.[name], configurable: true })
+        if (!this.emit('connection', socket)) socket.destroy()
+      })
+      .on('tlsClientError', (err, socket) => {
+        this.emit('tlsClientError', err, socket)
+        socket.destroy()
+      })
   }
 
-  private context(name: string, names: string[], cert: GetCert): Promise<tls.SecureContext> {
+  /**
+   * A server for one connection: for Deno, whose events of a TLS socket have not the context that
+   * it was made in, and which waits for no SNICallback, as Bun does not. Clients get the
+   * certificate of the first name, whatever they ask for.
+   */
+  private async alone(conn: Conn, options: tls.TlsOptions, own: boolean): Promise<void> {
+    try {
+      const pair = own ? {} : await this.known(this.names[0]!).pair
+      this.serve({ ...pair, ...options }, () => conn).emit('connection', conn)
+    } catch {
+      conn.destroy() // the backend has no certificate now
+    }
+  }
+
+  private known(name: string): Kept {
+    const known = this.kept.get(name)
+    if (known && known.until > Date.now()) return known
+    const pair = this.cert(name)
+    const context = pair.then((p) => tls.createSecureContext(p))
+    const kept = { until: Date.now() + KEPT_MS, pair, context }
+    this.kept.set(name, kept)
+    context.catch(() => this.kept.delete(name)) // the next client asks again
+    return kept
+  }
+
+  private async context(name: string): Promise<tls.SecureContext> {
     // As tsnet: a name without the tailnet's suffix will do where it stands for one of them.
-    const full = names.find((n) => n === name || n.startsWith(`${name}.`))
-    if (!full)
-      return Promise.reject(
-        new Error(`no certificate for "${name}": there are ${names.join(', ')}`),
-      )
-    const known = this.kept.get(full)
-    if (known && known.until > Date.now()) return known.context
-    const context = cert(full).then((pair) => tls.createSecureContext(pair))
-    this.kept.set(full, { until: Date.now() + KEPT_MS, context })
-    context.catch(() => this.kept.delete(full)) // the next client asks again
-    return context
+    const full = this.names.find((n) => n === name || n.startsWith(`${name}.`))
+    if (full) return await this.known(full).context
+    throw new Error(`no certificate for "${name}": there are ${this.names.join(', ')}`)
   }
 
+  /** As {@link Listener.port}. */
   get port(): number {
     return this.under.port
   }
+  /** False once it is closed. */
   get listening(): boolean {
     return this.under.listening
   }
@@ -116,6 +149,7 @@ export class TLSListener extends EventEmitter<Events> {
     return this.under.close(done)
   }
 
+  /** `await using`: {@link close}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

@@ -44,7 +44,18 @@ export function compact(native: Native | undefined): void {
   } catch {
     // Another V8: it keeps what it keeps.
   }
-  withFlag<Collect>('expose-gc', 'gc')({ type: 'major', execution: 'sync', flavor: 'last-resort' })
+  try {
+    withFlag<Collect>(
+      'expose-gc',
+      'gc',
+    )({
+      type: 'major',
+      execution: 'sync',
+      flavor: 'last-resort',
+    })
+  } catch {
+    // Bun has another engine, with flags of its own.
+  }
   native?.trim()
 }
 
