@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
+.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -108,12 +108,22 @@ app: wasm gpio ## the program as the image ships it: out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
 	@$(NODE) src/tsnet/third-party.ts out/app/THIRD_PARTY.txt
 
+docs-tsnet: setup ## the reference of the bindings, from their doc comments: src/tsnet/build/reference
+	@mkdir -p out/cache/typedoc && cp src/tsnet/reference/package*.json out/cache/typedoc/
+	@cd out/cache/typedoc && { [ node_modules -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund; }
+	@$(NODE) src/tsnet/reference/make.ts out/cache/typedoc src/tsnet/build/reference
+
 # Compressed as well as it goes; the test packs, installs and uses it as a consumer would, and prints sizes, start and memory.
 package: export TSNET_ZSTD ?= 19
-package: lab wasm ## the npm package of the bindings: out/package/*.tgz, tried in an empty project (GATEHOUSE_REPOSITORY=https://… for its links)
+package: lab wasm docs-tsnet ## the npm package of the bindings: out/package/*.tgz, tried in an empty project (GATEHOUSE_REPOSITORY=https://… for its links)
 	@$(NODE) src/tsnet/package.ts
 	@mkdir -p out/package && cd out/package && npm pack --silent ../../src/tsnet/build/package
 	@$(SUDO) $(call given,TSNET_ZSTD GATEHOUSE_REPOSITORY) $(NODE) --test --test-reporter=spec src/tsnet/test/package.test.ts
+
+test-runtimes: lab wasm ## the npm package of the bindings on Bun and Deno, which it fetches (200 MB): what works and what each lacks; a minute or two
+	@mkdir -p out/cache/runtimes && cp src/tsnet/test/runtimes/package*.json out/cache/runtimes/
+	@cd out/cache/runtimes && { [ node_modules -nt package-lock.json ] || npm ci --ignore-scripts --no-audit --no-fund; }
+	@$(SUDO) $(NODE) --test --test-reporter=spec src/tsnet/test/runtimes.test.ts
 
 cli: setup ## the laptop's command line as an npm package: out/gatehouse-cli.tgz
 	@$(NODE) tools/cli.ts out

@@ -50,7 +50,7 @@ export class Conn extends Duplex {
   private written = 0
   private writing = 0
 
-  /** Made by Server, not by callers. */
+  /** @internal Made by Server, not by callers. */
   constructor(
     id: number,
     local: string,
@@ -130,7 +130,7 @@ export class Conn extends Duplex {
     for (const m of held) this.receive(m)
   }
 
-  /** @internal */
+  /** @internal A message of the module's for this connection. */
   receive(m: StreamMessage): void {
     if (this.held) {
       this.held.push(m)
@@ -165,10 +165,12 @@ export class Conn extends Duplex {
     this.owed = 0
   }
 
+  /** @internal The stream has room again. */
   override _read(): void {
     this.repay()
   }
 
+  /** @internal One chunk. */
   override _write(
     chunk: Buffer,
     _encoding: BufferEncoding,
@@ -177,6 +179,7 @@ export class Conn extends Duplex {
     this._writev([{ chunk }], done)
   }
 
+  /** @internal All chunks that wait. */
   override _writev(chunks: { chunk: Buffer }[], done: (err?: Error | null) => void): void {
     this.writing = 0
     for (const { chunk } of chunks) {
@@ -218,11 +221,13 @@ export class Conn extends Duplex {
     next()
   }
 
+  /** @internal end() has been called, and all is written. */
   override _final(done: () => void): void {
     this.post({ t: 'end', s: this.id })
     done()
   }
 
+  /** @internal Resets or lingers: see {@link Conn}. */
   override _destroy(err: Error | null, done: (err: Error | null) => void): void {
     const clean = this.ended && this.writableFinished
     const lingers = !err && !clean && this.writableFinished && !this.remoteDone

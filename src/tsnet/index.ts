@@ -7,7 +7,7 @@ import './check.ts'
 
 export { Conn } from './conn.ts'
 export { TsnetError, type TsnetErrorCode } from './errors.ts'
-export type { ConnectorOptions } from './http.ts'
+export type { ConnectorOptions, Dispatcher } from './http.ts'
 export { Listener } from './listener.ts'
 export { type CertPair, LocalAnswer } from './local.ts'
 export type { Loopback } from './loopback.ts'
@@ -16,6 +16,7 @@ export type { WaitOptions } from './calls.ts'
 export { Server } from './server.ts'
 export { TLSListener } from './tls.ts'
 export type {
+  CommonOptions,
   ConnectionDebug,
   HealthWarning,
   KeyExpiry,

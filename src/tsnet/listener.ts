@@ -23,7 +23,7 @@ export class Listener
   private readonly conns = new Set<Conn>()
   private closing: Promise<void> | undefined
 
-  /** Made by Server.listen and Server.listenService. */
+  /** @internal Made by Server.listen and Server.listenService. */
   constructor(host: string, port: number, end: () => Promise<void>, fqdn?: string) {
     super()
     this.host = host
@@ -75,10 +75,15 @@ export class Listener
     return this.closing
   }
 
+  /** `await using`: {@link close}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }
 
+  /**
+   * Each connection, until the listener is closed; those that nobody takes any more when the loop
+   * is left are reset.
+   */
   async *[Symbol.asyncIterator](): AsyncGenerator<Conn, void, void> {
     const waiting: Conn[] = []
     let wake = (): void => {}

@@ -7,12 +7,14 @@ export class LocalAnswer {
   readonly contentType: string
   readonly body: Buffer
 
+  /** @internal Made by Server.localAPI. */
   constructor(status: number, contentType: string, body: Buffer) {
     this.status = status
     this.contentType = contentType
     this.body = body
   }
 
+  /** The body as text (UTF-8). */
   text(): string {
     return this.body.toString()
   }

@@ -8,7 +8,15 @@
  * links lead there.
  */
 import { execFileSync } from 'node:child_process'
-import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import path from 'node:path'
 import zlib from 'node:zlib'
 import { build } from 'esbuild'
@@ -87,8 +95,10 @@ const files = [
   '*.d.ts',
   'host/*.d.ts',
   'tsnet.wasm.zst',
+  'API.md',
   'CHANGELOG.md',
   'UPSTREAM.md',
+  'bench-tsnet.svg',
   'examples',
   'LICENSE.tailscale',
   'THIRD_PARTY.txt',
@@ -122,10 +132,9 @@ const readme = readFileSync(path.join(here, 'README.md'), 'utf8').replace(
   /\]\((?!https?:|#)([^)]+)\)/g,
   (_all, target: string) => {
     const inRepository = path.posix.normalize(`src/tsnet/${target}`)
-    const to = repository
-      ? `${repository}/blob/main/${inRepository}`
-      : target.replace(/\.ts$/, '.d.ts')
-    return `](${to})`
+    const isImage = target.endsWith('.svg')
+    if (repository) return `](${repository}/${isImage ? 'raw' : 'blob'}/main/${inRepository})`
+    return `](${isImage ? path.basename(target) : target.replace(/\.ts$/, '.d.ts')})`
   },
 )
 writeFileSync(path.join(out, 'README.md'), readme)
@@ -134,10 +143,14 @@ for (const [from, to] of [
   ['UPSTREAM.md', 'UPSTREAM.md'],
   ['examples', 'examples'],
   ['../../LICENSE', 'LICENSE'],
+  ['../../docs/bench-tsnet.svg', 'bench-tsnet.svg'],
   // The module is Tailscale's code for the most part.
   ['build/tailscale.com/LICENSE', 'LICENSE.tailscale'],
 ] as const)
   cpSync(path.join(here, from), path.join(out, to), { recursive: true })
+// Where it has been made (`make docs-tsnet`; `make package` does it first).
+const reference = path.join(here, 'build/reference/README.md')
+if (existsSync(reference)) cpSync(reference, path.join(out, 'API.md'))
 execFileSync(process.execPath, [
   '--disable-warning=ExperimentalWarning',
   path.join(here, 'third-party.ts'),

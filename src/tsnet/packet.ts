@@ -47,8 +47,8 @@ export class PacketSocket extends EventEmitter<Events> {
   private last: [Buffer, string] = [Buffer.alloc(0), '']
 
   /**
-   * Made by Server.listenPacket and Server.dialPacket. `conn` carries the datagrams from and to the
-   * module.
+   * @internal Made by Server.listenPacket and Server.dialPacket. `conn` carries the datagrams from
+   *   and to the module.
    */
   constructor(conn: Conn, locals: string[], connected: boolean) {
     super()
@@ -172,6 +172,7 @@ export class PacketSocket extends EventEmitter<Events> {
     return this
   }
 
+  /** `await using`: {@link close}, and its end. */
   async [Symbol.asyncDispose](): Promise<void> {
     await new Promise<void>((resolve) => this.close(resolve))
   }

@@ -447,6 +447,7 @@ export class Server extends EventEmitter<Events> {
     return await this.calls.call('debugConnections', {}, options)
   }
 
+  /** `await using`: {@link close}. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

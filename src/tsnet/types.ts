@@ -26,8 +26,8 @@ export interface StateStore {
 }
 
 /**
- * Options of {@link Server}. Fields follow tsnet.Server (tailscale.com/tsnet/tsnet.go); an empty
- * string is as good as none.
+ * The options of a Server that do not say where its identity is. Fields follow tsnet.Server
+ * (tailscale.com/tsnet/tsnet.go); an empty string is as good as none.
  */
 export interface CommonOptions {
   /**

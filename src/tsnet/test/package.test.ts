@@ -115,7 +115,7 @@ test('npm packs it, and installs it in an empty project', async (t) => {
   for (const name of files.keys())
     assert.match(
       name,
-      /\.js$|^examples\/\w+\.mjs$|\.d\.ts$|^tsnet\.wasm\.zst$|^package\.json$|\.md$|^LICENSE|\.txt$/,
+      /\.js$|^bench-tsnet\.svg$|^examples\/\w+\.mjs$|\.d\.ts$|^tsnet\.wasm\.zst$|^package\.json$|\.md$|^LICENSE|\.txt$/,
     )
   const manifest = JSON.parse(await readFile(path.join(installed, 'package.json'), 'utf8'))
   assert.equal(manifest.engines.node, '>=26.1')
@@ -148,6 +148,14 @@ test('the links of its README lead somewhere', async () => {
   assert.ok(targets.length > 0)
   for (const target of targets)
     assert.ok(target.startsWith('https://') || existsSync(path.join(installed, target)), target)
+})
+
+test('the reference made of the doc comments is in it, where it has been made', async (t) => {
+  if (!existsSync(path.join(tsnet, 'build/reference')))
+    return t.skip('make docs-tsnet, or make package, makes it')
+  const api = await readFile(path.join(installed, 'API.md'), 'utf8')
+  for (const heading of ['### Server', '##### listenTLS()', '### ServerOptions', '### TsnetError'])
+    assert.ok(api.includes(`\n${heading}\n`), heading)
 })
 
 test('the example of the README runs', async (t) => {
