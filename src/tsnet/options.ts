@@ -6,6 +6,7 @@ import { isBuiltin } from 'node:module'
 import { isIP } from 'node:net'
 import { TsnetError } from './errors.ts'
 import type { Federation } from './federation.ts'
+import { platformToken } from './platform.ts'
 import type { StartParams } from './protocol.ts'
 import type { Network, ServerOptions } from './types.ts'
 
@@ -46,14 +47,23 @@ export function federation(
   if (params.authKey || params.clientSecret) return undefined
   const clientID = options.clientID || env.TS_CLIENT_ID || ''
   const idToken = options.idToken || env.TS_ID_TOKEN || ''
-  if (!clientID && !idToken) return undefined
-  if (!clientID || !idToken)
+  const audience = options.audience || env.TS_AUDIENCE || ''
+  if (!clientID && !idToken && !audience) return undefined
+  if (idToken && audience)
+    throw new TsnetError('TSNET_OPTIONS', 'workload identity: give idToken or audience, not both')
+  if (!clientID || (!idToken && !audience)) {
+    const missing = clientID ? 'idToken (or audience)' : 'clientID'
     throw new TsnetError(
       'TSNET_OPTIONS',
-      'workload identity needs both clientID and idToken: ' +
-        `${clientID ? 'idToken' : 'clientID'} is missing`,
+      `workload identity needs both clientID and idToken (or audience): ${missing} is missing`,
     )
-  return { clientID, idToken, controlURL: params.controlURL, tags: params.advertiseTags }
+  }
+  return {
+    clientID,
+    idToken: idToken || (() => platformToken(audience, env)),
+    controlURL: params.controlURL,
+    tags: params.advertiseTags,
+  }
 }
 
 /** The level of a line of Tailscale's log, and the line without the mark. */
@@ -155,7 +165,9 @@ export function checkOptions(options: ServerOptions): void {
   }
 }
 
-/** Throws TSNET_OPTIONS where there can be no tun device of that name, whatever the machine allows. */
+/**
+ * Throws TSNET_OPTIONS where there can be no tun device of that name, whatever the machine allows.
+ */
 function checkTun({ tun, advertiseRoutes = [] }: ServerOptions, way: Network): void {
   const refuse = (message: string): never => {
     throw new TsnetError('TSNET_OPTIONS', `tun "${tun}": ${message}`)

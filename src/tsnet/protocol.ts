@@ -24,6 +24,7 @@ export type StartParams = Required<
     | 'verbose'
     | 'clientID'
     | 'idToken'
+    | 'audience'
     | 'wasm'
     | 'worker'
   >

@@ -71,14 +71,14 @@ export interface CommonOptions {
   /** Default: TSNET_NETWORK, then `auto`. */
   network?: Network
   /**
-   * Linux, with {@link network} `ffi`: the name of a tun interface that the kernel has the tailnet's
-   * packets by, such as `gatehouse0`, 1 to 15 characters. The kernel's TCP and UDP are then what
-   * peers meet: what arrives and no `listen…` of this Server takes, comes by the interface, after
-   * the tailnet's own filter; what is sent to it goes to the peer that has the address. It is made
-   * when it does not exist, which needs CAP_NET_ADMIN, or made beforehand for the process's user
-   * (`ip tuntap add dev gatehouse0 mode tun user USER`). Addresses, routes and the MTU (1280) are
-   * whoever's who makes it: nothing of it is set here. TSNET_TUN: it cannot be opened. Default:
-   * none, a TCP/IP stack of the node's own.
+   * Linux, with {@link network} `ffi`: the name of a tun interface that the kernel has the
+   * tailnet's packets by, such as `gatehouse0`, 1 to 15 characters. The kernel's TCP and UDP are
+   * then what peers meet: what arrives and no `listen…` of this Server takes, comes by the
+   * interface, after the tailnet's own filter; what is sent to it goes to the peer that has the
+   * address. It is made when it does not exist, which needs CAP_NET_ADMIN, or made beforehand for
+   * the process's user (`ip tuntap add dev gatehouse0 mode tun user USER`). Addresses, routes and
+   * the MTU (1280) are whoever's who makes it: nothing of it is set here. TSNET_TUN: it cannot be
+   * opened. Default: none, a TCP/IP stack of the node's own.
    */
   tun?: string
   /**
@@ -96,8 +96,8 @@ export interface CommonOptions {
   acceptRoutes?: boolean
   /**
    * Workload identity: client ID of a federated credential, for an auth key where none is given;
-   * needs {@link idToken} and {@link advertiseTags}. `?ephemeral=false&preauthorized=true` may
-   * follow it. Default: TS_CLIENT_ID.
+   * needs {@link idToken} or {@link audience}, and {@link advertiseTags}.
+   * `?ephemeral=false&preauthorized=true` may follow it. Default: TS_CLIENT_ID.
    */
   clientID?: string
   /**
@@ -105,6 +105,11 @@ export interface CommonOptions {
    * once a start). Default: TS_ID_TOKEN.
    */
   idToken?: string | (() => string | Promise<string>)
+  /**
+   * In place of {@link idToken}: the audience to ask the platform for a token for, on GitHub
+   * Actions (with the permission `id-token: write`) and on Google Cloud. Default: TS_AUDIENCE.
+   */
+  audience?: string
   /**
    * The module, where it does not lie beside this package's code: a bundler has moved that. A
    * path, or a file URL. Default: `tsnet.wasm.zst` beside it.

@@ -12,6 +12,7 @@ import type { ServerOptions } from '../types.ts'
 let api: http.Server
 let controlURL: string
 let asked: { url: string; type: string; authorization: string; body: string }[] = []
+let flavor = ''
 let answers: [status: number, body: string][] = []
 
 before(async () => {
@@ -19,7 +20,11 @@ before(async () => {
     const { authorization = '', 'content-type': type = '' } = req.headers
     asked.push({ url: req.url!, type, authorization, body: await text(req) })
     const [status, body] = answers.shift()!
-    res.writeHead(status, { 'Content-Type': 'application/json' }).end(body)
+    res.writeHead(status, {
+      'Content-Type': 'application/json',
+      ...(flavor && { 'Metadata-Flavor': flavor }),
+    })
+    res.end(body)
   })
   api.listen(0, '127.0.0.1')
   await once(api, 'listening')
@@ -67,6 +72,54 @@ test('a refusal is TSNET_AUTH, in the words of the API and without the token', a
   await assert.rejects(key(), { code: 'TSNET_AUTH', message: /the answer has none/ })
 })
 
+/** What an option `audience` makes of an environment. */
+const token = async (env: Record<string, string>): Promise<string> => {
+  const params = { authKey: '', clientSecret: '', controlURL, advertiseTags: ['tag:ci'] }
+  const { idToken } = federation({ dir: 'x', clientID: 'abc', audience: 'us' }, env, params)!
+  return await (idToken as () => Promise<string>)()
+}
+
+test('an audience: GitHub Actions is asked for the token, by the right that the job has', async () => {
+  asked = []
+  answers = [[200, '{"value":"of github"}']]
+  const env = {
+    ACTIONS_ID_TOKEN_REQUEST_URL: `${controlURL}token?api-version=2`,
+    ACTIONS_ID_TOKEN_REQUEST_TOKEN: 'right',
+    GCE_METADATA_HOST: '127.0.0.1:1',
+  }
+  assert.equal(await token(env), 'of github')
+  assert.deepEqual(
+    [asked[0]!.url, asked[0]!.authorization],
+    ['/token?api-version=2&audience=us', 'Bearer right'],
+  )
+  answers = [[403, 'no permission']]
+  await assert.rejects(token(env), (err: Error & { code: string }) => {
+    assert.equal(err.code, 'TSNET_AUTH')
+    assert.match(err.message, /GitHub Actions gave no ID token: 403 no permission/)
+    return !err.message.includes('right')
+  })
+  answers = [[200, '{}']]
+  await assert.rejects(token(env), { code: 'TSNET_AUTH', message: /answer has none/ })
+})
+
+test('an audience: else the metadata server of Google Cloud; without either it says so', async () => {
+  const env = { GCE_METADATA_HOST: new URL(controlURL).host }
+  asked = []
+  answers = [[200, 'of google\n']]
+  flavor = 'Google'
+  assert.equal(await token(env), 'of google')
+  assert.equal(
+    asked[0]!.url,
+    '/computeMetadata/v1/instance/service-accounts/default/identity?audience=us&format=full',
+  )
+  // Some other server at that address.
+  flavor = ''
+  answers = [[200, 'a page']]
+  const message = /neither a job of GitHub Actions .* nor a machine of Google Cloud/
+  await assert.rejects(token(env), { code: 'TSNET_AUTH', message })
+  await assert.rejects(token({ GCE_METADATA_HOST: '127.0.0.1:1' }), { code: 'TSNET_AUTH', message })
+})
+
 test('what cannot work is said before anything is asked', async () => {
   asked = []
   await assert.rejects(key('abc?ephemeral=perhaps'), { code: 'TSNET_OPTIONS' })
@@ -89,7 +142,15 @@ test('precedence: a key or a client secret first; half of it is an error', () =>
   assert.deepEqual(of({}, { TS_CLIENT_ID: 'a', TS_ID_TOKEN: 'b' }), made)
   assert.throws(() => of({ clientID: 'a' }), {
     code: 'TSNET_OPTIONS',
-    message: /idToken is missing/,
+    message: /idToken \(or audience\) is missing/,
+  })
+  assert.throws(() => of({ audience: 'a' }), {
+    code: 'TSNET_OPTIONS',
+    message: /clientID is missing/,
+  })
+  assert.throws(() => of({ clientID: 'a', idToken: 'b' }, { TS_AUDIENCE: 'c' }), {
+    code: 'TSNET_OPTIONS',
+    message: /not both/,
   })
 })
 
