@@ -20,6 +20,7 @@ unpack() { # NAME PATH SUM PATCHES
   key=$(cat build.sh "$4"/*.patch | sha256sum | cut -c1-16)
   [ "$(cat "build/$1/.gatehouse-key" 2>/dev/null)" != "$key" ] || return 0
   version=$(sed -n "s|^\t$2 \(v[^ ]*\).*|\1|p" go/go.mod)
+  [ -n "$version" ] || { echo "tsnet: go/go.mod names no version of $2" >&2; exit 1; }
   rm -rf "build/$1" build/tmp
   mkdir -p build/tmp
   # Outside our module: there the module is replaced by the copy that this makes.

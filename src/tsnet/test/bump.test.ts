@@ -21,8 +21,9 @@ const patches = ['patches', 'patches-wireguard', 'patches-gvisor'].flatMap((seri
 
 /** A copy of what the script reads and changes. */
 function copy(t: { after(f: () => void): void }): string {
-  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'))
-  t.after(() => fs.rmSync(dir, { recursive: true }))
+  const root = fs.mkdtempSync(path.join(os.tmpdir(), 'tsnet-bump-'))
+  t.after(() => fs.rmSync(root, { recursive: true }))
+  const dir = path.join(root, 'src/tsnet')
   for (const name of ['bump', 'build.sh', 'patches', 'patches-wireguard', 'patches-gvisor'])
     fs.cpSync(path.join(here, name), path.join(dir, name), { recursive: true })
   fs.mkdirSync(path.join(dir, 'go'))
@@ -46,22 +47,42 @@ test('every patch has its reason and what would make it needless', () => {
     assert.match(fs.readFileSync(path.join(here, name), 'utf8'), /^No longer needed when .+/m, name)
 })
 
-test('all patches apply: version and checksum are pinned', (t) => {
+/** In place of compiling and of the tests: they say that they were called, and end with a code. */
+function steps(dir: string, build: string, tests: number): void {
+  const script = path.join(dir, 'build.sh')
+  const [first, ...rest] = fs.readFileSync(script, 'utf8').split('\n')
+  fs.writeFileSync(script, [first, build, ...rest].join('\n'))
+  const bin = path.join(dir, '../../node_modules/.bin')
+  fs.mkdirSync(bin, { recursive: true })
+  const node = `#!/bin/sh\necho "ran $*" | sed 's|/.*/test/|test/|'\nexit ${tests}\n`
+  fs.writeFileSync(path.join(bin, 'node'), node, { mode: 0o755 })
+}
+
+test('all patches apply: version and checksums are pinned, compiled and tested', (t) => {
   const dir = copy(t)
-  fs.writeFileSync(
-    path.join(dir, 'build.sh'),
-    fs
-      .readFileSync(path.join(dir, 'build.sh'), 'utf8')
-      .replace(/^(\w*sum)="h1.*$/gm, '$1="h1:old"'),
-  )
+  steps(dir, 'echo built; exit', 0)
+  const script = path.join(dir, 'build.sh')
+  const there = fs.readFileSync(script, 'utf8')
+  fs.writeFileSync(script, there.replace(/^(\w*sum)="h1.*$/gm, '$1="h1:old"'))
   const { code, out, err } = bump(dir, version)
   assert.equal(code, 0, err)
   for (const name of patches) assert.match(out, new RegExp(`^applies +${name}$`, 'm'))
   assert.equal(fs.readFileSync(path.join(dir, 'go/go.mod'), 'utf8'), goMod)
-  assert.equal(
-    fs.readFileSync(path.join(dir, 'build.sh'), 'utf8'),
-    fs.readFileSync(path.join(here, 'build.sh'), 'utf8'),
-  )
+  assert.equal(fs.readFileSync(script, 'utf8'), there)
+  const said = out.slice(out.indexOf('pinned  ')).split('\n')
+  assert.match(said[0]!, new RegExp(`^pinned +${version}$`))
+  assert.equal(said[1], 'built')
+  assert.match(said[2]!, /^compiled/)
+  assert.match(said[3]!, /^ran .*test\/run\.ts tsnet$/)
+  assert.match(said[4]!, /^tested/)
+})
+
+test('what is pinned and fails its tests is said to, with the way back', (t) => {
+  const dir = copy(t)
+  steps(dir, 'exit 0', 1)
+  const { code, err } = bump(dir, version)
+  assert.equal(code, 1)
+  assert.match(err, /is pinned, but tests fail \(back: git checkout/)
 })
 
 test('a patch that no longer applies, and one that upstream has, are named, and nothing is changed', (t) => {
@@ -125,11 +146,12 @@ test('a patch whose place has moved is said to', (t) => {
     file,
     text.replace(/^@@ -(\d+),(\d+) \+(\d+),/m, (_, a, b, c) => `@@ -${up(a)},${b} +${up(c)},`),
   )
-  const { out } = bump(dir, version)
+  const { out } = bump(dir, version, '--check')
   assert.match(out, /^applies, moved +patches\/0008.*: 10 lines/m)
 })
 
-test('a version that is none is refused', () => {
+test('a version that is none, and an option that there is not, are refused', () => {
+  assert.equal(bump(here, version, '--now').code, 2)
   assert.equal(bump(here, 'latest').code, 2)
   assert.match(bump(here).err, new RegExp(`now: ${version}`))
 })
