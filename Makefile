@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,11 @@ rebuild: app ## the image anew with the newest packages; says which have changed
 	@$(SUDO) image/build $(ARCH)
 	@[ ! -e out/packages-before-$(ARCH).txt ] || { $(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt >out/changes-$(ARCH).txt && \
 		cat out/changes-$(ARCH).txt && $(SUDO) $(NODE) tools/release.ts changes out/update-$(ARCH) out/changes-$(ARCH).txt; }
+
+# Its address, for Imager's list, is GATEHOUSE_DOWNLOAD_URL.
+channel: ## adds what was built to a folder that any web server serves as updates.url: make channel FOLDER=… [ARCH=…] [PERCENTAGE=10] [XZ=1]
+	@[ -n "$(FOLDER)" ] || { echo "make channel FOLDER=…: the folder that the web server serves" >&2; exit 2; }
+	@$(NODE) tools/channel.ts "$(FOLDER)" --percentage $(or $(PERCENTAGE),100) $(if $(XZ),--xz) out/update-$(ARCH)
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*

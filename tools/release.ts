@@ -9,13 +9,15 @@
  *     gatehouse-<arch>.SHA256SUMS, .sig of all these update-<arch>/ for a static web server or a
  *     USB stick: kernel image, root, hash tree, SHA256SUMS and .sig
  *
- * Usage: node tools/release.ts ARCH VERSION BUILD_SECONDS     prints the RESULT line last
- *        node tools/release.ts key prints the public key's file; makes the pair if there is
- *        none node tools/release.ts percentage FOLDER N offers the update in FOLDER to N % of
- *        all devices, signed anew; node tools/release.ts changes FOLDER FILE says in the update
- *        what it changes, a line each. Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder:
- *        only the update is written, there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL,
- *        where the files will lie (default: a file: URL).
+ * Usage, as node tools/release.ts …
+ *     ARCH VERSION BUILD_SECONDS   prints the RESULT line last
+ *     key                          prints the public key's file; makes the pair if there is none
+ *     percentage FOLDER N          offers the update in FOLDER to N % of all devices, signed anew
+ *     changes FOLDER FILE          says in the update what it changes, a line each, signed anew
+ *
+ * Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder: only the update is written,
+ * there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL, where the files will lie (default:
+ * a file: URL).
  */
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
@@ -24,6 +26,7 @@ import { basename, join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { pathToFileURL } from 'node:url'
 import { constants, createZstdCompress } from 'node:zlib'
+import { devices, imagerList } from './imager.ts'
 import { parts, spdx } from './sbom.ts'
 import { signature, signingKey } from './signing.ts'
 
@@ -91,29 +94,21 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
     base === undefined ? pathToFileURL(path).href : `${base.replace(/\/$/, '')}/${basename(path)}`
   await writeFile(
     file('imager.json'),
-    `${JSON.stringify(
+    imagerList([
       {
-        os_list: [
-          {
-            name: `Gatehouse ${version}`,
-            description: 'Node-RED, reachable from your tailnet and from nowhere else',
-            icon: url(join(root, 'docs/gatehouse.svg')),
-            url: url(zst),
-            extract_size: (await stat(image)).size,
-            extract_sha256: await sha256(image),
-            image_download_size: (await stat(zst)).size,
-            image_download_sha256: await sha256(zst),
-            release_date: new Date(created * 1000).toISOString().slice(0, 10),
-            // Imager then writes user-data and network-config to the FAT partition, which
-            // src/provision reads.
-            init_format: 'cloudinit',
-            devices: arch === 'arm64' ? ['pi4-64bit', 'pi3-64bit'] : [],
-          },
-        ],
+        name: `Gatehouse ${version}`,
+        description: 'Node-RED, reachable from your tailnet and from nowhere else',
+        icon: url(join(root, 'docs/gatehouse-icon.svg')),
+        url: url(zst),
+        extract_size: (await stat(image)).size,
+        extract_sha256: await sha256(image),
+        image_download_size: (await stat(zst)).size,
+        image_download_sha256: await sha256(zst),
+        release_date: new Date(created * 1000).toISOString().slice(0, 10),
+        init_format: 'cloudinit',
+        devices: devices[arch],
       },
-      undefined,
-      2,
-    )}\n`,
+    ]),
   )
   await signSums(file('SHA256SUMS'), [
     image,

@@ -17,6 +17,7 @@ import { pipeline } from 'node:stream/promises'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { compareVersions, largest, readBundle } from './bundle.ts'
 import type { Bundle } from './bundle.ts'
+import { checkLog, logName, readSeen, seenName, writeSeen } from './log.ts'
 import { readUpdateRecord, runningVersion } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 import type { Source } from './source.ts'
@@ -28,6 +29,7 @@ const megabytes = (bytes: number): string => `${Math.ceil(bytes / 1e6)} MB`
  * off. The list is believed by its signature, each file by its sum, and nothing by its name.
  *
  * @param force also what was given up before
+ * @param anyLog also from a channel whose log of releases has another past than was seen
  * @param takes whether this device takes it yet; asked before anything large is fetched
  * @param skipped told why there is nothing to be installed, for whom it is news
  * @returns the bundle, ready to be installed; undefined when nothing newer is offered, or it is not
@@ -40,10 +42,12 @@ export async function collect(
   paths: UpdatePaths,
   {
     force = false,
+    anyLog = false,
     takes = () => true,
     skipped = () => {},
   }: {
     force?: boolean
+    anyLog?: boolean
     takes?: (bundle: Bundle) => boolean
     skipped?: (why: 'old' | 'given up' | 'not taken', bundle: Bundle, running: string) => void
   } = {},
@@ -55,6 +59,7 @@ export async function collect(
   const sums = await source.small('SHA256SUMS')
   const signature = await source.small('SHA256SUMS.sig')
   const bundle = readBundle(sums, signature, await readFile(paths.key, 'utf8'))
+  await followLog(source, paths, bundle, anyLog)
   const running = await runningVersion(paths)
   const skip = (why: Parameters<typeof skipped>[0]): undefined => {
     skipped(why, bundle, running)
@@ -65,7 +70,7 @@ export async function collect(
   if (!takes(bundle)) return skip('not taken')
 
   await mkdir(paths.downloads, { recursive: true, mode: 0o700 })
-  const wanted = new Set(bundle.files.flatMap(({ name }) => [name, `${name}.part`]))
+  const wanted = new Set([seenName, ...bundle.files.flatMap(({ name }) => [name, `${name}.part`])])
   for (const name of await readdir(paths.downloads))
     if (!wanted.has(name)) await rm(join(paths.downloads, name), { recursive: true, force: true })
   for (const file of bundle.files) await copy(source, file, paths.downloads)
@@ -73,6 +78,42 @@ export async function collect(
   await writeFile(join(paths.downloads, 'SHA256SUMS.sig'), signature)
   return bundle
 }
+
+/** Nothing is taken from a channel whose log of releases does not vouch for it (src/update/log.ts). */
+async function followLog(
+  source: Source,
+  paths: UpdatePaths,
+  bundle: Bundle,
+  anyLog: boolean,
+): Promise<void> {
+  if (source.optional === undefined) return
+  const seen = await readSeen(paths, source.name)
+  const text = await source.optional(logName)
+  if (text === undefined) {
+    // A folder that never had one is taken as it is.
+    if (seen === undefined || anyLog) return
+    throw new GatehouseError(
+      'GH_UPDATE_LOG',
+      `${source.name} has no log of releases any more`,
+      'Nothing was changed. Whoever publishes the updates has to put the log back; `gatehouse update --force` does without',
+    )
+  }
+  const head = checkLog(
+    text,
+    await source.small(`${logName}.sig`),
+    await readFile(paths.key, 'utf8'),
+    { bundle, seen, force: anyLog },
+  )
+  await mkdir(paths.downloads, { recursive: true, mode: 0o700 })
+  if (head.chain !== seen?.chain) await writeSeen(paths, source.name, head)
+}
+
+const damaged = (name: string, source: Source): GatehouseError =>
+  new GatehouseError(
+    'GH_UPDATE_DAMAGED',
+    `${name} of ${source.name} is not what SHA256SUMS says: truncated or damaged`,
+    'Nothing was changed. Copy the file there again',
+  )
 
 /** Copies one file, or what is missing of it, and checks its sum. */
 async function copy(
@@ -152,11 +193,7 @@ async function copy(
       // What a power cut left may not be what had come: at once, and only once.
       if (from > 0) return await copy(source, { name, sha256 }, folder)
     }
-    throw new GatehouseError(
-      'GH_UPDATE_DAMAGED',
-      `${name} of ${source.name} is not what SHA256SUMS says: truncated or damaged`,
-      'Nothing was changed. Copy the file there again',
-    )
+    throw damaged(name, source)
   }
   // Under its name it is taken to be whole, also after a power cut.
   const file = await open(part)

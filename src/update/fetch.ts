@@ -95,7 +95,11 @@ export async function runFetch(paths: Paths): Promise<number> {
         `one's place is ${mine}, so it waits`
       return false
     }
-    const bundle = await collect(webSource(updates.url), where, { force: asks === 'force', takes })
+    const bundle = await collect(webSource(updates.url), where, {
+      force: asks === 'force',
+      anyLog: asks === 'force',
+      takes,
+    })
     const text =
       bundle === undefined
         ? (waiting ?? 'nothing newer is offered')

@@ -12,6 +12,7 @@ import { openForeign, readForeign } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
 import { arch, compareVersions, largest, readBundle } from './bundle.ts'
 import { whoAsks } from './fetch.ts'
+import { seenName } from './log.ts'
 import { readOutcome, writeOutcome } from './outcome.ts'
 import { smallest } from './source.ts'
 import { runningVersion, updatePaths, writeUpdateRecord } from './record.ts'
@@ -217,7 +218,8 @@ export async function runInstall(
   } finally {
     if (folder === undefined)
       for (const name of await readdir(from).catch(() => []))
-        if (!name.endsWith('.part')) await rm(join(from, name), { force: true }).catch(() => {})
+        if (!name.endsWith('.part') && name !== seenName)
+          await rm(join(from, name), { force: true }).catch(() => {})
   }
   // Last: the restart does not wait for anything here.
   await run('systemctl', ['--no-block', 'reboot'])

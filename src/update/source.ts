@@ -16,6 +16,11 @@ export interface Source {
    * be had, or is longer than {@link smallest} bytes
    */
   small: (name: string) => Promise<Buffer>
+  /**
+   * Likewise; undefined where there is no such file. Absent: this source has no log of releases
+   * (src/update/log.ts), as a stick has none.
+   */
+  optional?: (name: string) => Promise<Buffer | undefined>
   /** A file from byte `from` on. */
   open: (name: string, from: number) => Promise<Stream>
 }
@@ -73,6 +78,7 @@ export function webSource(url: string): Source {
         'GH_UPDATE_UNREACHABLE',
         `${base}/${name} answers ${response.status}`,
         cure,
+        { cause: response.status },
       )
     return {
       response,
@@ -81,18 +87,25 @@ export function webSource(url: string): Source {
       },
     }
   }
+  const small = async (name: string): Promise<Buffer> => {
+    const { response } = await get(name)
+    const content = Buffer.from(await response.arrayBuffer())
+    if (content.length > smallest)
+      throw new GatehouseError(
+        'GH_UPDATE_FORMAT',
+        `${base}/${name} is ${content.length} bytes long`,
+        cure,
+      )
+    return content
+  }
   return {
     name: base,
-    async small(name) {
-      const { response } = await get(name)
-      const content = Buffer.from(await response.arrayBuffer())
-      if (content.length > smallest)
-        throw new GatehouseError(
-          'GH_UPDATE_FORMAT',
-          `${base}/${name} is ${content.length} bytes long`,
-          cure,
-        )
-      return content
+    small,
+    async optional(name) {
+      return await small(name).catch((err: unknown) => {
+        if (err instanceof GatehouseError && err.cause === 404) return undefined
+        throw err
+      })
     },
     async open(name, from) {
       const { response, alive } = await get(name, from)
