@@ -6,6 +6,8 @@ import { xor256 } from './chacha20';
 import { KEY, SCRATCH, TAG } from './context';
 import { begin, finish, update } from './poly1305';
 
+export { copySum } from './sum';
+
 /** Bytes of the first message that go with the block of the one-time key. */
 const HEAD: usize = 192;
 

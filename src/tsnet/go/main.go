@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"gatehouse/tsnet/aead"
+	"gatehouse/tsnet/vnet"
 	"github.com/tailscale/wireguard-go/device"
 	"tailscale.com/client/local"
 	"tailscale.com/hostinfo"
@@ -115,6 +116,7 @@ func main() {
 	// Where it cannot be loaded, and with TSNET_SIMD=0, Go's own code stays.
 	if os.Getenv("TSNET_SIMD") != "0" && aead.Load() {
 		device.NewAEAD = aead.New
+		vnet.CopySum = aead.CopySum
 	}
 	// For the OAuth exchange, which takes the default client.
 	http.DefaultTransport.(*http.Transport).DialContext = hostDialer{}.DialContext

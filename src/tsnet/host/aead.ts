@@ -1,5 +1,5 @@
 /**
- * The cipher of WireGuard's packets with SIMD (../assembly), beside the Go module and on its
+ * The cipher of WireGuard's packets, and the checksum of TCP, with SIMD (../assembly), beside the Go module and on its
  * memory.
  */
 
@@ -21,6 +21,11 @@ export interface Aead {
   seal: Call
   /** Decrypts, and puts the tag that should be there into the context: the caller compares. */
   open: Call
+  /**
+   * Copies `length` bytes and gives the sum of their 16-bit words, little-endian, in ones'
+   * complement (RFC 1071).
+   */
+  copySum: (dst: number, src: number, length: number) => number
 }
 
 /**

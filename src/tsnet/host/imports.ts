@@ -361,6 +361,7 @@ export class Host {
         this.aead!.seal(ctx, dst, src, n, ad, adN),
       aead_open: (ctx: number, dst: number, src: number, n: number, ad: number, adN: number) =>
         this.aead!.open(ctx, dst, src, n, ad, adN),
+      copy_sum: (dst: number, src: number, n: number) => this.aead!.copySum(dst, src, n),
     }
     return {
       wasi_snapshot_preview1: { ...builtin, ...own },

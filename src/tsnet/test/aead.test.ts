@@ -183,13 +183,15 @@ test('a changed bit of text, tag, nonce or additional data is another tag', () =
 
 test("the Go module's use of it against Go's own code: 3,000 messages, a third of them with a changed bit, which are refused and wiped out", async (t) => {
   let simd: ReturnType<typeof loadAead>
-  const said = await goTest('./aead', 'AEAD', (memory) => ({
+  const said = await goTest('./aead', '.', (memory) => ({
     aead_load: (at, n) =>
       (simd = loadAead(new Uint8Array(memory().buffer).slice(at, at! + n!), memory())) ? 0 : -52,
     aead_seal: (...args) => simd!.seal(...(args as Parameters<typeof aead.seal>)),
     aead_open: (...args) => simd!.open(...(args as Parameters<typeof aead.open>)),
+    copy_sum: (...args) => simd!.copySum(...(args as Parameters<typeof aead.copySum>)),
   }))
   assert.match(said, /^--- PASS: TestAEADAgainstGo /m)
+  assert.match(said, /^--- PASS: TestCopySum /m)
   t.diagnostic(/[0-9]+ messages with a changed bit refused/.exec(said)![0])
 })
 

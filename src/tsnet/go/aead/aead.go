@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	_ "embed"
 	"errors"
+	"math/bits"
 	"slices"
 	"unsafe"
 
@@ -43,7 +44,20 @@ func hostAEADSeal(ctx, dst, src unsafe.Pointer, n int32, ad unsafe.Pointer, adN 
 //go:noescape
 func hostAEADOpen(ctx, dst, src unsafe.Pointer, n int32, ad unsafe.Pointer, adN int32)
 
-// Load makes the host load the SIMD module; New may be called then. False where it cannot.
+// hostCopySum is the module's copySum. It keeps none of the pointers.
+//
+//go:wasmimport tsnet_host copy_sum
+//go:noescape
+func hostCopySum(dst, src unsafe.Pointer, n int32) uint32
+
+// CopySum copies src to dst, which has room for it, and returns the sum of its big-endian words in ones' complement
+// (RFC 1071). They are the same place, or apart; src has 65,535 bytes at most.
+func CopySum(dst, src []byte) uint16 {
+	_ = dst[:len(src)]
+	return bits.ReverseBytes16(uint16(hostCopySum(pointer(dst), pointer(src), int32(len(src)))))
+}
+
+// Load makes the host load the SIMD module; New and CopySum may be called then. False where it cannot.
 func Load() bool {
 	return hostAEADLoad(unsafe.Pointer(unsafe.SliceData(aeadModule)), int32(len(aeadModule))) == 0
 }

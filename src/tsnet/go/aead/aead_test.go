@@ -83,3 +83,38 @@ func TestAEADAgainstGo(t *testing.T) {
 	}
 	t.Logf("%d messages with a changed bit refused", refused)
 }
+
+// CopySum against a sum word by word, at any address.
+func TestCopySum(t *testing.T) {
+	if !Load() {
+		t.Fatal("the SIMD module cannot be loaded")
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for i := range 2000 {
+		n := r.IntN(3000)
+		if i%100 == 0 {
+			n = 65535 - r.IntN(3)
+		}
+		buf := make([]byte, n+32)
+		src := buf[r.IntN(16):][:n]
+		var want uint32
+		for k := range src {
+			src[k] = byte(r.Uint32())
+			if i%3 == 0 {
+				src[k] = 0xff
+			}
+			want += uint32(src[k]) << (8 * uint(1-k%2))
+			want = want>>16 + want&0xffff
+		}
+		dst := make([]byte, n+3)
+		if got := CopySum(dst[:n+1], src); uint32(got) != want && !(got == 0 && want == 0xffff) {
+			t.Fatalf("%d: %d bytes: %x, want %x", i, n, got, want)
+		}
+		if !bytes.Equal(dst[:n], src) || !bytes.Equal(dst[n:], make([]byte, 3)) {
+			t.Fatalf("%d: %d bytes are not copied as they are", i, n)
+		}
+		if in := bytes.Clone(src); CopySum(src, src) != CopySum(dst, in) || !bytes.Equal(in, src) {
+			t.Fatalf("%d: in place", i)
+		}
+	}
+}
