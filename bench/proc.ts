@@ -16,9 +16,10 @@ export function resetPeak(pid: number): void {
   writeFileSync(`/proc/${pid}/clear_refs`, '5')
 }
 
-/** Seconds of CPU, of all threads, user and system. */
-export function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+/** Seconds of CPU, user and system, of all threads; or of the main one, which runs JavaScript. */
+export function cpuSeconds(pid: number, threads: 'all' | 'main' = 'all'): number {
+  const of = threads === 'all' ? `${pid}` : `${pid}/task/${pid}`
+  const fields = readFileSync(`/proc/${of}/stat`, 'utf8')
     .replace(/^.*\) /, '')
     .split(' ')
   return (Number(fields[11]) + Number(fields[12])) / ticks
