@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package rebuild-image
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -27,14 +27,21 @@ image: export GATEHOUSE_NODES = $(NODES)
 image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios; NODES='…': nodes to build in)
 	@$(SUDO) image/build $(ARCH)
 
-# Of the same commit, with a version of today, so that devices take it.
-rebuild: export SOURCE_DATE_EPOCH := $(shell date +%s)
-rebuild: export GATEHOUSE_FRESH = 1
-rebuild: app ## the image anew with the newest packages; says which have changed and which advisories that closes (ARCH=…)
+# With a version of today, so that devices take it. What moved (package.json, the lock files, go.mod) is to be committed.
+rebuild: setup ## the image anew with the newest of Debian, Node.js, npm and Go; says what changed and which advisories that closes (ARCH=…; FORWARD=no: Debian alone)
+	@[ "$(FORWARD)" = no ] || $(NODE) tools/forward.ts
+	@[ "$(FORWARD)" = no ] || $(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory rebuild-image
+
+rebuild-image: export SOURCE_DATE_EPOCH := $(shell date +%s)
+rebuild-image: export GATEHOUSE_FRESH = 1
+rebuild-image: app
 	@[ ! -e out/gatehouse-$(ARCH).packages.txt ] || cp out/gatehouse-$(ARCH).packages.txt out/packages-before-$(ARCH).txt
 	@$(SUDO) image/build $(ARCH)
-	@[ ! -e out/packages-before-$(ARCH).txt ] || { $(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt >out/changes-$(ARCH).txt && \
-		cat out/changes-$(ARCH).txt && $(SUDO) $(NODE) tools/release.ts changes out/update-$(ARCH) out/changes-$(ARCH).txt; }
+	@[ ! -e out/packages-before-$(ARCH).txt ] || { \
+		$(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt >out/changes-$(ARCH).txt; \
+		[ "$(FORWARD)" = no ] || [ ! -e out/forward.txt ] || sed -n '/^Advisories:/,$$p' out/forward.txt >>out/changes-$(ARCH).txt; \
+		cat out/changes-$(ARCH).txt; $(SUDO) $(NODE) tools/release.ts changes out/update-$(ARCH) out/changes-$(ARCH).txt; }
 
 # Its address, for Imager's list, is GATEHOUSE_DOWNLOAD_URL.
 channel: ## adds what was built to a folder that any web server serves as updates.url: make channel FOLDER=… [ARCH=…] [PERCENTAGE=10] [XZ=1]
