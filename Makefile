@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package rebuild-image
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package rebuild-image reproduce
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -47,6 +47,10 @@ rebuild-image: app
 channel: ## adds what was built to a folder that any web server serves as updates.url: make channel FOLDER=… [ARCH=…] [PERCENTAGE=10] [XZ=1]
 	@[ -n "$(FOLDER)" ] || { echo "make channel FOLDER=…: the folder that the web server serves" >&2; exit 2; }
 	@$(NODE) tools/channel.ts "$(FOLDER)" --percentage $(or $(PERCENTAGE),100) $(if $(XZ),--xz) out/update-$(ARCH)
+
+# In a folder of its own, a clone of the commit, without what this one has cached but downloads.
+reproduce: app ## builds the image twice, here and in a clone in another folder, and compares: ARCH=…; lists what differs in out/reproduce-$(ARCH).txt
+	@$(SUDO) tools/reproduce $(ARCH)
 
 image-amd64 image-arm64: image-%: app
 	@$(SUDO) image/build $*
@@ -119,6 +123,7 @@ app: wasm gpio ## the program as the image ships it: out/app
 	@$(NODE) tools/bundle.ts out/app
 	@cp src/tsnet/build/tsnet.wasm out/app/tsnet.wasm
 	@$(NODE) src/tsnet/third-party.ts out/app/THIRD_PARTY.txt
+	@$(NODE) tools/third-party.ts out/app
 
 docs-tsnet: setup ## the reference of the bindings, from their doc comments: src/tsnet/build/reference
 	@mkdir -p out/cache/typedoc && cp src/tsnet/reference/package*.json out/cache/typedoc/

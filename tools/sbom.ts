@@ -1,6 +1,6 @@
 /**
  * What is in an image, as SPDX 2.3 (ISO/IEC 5962): Debian's packages from mkosi's manifest, npm's
- * from the lock files, Go's from the module itself. Everything comes from what the build has left,
+ * from the lock files, Go's from the module itself, each with its licence as far as it is said. Everything comes from what the build has left,
  * nothing is looked up: two builds of one commit give the same bytes.
  */
 import { createHash } from 'node:crypto'
@@ -15,6 +15,10 @@ export interface Part {
   purl: string
   /** Algorithm and digest in hexadecimal, where the source names one. */
   checksum?: { algorithm: 'SHA256' | 'SHA512'; value: string }
+  /** SPDX expression, where its maker declares one or its text is a known one. */
+  licence?: string
+  /** What is known of its licences otherwise, in words. */
+  licenceNote?: string
 }
 
 interface Manifest {
@@ -23,7 +27,14 @@ interface Manifest {
 interface Lock {
   packages: Record<
     string,
-    { version?: string; dev?: boolean; optional?: boolean; link?: boolean; integrity?: string }
+    {
+      version?: string
+      dev?: boolean
+      optional?: boolean
+      link?: boolean
+      integrity?: string
+      license?: string
+    }
   >
 }
 
@@ -35,11 +46,20 @@ export async function parts(root: string, arch: 'amd64' | 'arm64'): Promise<Part
   const json = async <T>(path: string): Promise<T> =>
     JSON.parse(await readFile(join(root, path), 'utf8')) as T
   const manifest = await json<Manifest>(`out/mkosi/gatehouse-${arch}.manifest`)
-  const debian = manifest.packages.map(({ name, version, architecture }): Part => ({
-    name,
-    version,
-    purl: `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
-  }))
+  // The tree that the image is made from, as apt left it: mkosi keeps it from build to build.
+  const tree = `out/cache/mkosi-cache/debian~trixie~${arch === 'amd64' ? 'x86-64' : arch}.cache`
+  const debian = await Promise.all(
+    manifest.packages.map(async ({ name, version, architecture }): Promise<Part> => ({
+      name,
+      version,
+      purl: `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
+      ...debianLicences(
+        await readFile(join(root, tree, 'usr/share/doc', name, 'copyright'), 'utf8').catch(
+          () => '',
+        ),
+      ),
+    })),
+  )
   const program = npm(
     await json<Lock>('package-lock.json'),
     (path, entry) =>
@@ -54,11 +74,61 @@ export async function parts(root: string, arch: 'amd64' | 'arm64'): Promise<Part
     ...debian,
     ...program,
     ...nodeRed,
-    ...goModules(await readFile(join(root, 'out/app/tsnet.wasm'))),
+    ...goModules(
+      await readFile(join(root, 'out/app/tsnet.wasm')),
+      await readFile(join(root, 'out/app/THIRD_PARTY.txt'), 'utf8'),
+    ),
   ]
   return [...new Map(all.map((part) => [part.purl, part])).values()].toSorted((a, b) =>
     a.purl < b.purl ? -1 : 1,
   )
+}
+
+/**
+ * What a Debian copyright file says (machine-readable format 1.0). Its short names are Debian's, not
+ * SPDX's, and are said in words.
+ */
+export function debianLicences(copyright: string): Pick<Part, 'licenceNote'> {
+  const names = new Set(
+    [...copyright.matchAll(/^License:[ \t]*(\S.*)$/gm)].map(([, name]) => name!.trim()),
+  )
+  if (names.size > 0)
+    return { licenceNote: `Debian's copyright file names: ${[...names].toSorted().join(', ')}` }
+  return copyright === '' ? {} : { licenceNote: "in words, in Debian's copyright file" }
+}
+
+/** Licences by a phrase of their texts, spaces made plain. */
+const phrases: [string, RegExp][] = [
+  ['Apache-2.0', /Apache License,? Version 2\.0/],
+  ['MPL-2.0', /Mozilla Public License Version 2\.0/i],
+  [
+    'BSD-3-Clause',
+    /Redistribution and use in source and binary forms.*(?:[Nn]either the name|names of (?:its )?contributors may)/,
+  ],
+  ['ISC', /Permission to use, copy, modify, and\/?(?:or)? distribute this software/],
+  ['MIT', /Permission is hereby granted, free of charge/],
+]
+
+/** The SPDX expression of a text with one licence or several; undefined where none is known here. */
+export function licenceOf(text: string): string | undefined {
+  const plain = text.replaceAll(/\s+/g, ' ')
+  const found = phrases.filter(([, phrase]) => phrase.test(plain)).map(([name]) => name)
+  if (found.length === 0 && /Redistribution and use in source and binary forms/.test(plain))
+    return 'BSD-2-Clause'
+  return found.length === 0 ? undefined : found.join(' AND ')
+}
+
+/** Licences by the names that THIRD_PARTY.txt (src/tsnet/third-party.ts) has above each text. */
+export function namedLicences(thirdParty: string): Map<string, string> {
+  const rule = '='.repeat(80)
+  const found = new Map<string, string>()
+  const [, ...pieces] = thirdParty.split(`${rule}\n`)
+  for (let i = 0; i + 1 < pieces.length; i += 2) {
+    const licence = licenceOf(pieces[i + 1]!)
+    if (licence !== undefined)
+      for (const who of pieces[i]!.trim().split('\n')) found.set(who, licence)
+  }
+  return found
 }
 
 function npm(
@@ -76,6 +146,7 @@ function npm(
         name,
         version: entry.version,
         purl: `pkg:npm/${name.replace('@', '%40')}@${entry.version}`,
+        ...npmLicence(entry.license),
         ...(sha512 === undefined
           ? {}
           : {
@@ -89,17 +160,31 @@ function npm(
   })
 }
 
+/** What a package.json says: an SPDX expression, or words (`SEE LICENSE IN …`). */
+function npmLicence(said: string | undefined): Pick<Part, 'licence' | 'licenceNote'> {
+  if (said === undefined) return {}
+  return /^\(?[A-Za-z0-9.+-]+(?: (?:AND|OR|WITH) \(?[A-Za-z0-9.+-]+\)?)*\)?$/.test(said)
+    ? { licence: said }
+    : { licenceNote: `its package.json says: ${said}` }
+}
+
 /**
  * The build information that Go's linker leaves in a binary (runtime/debug.BuildInfo); `go version
  * -m` does not read WebAssembly.
  */
-function goModules(wasm: Buffer): Part[] {
+function goModules(wasm: Buffer, thirdParty: string): Part[] {
+  const licences = namedLicences(thirdParty)
+  const licence = (who: string): Pick<Part, 'licence'> => {
+    const known = licences.get(who)
+    return known === undefined ? {} : { licence: known }
+  }
   const text = wasm.toString('latin1')
   const found = [...text.matchAll(/(?:^|\n)dep\t([^\t\n]+)\t(v[^\t\n]+)/g)].map(
     ([, name, version]): Part => ({
       name: name!,
       version: version!,
       purl: `pkg:golang/${name}@${version}`,
+      ...licence(`${name} ${version}`),
     }),
   )
   const go = /\bgo1\.\d+(?:\.\d+)?\b/.exec(text)?.[0]
@@ -107,7 +192,15 @@ function goModules(wasm: Buffer): Part[] {
     throw new Error(
       'sbom: tsnet.wasm carries no build information: build it with src/tsnet/build.sh',
     )
-  return [...found, { name: 'go', version: go.slice(2), purl: `pkg:golang/stdlib@${go.slice(2)}` }]
+  return [
+    ...found,
+    {
+      name: 'go',
+      version: go.slice(2),
+      purl: `pkg:golang/stdlib@${go.slice(2)}`,
+      licence: 'BSD-3-Clause',
+    },
+  ]
 }
 
 /** The SPDX document as JSON text. @param created seconds since 1970, the document's date */
@@ -141,6 +234,8 @@ export function spdx(name: string, version: string, all: readonly Part[], create
           versionInfo: part.version,
           downloadLocation: 'NOASSERTION',
           filesAnalyzed: false,
+          licenseDeclared: part.licence ?? 'NOASSERTION',
+          ...(part.licenceNote === undefined ? {} : { licenseComments: part.licenceNote }),
           ...(part.checksum === undefined
             ? {}
             : {

@@ -78,6 +78,9 @@ export function UpdatesPage(): JSX.Element {
           An update goes beside the system that runs. It is tried with a restart, and the device
           goes back by itself to the version before when the new one does not serve.
         </p>
+        <p>
+          <a href="/console/third-party.txt">Licences of what this is made of</a>
+        </p>
       </Card>
       {before !== undefined && (
         <Card title="The version before">

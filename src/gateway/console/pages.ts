@@ -38,6 +38,8 @@ const types: Record<string, string> = {
   '.html': 'text/html; charset=utf-8',
   '.js': 'text/javascript; charset=utf-8',
   '.css': 'text/css; charset=utf-8',
+  // Licences of what the program is made of (tools/third-party.ts).
+  '.txt': 'text/plain; charset=utf-8',
   // The laptop's command line, as an npm package (tools/cli.ts).
   '.tgz': 'application/gzip',
 }
