@@ -160,7 +160,9 @@ export class Appliance {
       60,
       async () =>
         (await call(this.env['GATEHOUSE_ADMIN_SOCKET']!, 'GET', '/healthz')).status === 200,
-    )
+    ).catch((err: unknown) => {
+      throw new Error(`the gateway said: ${this.log.slice(-4_000)}`, { cause: err })
+    })
   }
 
   async stopGateway(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
@@ -226,9 +228,13 @@ export class Appliance {
 
   async stopNodeRed(): Promise<void> {
     const child = this.#nodeRed!
+    if (child.exitCode !== null || child.signalCode !== null) return
     const gone = once(child, 'exit')
     child.kill()
+    // A node that does not let go holds it up.
+    const late = setTimeout(() => child.kill('SIGKILL'), 20_000)
     await gone
+    clearTimeout(late)
   }
 
   /** Runs a command of the program beside the gateway, with its paths. */

@@ -31,7 +31,9 @@ const fetched: Record<string, { version?: string; missing?: string }> = existsSy
   ? JSON.parse(readFileSync(list, 'utf8'))
   : {}
 for (const name of asked) {
-  if (fetched[name]?.version !== undefined) continue
+  const version = candidates.find((candidate) => candidate.name === name)?.version
+  const had = fetched[name]?.version
+  if (had !== undefined && (version ?? had) === had) continue
   const into = mkdtempSync(path.join(tmpdir(), 'gh-nodes-'))
   writeFileSync(path.join(into, 'package.json'), '{"private":true}')
   // As Node-RED asks npm (@node-red/registry), for both processors' optional parts.
@@ -51,8 +53,10 @@ for (const name of asked) {
         '--omit=dev',
         '--prefer-offline',
         '--loglevel=error',
+        // What is not there is said within seconds.
+        '--fetch-retries=1',
         '--',
-        name,
+        version === undefined ? name : `${name}@${version}`,
       ],
       { cwd: into, encoding: 'utf8' },
     )

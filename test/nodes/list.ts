@@ -6,6 +6,8 @@
 /** A package of the list, and what it needs before it can be used. */
 export interface Candidate {
   name: string
+  /** The version that is asked for. Default: the newest. */
+  version?: string
   /** Settings in [node_red] that it needs, as a person would write them; the installed list apart. */
   settings?: string
   /**
@@ -15,11 +17,13 @@ export interface Candidate {
   needs?: string
   /** Installed and loaded by `make test` too: one of each kind. */
   quick?: true
+  /** What a flow does with it in the lab (test/lab/nodes.test.ts). */
+  used?: string
 }
 
 /** In the order in which they are tried. */
 export const candidates: readonly Candidate[] = [
-  { name: 'node-red-node-random', quick: true },
+  { name: 'node-red-node-random' },
   { name: 'node-red-node-serialport', settings: 'devices = ["serial"]', quick: true },
   { name: 'node-red-node-sqlite', settings: 'allow = ["prebuilt"]', quick: true },
   { name: 'node-red-node-pi-gpio', settings: 'devices = ["gpio"]', quick: true },
@@ -39,16 +43,33 @@ export const candidates: readonly Candidate[] = [
   },
   {
     name: 'node-red-contrib-modbus',
-    settings: 'allow = ["192.168.1.10:502", "dl.cloudsmith.io:443"]',
+    // Of the newer ones a part is at dl.cloudsmith.io and in no registry.
+    version: '5.23.3',
+    settings: 'allow = ["192.168.1.10:502"]',
+    needs: 'from 5.45 on, `"dl.cloudsmith.io:443"` too',
+    quick: true,
+    used: 'reads the registers of a device',
   },
   { name: 'node-red-contrib-influxdb', settings: 'allow = ["192.168.1.10:8086"]' },
   {
     name: 'node-red-contrib-telegrambot',
     needs: 'a cloud',
-    settings: 'allow = ["api.telegram.org:443"]',
+    settings: 'allow = ["telegram"]',
+    quick: true,
+    used: 'a bot says and hears',
   },
-  { name: 'node-red-contrib-home-assistant-websocket', settings: 'allow = ["192.168.1.10:8123"]' },
-  { name: 'node-red-contrib-aedes', needs: 'a port that the local network reaches' },
+  {
+    name: 'node-red-contrib-home-assistant-websocket',
+    settings: 'allow = ["home-assistant"]',
+    quick: true,
+    used: 'the state of an entity reaches a flow',
+  },
+  {
+    name: 'node-red-contrib-aedes',
+    settings: 'listen = ["1883/tcp from lan"]',
+    quick: true,
+    used: 'a device of the local network publishes, a flow hears it',
+  },
   { name: 'node-red-contrib-cron-plus' },
   { name: 'node-red-contrib-zigbee2mqtt', settings: 'allow = ["192.168.1.10:1883"]' },
   { name: 'node-red-contrib-shelly', settings: 'allow = ["192.168.1.0/24:80"]' },
@@ -56,7 +77,7 @@ export const candidates: readonly Candidate[] = [
   { name: 'node-red-contrib-ui-led' },
   { name: 'node-red-contrib-mongodb4', settings: 'allow = ["192.168.1.10:27017"]' },
   { name: 'node-red-dashboard' },
-  { name: '@flowfuse/node-red-dashboard' },
+  { name: '@flowfuse/node-red-dashboard', quick: true, used: 'a page is served' },
   // By downloads; -homekit-bridged, -knx-ultimate, -sonos-plus, -tuya-smart-device, -postgresql and
   // -i2c, which people name too, are not in the registry.
   { name: 'node-red-node-tail' },

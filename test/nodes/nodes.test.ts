@@ -52,7 +52,7 @@ after(async () => {
 
 test('what becomes of each node that is asked for', { timeout: 6 * 3_600_000 }, async (t) => {
   const tried: Record<string, Tried> = JSON.parse(await readFile(results, 'utf8').catch(() => '{}'))
-  for (const [i, { name: module }] of chosen.entries()) {
+  for (const [i, { name: module, version }] of chosen.entries()) {
     if (i > 0 && i % batch === 0) {
       await machine.run(
         'systemctl stop node-red; cd /var/lib/node-red && rm -rf node_modules package.json ' +
@@ -61,7 +61,7 @@ test('what becomes of each node that is asked for', { timeout: 6 * 3_600_000 }, 
       )
       await editor(owner, name, 400)
     }
-    const outcome = await install(owner, name, module)
+    const outcome = await install(owner, name, module, version)
     const { stdout: memory } = await machine.run(
       'cat /sys/fs/cgroup/system.slice/node-red.service/memory.peak; systemctl show -P NRestarts node-red',
     )

@@ -24,7 +24,7 @@ function write(): void {
   const tried = { amd64: file('amd64'), arm64: file('arm64'), lab: file('lab') }
   const booted = candidates.filter(({ name }) => tried.arm64[name] ?? tried.amd64[name]).length
   const counts = { flashed: 0, settings: 0, not: 0, untried: 0 }
-  const rows = candidates.map(({ name, settings, needs }) => {
+  const rows = candidates.map(({ name, settings, needs, used }) => {
     const got = tried.arm64[name] ?? tried.amd64[name] ?? tried.lab[name]
     let where = 'lab'
     if (tried.arm64[name] !== undefined) where = 'image, arm64'
@@ -43,7 +43,7 @@ function write(): void {
       verdict = got.said.length === 0 ? 'yes' : `in part: ${got.said.join('; ').slice(0, 200)}`
     }
     const more = [settings === undefined ? '' : `\`${settings}\``, needs ?? ''].filter(Boolean)
-    return `| ${name} | ${got?.version ?? ''} | ${verdict} | ${more.join(', ')} | ${got === undefined ? '' : where} |`
+    return `| ${name} | ${got?.version ?? ''} | ${verdict} | ${more.join(', ')} | ${got === undefined ? '' : where}${used === undefined ? '' : `; used in the lab: ${used}`} |`
   })
   writeFileSync(
     path.join(root, 'docs/nodes.md'),
@@ -53,7 +53,7 @@ function write(): void {
       'What became of each when it was asked for through the editor. `make test-nodes` writes this page:',
       "on the booted image (`image`), or with the image's Node-RED and npm and the gateway, without its",
       `sandbox (\`lab\`). ${booted} have been tried on the image. "Yes" is: installs, and Node-RED loads its nodes;`,
-      'what they do with a cloud or a device is not tried here.',
+      'what they do is tried where the last column says so, against devices that speak their protocols.',
       '',
       `${counts.flashed} install and load with \`allow = ["palette"]\` alone, ${counts.settings} with the settings`,
       `named, ${counts.not} do not, ${counts.untried} have not been tried.`,

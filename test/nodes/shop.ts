@@ -62,11 +62,16 @@ export interface Outcome {
  *
  * @throws Error when it is not Node-RED that answers
  */
-export async function install(owner: LabClient, name: string, module: string): Promise<Outcome> {
+export async function install(
+  owner: LabClient,
+  name: string,
+  module: string,
+  version?: string,
+): Promise<Outcome> {
   const answer = await owner.fetch(`https://${name}/nodes`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ module }),
+    body: JSON.stringify({ module, version }),
     timeout: 1_500_000,
   })
   const seconds = Math.round(answer.ms / 1000)
@@ -76,13 +81,13 @@ export async function install(owner: LabClient, name: string, module: string): P
     const { message } = JSON.parse(text) as { message: string }
     return { seconds, types: [], said: [message] }
   }
-  const { nodes, version } = JSON.parse(text) as {
+  const { nodes, version: installed } = JSON.parse(text) as {
     version: string
     nodes: { types: string[]; enabled: boolean; err?: string | { message?: string } }[]
   }
   return {
     seconds,
-    version,
+    version: installed,
     types: nodes.flatMap(({ types, enabled, err }) => (enabled && err === undefined ? types : [])),
     said: nodes.flatMap(({ err }) =>
       err === undefined

@@ -9,7 +9,7 @@ import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { deployShell, shell } from '../scenarios/shell.ts'
-import { bootAppliance, editor, joined, settings } from './appliance.ts'
+import { bootAppliance, editor, eventually, joined, settings } from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 // A machine of its own: minutes that make test does not have.
@@ -71,8 +71,8 @@ before(async () => {
       `"lan:1883", "hub.${lab.ready.suffix}:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n` +
       '[node_red.env]\nTOKEN = "s3cret-of-flows"\n',
   })
-  name = (await joined(lab)).name
-  await editor(owner, name)
+  name = (await joined(lab, 'gatehouse', 540)).name
+  await editor(owner, name, 400)
   await deployShell(owner, name)
 })
 
@@ -145,28 +145,36 @@ test(
 
 test('learning: names with their ports, and nothing opens', { skip }, async () => {
   await run('systemctl start gatehouse-learn')
-  await sleep(8_000)
-  assert.equal(
-    await asFlow(
-      `return [await reach('api.cloud.example', 443), await reach('${stranger}', 8082), ` +
-        `await reach('broker.lab.test', 8081)]`,
-    ),
-    JSON.stringify(['silence', 'silence', 'hello']),
+  // An emulated machine takes its time until it learns.
+  await eventually('it learns', 60, async () =>
+    (await machine.run('test -s /run/gatehouse-firewall/learn.json')).code === 0 ? true : undefined,
   )
-  await sleep(4_000)
-  const { refused, learning } = JSON.parse(
-    await run('cat /run/gatehouse-firewall/refused.json'),
-  ) as { learning: string; refused: Array<Record<string, unknown>> }
-  assert.ok(learning !== undefined)
-  const state = await run(
-    'cat /run/gatehouse-firewall/asked.json; nft list table inet gatehouse | grep -A8 "set refused-4\\|chain node-red-names"; ip route',
-  )
-  const found = refused.map(({ name: of, address, port }) => `${of} ${address} ${port}`)
-  assert.ok(found.includes('api.cloud.example undefined 443'), `${found.join('; ')}\n${state}`)
-  assert.ok(
-    found.some((one) => one.endsWith(`${stranger} 8082`)),
-    found.join('; '),
-  )
+  const said: string[] = []
+  await eventually('what a flow wanted is written down', 90, async () => {
+    said.push(
+      await asFlow(
+        `return [await reach('api.cloud.example', 443), await reach('${stranger}', 8082), ` +
+          `await reach('broker.lab.test', 8081)]`,
+      ),
+    )
+    await sleep(3_000)
+    const { refused, learning } = JSON.parse(
+      await run('cat /run/gatehouse-firewall/refused.json'),
+    ) as { learning: string; refused: Array<Record<string, unknown>> }
+    const found = refused.map(({ name: of, address, port }) => `${of} ${address} ${port}`)
+    if (
+      learning !== undefined &&
+      found.includes('api.cloud.example undefined 443') &&
+      found.some((one) => one.endsWith(`${stranger} 8082`))
+    )
+      return true
+    const state = await run(
+      'cat /run/gatehouse-firewall/asked.json; nft list set inet gatehouse refused-4; ' +
+        'nft list chain inet gatehouse node-red-names; ip route',
+    )
+    throw new Error(`${said.join(' ')}\n${found.join('; ')}\n${state}`)
+  })
+  assert.equal(said.at(-1), JSON.stringify(['silence', 'silence', 'hello']))
   await run('systemctl stop gatehouse-learn')
   assert.equal(await asFlow(`return await look('api.cloud.example')`), '"ENOTFOUND"')
   assert.ok(!(await lab.queries()).some((query) => query.name.includes('api.cloud')))
