@@ -126,6 +126,9 @@ export async function collectRefused(paths: Pick<Paths, 'firewall'>): Promise<Re
       return otherwise
     }
   }
+  // Names first: a flow asks for one before it tries the port, and a name that is newer than what
+  // was dropped would be shown without one.
+  const asked = await read<Record<string, Asked>>(askedFile, {})
   const { nftables } = JSON.parse(
     await nft('', ['-j', 'list', 'sets', 'table', 'inet', 'gatehouse']),
   ) as { nftables: NftSet[] }
@@ -136,7 +139,7 @@ export async function collectRefused(paths: Pick<Paths, 'firewall'>): Promise<Re
     ...(until > now ? { learning: new Date(until).toISOString() } : {}),
     refused: refusals(
       nftables,
-      await read<Record<string, Asked>>(askedFile, {}),
+      asked,
       await readTold(paths.firewall),
       await read<NamedEntry[]>(namesFile, []),
       now,
