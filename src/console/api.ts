@@ -25,6 +25,8 @@ export type {
 export interface Me {
   who: string
   rights: string[]
+  /** Nobody has been asked yet what a new device needs to know. */
+  fresh?: boolean
 }
 
 /** One key of a table of `GET /api/v1/schema`. */

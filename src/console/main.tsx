@@ -12,6 +12,7 @@ import { NodeRedPage } from './pages/node-red.tsx'
 import { OverviewPage } from './pages/overview.tsx'
 import { SettingsPage } from './pages/settings.tsx'
 import { UpdatesPage } from './pages/updates.tsx'
+import { WelcomePage } from './pages/welcome.tsx'
 import { Trial } from './trial.tsx'
 
 /** Pages by their place in the address, behind `#/`. All but the first need the right manage. */
@@ -49,7 +50,10 @@ function Console(): JSX.Element {
     // A change may be on trial from before the page was loaded.
     if (manages) get<ShownSettings>('settings').then(setSettings, () => {})
   }, [manages])
-  const [, title, Page] = pages.find(([name]) => name === place) ?? pages[0]!
+  // The first page of a new device, for whoever may change its settings.
+  const fresh = me.value?.fresh === true && place === ''
+  const [, ownTitle, Page] = pages.find(([name]) => name === place) ?? pages[0]!
+  const title = fresh ? 'Welcome' : ownTitle
   useEffect(() => {
     document.title = `${title} · Gatehouse`
   }, [title])
@@ -97,7 +101,8 @@ function Console(): JSX.Element {
             <code>gatehouse.internal/cap/app</code> in the tailnet's policy grants it.
           </p>
         )}
-        {me.value !== undefined && <Page key={place} />}
+        {me.value !== undefined && !fresh && <Page key={place} />}
+        {fresh && <WelcomePage onDone={() => void me.again()} />}
       </main>
     </>
   )

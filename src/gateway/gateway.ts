@@ -2,6 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import type { Server } from 'node:http'
 import { Counter } from 'prom-client'
 import { randomBytes } from 'node:crypto'
+import { isIP } from 'node:net'
 import { defaults } from '../config/config.ts'
 import type { Config } from '../config/config.ts'
 import { peersOf } from '../config/peers.ts'
@@ -26,6 +27,7 @@ import {
 import type { NameSources } from './certificates/names.ts'
 import { createAdminServer, createCertsServer } from './operate/control.ts'
 import { Audit } from './console/audit.ts'
+import { Welcome } from './console/welcome.ts'
 import { Delivery } from './cache/deliver.ts'
 import { OriginPorts } from './listen/origin-ports.ts'
 import { controlWords } from './shared/control-words.ts'
@@ -209,7 +211,10 @@ export class Gateway {
       dial: async (host, port) => {
         const tailnet = this.#node?.running === true ? this.#node.tailnet : undefined
         if (tailnet === undefined) throw new Error('the device is not in the tailnet now')
-        return await tailnet.dial(host, port, { signal: AbortSignal.timeout(30_000) })
+        const waits = { signal: AbortSignal.timeout(30_000) }
+        const address = isIP(host) === 0 ? (await tailnet.resolve(host, waits))[0] : host
+        if (address === undefined) throw new Error(`${host} has no address in the tailnet`)
+        return await tailnet.dial(address, port, waits)
       },
     })
     this.#arrivals = new Arrivals(this.problems)
@@ -385,6 +390,7 @@ export class Gateway {
         self: async () => await this.guard.self(),
         renewKey: async () => await this.#node?.renew(),
         backups: this.backups,
+        welcome: new Welcome(this.#options.state),
       },
       limits: this.limits,
       delivery: this.delivery,

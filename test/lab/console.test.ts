@@ -140,6 +140,29 @@ const text = async (): Promise<string> => (await page.locator('main').textConten
 const button = (name: string) => page.getByRole('button', { name, exact: true })
 
 test(
+  'first minutes: three questions, skipped or answered, become one change of settings',
+  { timeout: 240_000 },
+  async () => {
+    await open('', 'Welcome')
+    await page.getByText('1 of 3: Name and time').waitFor()
+    await accessible('welcome-1')
+    await page.getByLabel('Time zone').selectOption('Europe/Vienna')
+    await button('Next').click()
+    await page.getByLabel('Nodes may be installed').waitFor()
+    await accessible('welcome-2')
+    await button('Next').click()
+    await page.getByLabel('Public key').waitFor()
+    await accessible('welcome-3')
+    await button('Skip').click()
+    await page.getByRole('heading', { level: 1, name: 'Settings' }).waitFor()
+    await page.getByRole('row', { name: /node_red\.timezone.*Europe\/Vienna/ }).waitFor()
+    await page.getByRole('row', { name: /node_red\.allow.*palette/ }).waitFor()
+    assert.doesNotMatch(await readFile(card, 'utf8'), /Vienna/)
+    await page.getByRole('textbox', { name: 'gatehouse.toml' }).fill(await readFile(card, 'utf8'))
+  },
+)
+
+test(
   'Overview: the one sentence, addresses, certificate and peers',
   { timeout: 240_000 },
   async () => {

@@ -21,6 +21,7 @@ import type { Audit } from './audit.ts'
 import { answers, done, empty, failure, long, object, text } from './schemas.ts'
 import type { Schema } from './schemas.ts'
 import { supportBundle } from './support.ts'
+import type { Welcome } from './welcome.ts'
 import { version } from '../../base/version.ts'
 
 /** Who asks, as the gateway knows it. */
@@ -50,6 +51,7 @@ export interface ApiOptions {
   /** Asks for a new node key: where to log in, or undefined when it is renewed already. */
   renewKey: () => Promise<string | undefined>
   backups: Pick<Backups, 'show' | 'run'>
+  welcome: Welcome
   /** Who asks on a request: set before it is handed over. */
   asker: (request: IncomingMessage) => Asker
 }
@@ -245,10 +247,11 @@ function readRoutes(v1: FastifyInstance, options: ApiOptions, who: Who): void {
     tells('Memory, disk, temperature and the like, now and of the last day', answers.figures),
     async () => options.figures(),
   )
-  v1.get('/me', tells('Who asks, and what they may do', answers.me), async (request) => ({
-    who: who(request),
-    rights: [...options.asker(request.raw).access.rights],
-  }))
+  v1.get('/me', tells('Who asks, and what they may do', answers.me), async (request) => {
+    const { rights } = options.asker(request.raw).access
+    const fresh = rights.has('manage') && (await options.welcome.fresh())
+    return { who: who(request), rights: [...rights], ...(fresh ? { fresh } : {}) }
+  })
   v1.get('/healthz', tells('The gateway answers', answers.healthz), async () => ({ ok: true }))
   v1.get(
     '/readyz',
@@ -342,6 +345,15 @@ function settingsRoutes(v1: FastifyInstance, ask: Ask, who: Who, audit: Audit): 
 }
 
 function deviceRoutes(v1: FastifyInstance, ask: Ask, who: Who, options: ApiOptions): void {
+  v1.post(
+    '/welcome/done',
+    takes('The first questions were answered or skipped: nobody is asked again', empty, done),
+    async (request) => {
+      await options.audit.note(who(request), 'welcome.done')
+      await options.welcome.done()
+      return { done: true }
+    },
+  )
   const verbs: Array<[path: string, what: string, summary: string, answer: Schema]> = [
     ['/node-red/restart', 'node-red.restart', 'Starts Node-RED anew', done],
     ['/device/restart', 'device.restart', 'Starts the device anew', done],

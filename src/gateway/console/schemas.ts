@@ -164,7 +164,7 @@ export const answers = {
     ),
     history: list(object({ at: time, ...sample })),
   }),
-  me: object({ who: text(), rights: texts }),
+  me: object({ who: text(), rights: texts }, { fresh: yesNo }),
   healthz: object({ ok: yesNo }),
   readyz: object({ ok: yesNo }, { problem: object(problem) }),
   schema: object({

@@ -277,10 +277,22 @@ test('answers are as their schema says, and nothing of them is lost', async () =
   assert.deepEqual(Object.keys(wrong.issues[0]).toSorted(), ['code', 'cure', 'line', 'message'])
   assert.equal((await call('POST', '/alerts/test', {})).body.results[0].said, '200')
   assert.deepEqual((await call('POST', '/node-red/restart', {})).body, { done: true })
-  for (const path of ['/update/check', '/learn', '/device/restart', '/device/power-off'])
+  assert.equal((await call('GET', '/me')).body.fresh, true)
+  assert.deepEqual((await call('GET', '/backup')).body, { nightly: false, busy: false })
+  assert.deepEqual((await call('POST', '/update/look', {})).body, {})
+  assert.equal((await call('POST', '/update/back', {})).body.error.code, 'GH_UPDATE_BACK')
+  assert.equal((await call('POST', '/backup/now', {})).body.error.code, 'GH_BACKUP_NONE')
+  for (const path of [
+    '/welcome/done',
+    '/update/check',
+    '/learn',
+    '/device/restart',
+    '/device/power-off',
+  ])
     assert.equal((await call('POST', path, {})).status, 200, path)
   assert.match((await call('GET', '/journal?lines=5')).text, /^\{"at":".*","unit":"node-red"/)
   assert.match((await call('GET', '/metrics')).text, /^# HELP /)
+  assert.equal((await call('GET', '/me')).body.fresh, undefined)
   const bundle = (await call('GET', '/support')).body
   assert.equal(bundle.settings.text, file)
   // What no schema describes is refused.
