@@ -10,7 +10,8 @@ import { describe } from '../../../../src/config/describe.ts'
 import { capability } from '../../../../src/gateway/access/access.ts'
 import { Bench, name } from '../../support/bench.ts'
 import { ask } from '../../support/h2.ts'
-import { alice } from '../../support/tailnet.ts'
+import { alice, tagged } from '../../support/tailnet.ts'
+import type { WhoIs } from '@gatehouse/tsnet'
 
 const own = 10_000
 const file = '[access]\nview = ["bob@example.com"]\n'
@@ -227,14 +228,32 @@ test('each call that there is describes itself, and needs the right that it says
     assert.ok(says.responses['4XX'] !== undefined && says.responses['5XX'] !== undefined, what)
     if (method === 'POST' && path !== '/restore') assert.ok(says.requestBody !== undefined, what)
   }
-  for (const may of [['status'], ['view', 'edit', 'use'], []] as const) {
-    bench.tailnet.peer = { ...alice, capMap: { [capability]: [{ may }] } }
+  const grant = (may: readonly string[]) => ({ [capability]: [{ may }] })
+  const peers: Array<[who: string, peer: WhoIs | Error, may: readonly string[]]> = [
+    ['viewer', { ...alice, capMap: grant(['status']) }, ['status']],
+    ['editor', { ...alice, capMap: grant(['view', 'edit', 'use']) }, []],
+    ['one who may nothing', { ...alice, capMap: grant([]) }, []],
+    ['stranger', { ...alice, capMap: {}, user: { ...alice.user!, id: 99 } }, []],
+    ['tagged node', { ...tagged, capMap: {} }, []],
+    ['tagged node with a grant', { ...tagged, capMap: grant(['status']) }, ['status']],
+    ['one that the tailnet does not know', new Error('peer not found'), []],
+  ]
+  for (const [who, peer, may] of peers) {
+    bench.tailnet.peer = peer
     for (const { method, path, described: says } of all) {
       const body = method === 'POST' ? (bodies[path] ?? {}) : undefined
       const { status, text } = await call(method, `${path}${queries[path] ?? ''}`, body)
-      const open = may.includes('status' as never) && says['x-gatehouse-right'] === 'status'
-      assert.equal(status, open ? 200 : 403, `${may.join()} ${method} ${path}: ${text}`)
+      const open = may.includes('status') && says['x-gatehouse-right'] === 'status'
+      assert.equal(status, open ? 200 : 403, `${who} ${method} ${path}: ${text}`)
     }
+  }
+  // The owner's browser, on a page of somebody else's.
+  bench.tailnet.peer = alice
+  const foreign = { 'sec-fetch-site': 'cross-site', origin: 'https://evil.example' }
+  for (const { method, path } of all) {
+    const body = method === 'POST' ? (bodies[path] ?? {}) : undefined
+    const { status } = await call(method, `${path}${queries[path] ?? ''}`, body, foreign)
+    assert.equal(status, 403, `another origin: ${method} ${path}`)
   }
   assert.deepEqual(asked, [])
 })
