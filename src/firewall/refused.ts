@@ -47,13 +47,19 @@ interface NftSet {
     timeout?: number
     elem?: Array<{
       elem: {
-        val: { concat: [string, string | number, number] }
+        val: { concat: [address: string, protocol: string | number, port: number] }
         timeout?: number
         expires?: number
         counter?: { packets: number }
       }
     }>
   }
+}
+
+/** nft has the names from /etc/protocols, which the image is without: there it gives IANA's numbers. */
+const protocols: Record<string | number, 'tcp' | 'udp' | undefined> = {
+  ...{ tcp: 'tcp', udp: 'udp' },
+  ...{ 6: 'tcp', 17: 'udp' },
 }
 
 /**
@@ -78,8 +84,9 @@ export function refusals(
   const dropped = objects.flatMap(({ set }): Refused[] => {
     if (set === undefined || !/^refused-[46]$/.test(set.name)) return []
     return (set.elem ?? []).flatMap(({ elem }): Refused[] => {
-      const [address, protocol, port] = elem.val.concat
-      if (protocol !== 'tcp' && protocol !== 'udp') return []
+      const [address, named, port] = elem.val.concat
+      const protocol = protocols[named]
+      if (protocol === undefined) return []
       const timeout = elem.timeout ?? set.timeout ?? 0
       const name = names.get(address)
       const standIn = address.startsWith('240.')

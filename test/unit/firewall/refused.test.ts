@@ -13,13 +13,13 @@ const now = Date.parse('2026-11-26T12:00:00Z')
 test('what was dropped, with the names that lead there and when it was last', () => {
   const element = (
     address: string,
-    protocol: string,
+    protocol: string | number,
     port: number,
     ago: number,
     packets: number,
   ) => ({
     elem: {
-      val: { concat: [address, protocol, port] as [string, string, number] },
+      val: { concat: [address, protocol, port] as [string, string | number, number] },
       expires: 3600 - ago,
       counter: { packets },
     },
@@ -37,7 +37,9 @@ test('what was dropped, with the names that lead there and when it was last', ()
             element('203.0.113.5', 'tcp', 8883, 60, 3),
             element('240.0.0.2', 'tcp', 443, 10, 7),
             element('240.0.0.3', 'udp', 123, 10, 7),
-            element('192.168.1.9', 'udp', 5683, 30, 1),
+            // Without /etc/protocols, as in the image, nft says the number.
+            element('192.168.1.9', 17, 5683, 30, 1),
+            element('192.168.1.9', 132, 5683, 30, 1),
           ],
         },
       },
