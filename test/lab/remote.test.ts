@@ -133,6 +133,20 @@ test(
   },
 )
 
+test('what there is nothing to do for says so: renewal, nightly backup, update', async () => {
+  for (const [args, code, said] of [
+    [['renew'], 1, /the device's key does not end/],
+    [['backup-now'], 1, /nobody is named whom backups are for[^]*\[backup\]/],
+    [['update', 'look'], 0, /^Nothing newer\.\n$/],
+    [['update', 'back', '--yes'], 1, /no version before that could be started/],
+    [['update', 'sideways'], 64, /look or back/],
+  ] as Array<[args: string[], code: number, said: RegExp]>) {
+    const { code: got, stdout, stderr } = await gatehouse(args)
+    assert.equal(got, code, `${args.join(' ')}: ${stdout}${stderr}`)
+    assert.match(code === 0 ? stdout : stderr, said, args.join(' '))
+  }
+})
+
 test('mistakes are named, with what to do', async () => {
   const cases: Array<[args: string[], code: number, said: RegExp]> = [
     [['set', 'node_red.timezone', 'Europe/Nowhere'], 1, /! line \d+: [^]*Nowhere[^]*→/],
