@@ -34,7 +34,7 @@ export interface Aead {
  */
 export function loadAead(bytes: Uint8Array, memory: WebAssembly.Memory): Aead | undefined {
   try {
-    // Five kilobytes: compiled at once, in well under the time of a turn.
+    // Seven kilobytes: compiled at once, in well under the time of a turn.
     return new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
       .exports as unknown as Aead
   } catch {
