@@ -29,6 +29,9 @@ async function configure(of: WasmNode): Promise<void> {
   for (const address of of.addresses) await ip('address', 'replace', address, 'dev', TUN)
   await ip('route', 'replace', '100.64.0.0/10', 'dev', TUN)
   await ip('route', 'replace', 'fd7a:115c:a1e0::/48', 'dev', TUN)
+  // What sockets still send when the device is down or gone does not go by another way.
+  for (const network of ['100.64.0.0/10', 'fd7a:115c:a1e0::/48'])
+    await ip('route', 'replace', 'unreachable', network, 'metric', '4096')
 }
 
 /** Servers on the kernel's ports: 7 echoes, 80 is http and says who asks, UDP 7 echoes. */
