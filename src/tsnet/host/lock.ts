@@ -8,7 +8,6 @@ import fs from 'node:fs'
 
 const LOCK_EX = 2
 const LOCK_NB = 4
-const EWOULDBLOCK = process.platform === 'darwin' ? 35 : 11
 /** A Server that has died may still be giving the directory up. */
 const PATIENCE_MS = 2000
 
@@ -16,7 +15,8 @@ const PATIENCE_MS = 2000
 export function lockDirectory(dir: string): () => void {
   const ffi = process.platform === 'win32' ? undefined : process.getBuiltinModule?.('node:ffi')
   if (!ffi) return () => {}
-  const errnoName = process.platform === 'darwin' ? '__error' : '__errno_location'
+  const [errnoName, EWOULDBLOCK] =
+    process.platform === 'darwin' ? ['__error', 35] : ['__errno_location', 11]
   let functions
   try {
     ;({ functions } = ffi.dlopen(null, {

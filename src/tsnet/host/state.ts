@@ -1,5 +1,29 @@
 import fs from 'node:fs'
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+/** How long another program may have the file open on Windows, in ms, and how often to look. */
+const OPEN_ELSEWHERE_MS = 5000
+const AGAIN_MS = 50
+
+/**
+ * Puts a file in another's place. On Windows that fails for as long as somebody has the other open,
+ * which virus scanners and indexers do for a moment with what has just been written.
+ */
+async function rename(from: string, to: string): Promise<void> {
+  const until = Date.now() + OPEN_ELSEWHERE_MS
+  for (;;) {
+    try {
+      await fs.promises.rename(from, to)
+      return
+    } catch (err) {
+      const { code = '' } = err as NodeJS.ErrnoException
+      const elsewhere = process.platform === 'win32' && /^(EPERM|EACCES|EBUSY)$/.test(code)
+      if (!elsewhere || Date.now() > until) throw err
+    }
+    await sleep(AGAIN_MS)
+  }
+}
 
 /**
  * The node's identity, in one file. When a write has resolved it is on the disk: file and directory
@@ -56,7 +80,7 @@ export class StateFile {
     } finally {
       await to.close()
     }
-    await fs.promises.rename(temporary, this.file)
+    await rename(temporary, this.file)
     // Windows opens no directory, and has none to sync: NTFS keeps a journal of its names.
     if (process.platform === 'win32') return
     const dir = await fs.promises.open(path.dirname(this.file), 'r')
