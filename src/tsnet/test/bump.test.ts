@@ -58,6 +58,21 @@ function steps(dir: string, build: string, tests: number): void {
   fs.writeFileSync(path.join(bin, 'node'), node, { mode: 0o755 })
 }
 
+test('every test of upstream’s tsnet is in the table of UPSTREAM.md, and no other', () => {
+  const tests = path.join(here, 'build/tailscale.com/tsnet')
+  const there = fs
+    .readdirSync(tests)
+    .filter((name) => name.endsWith('_test.go'))
+    .flatMap(
+      (name) => fs.readFileSync(path.join(tests, name), 'utf8').match(/^func Test\w+/gm) ?? [],
+    )
+    .map((line) => line.replace('func ', ''))
+  assert.ok(there.length > 30, String(there.length))
+  const rows = fs.readFileSync(path.join(here, 'UPSTREAM.md'), 'utf8').match(/^\| Test.*/gm)!
+  const named = rows.flatMap((row) => row.split('|')[1]!.match(/\bTest\w+/g)!)
+  assert.deepEqual(named.sort(), there.sort())
+})
+
 test('all patches apply: version and checksums are pinned, compiled and tested', (t) => {
   const dir = copy(t)
   steps(dir, 'echo built; exit', 0)
