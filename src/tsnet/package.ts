@@ -127,14 +127,17 @@ writeFileSync(
     2,
   )}\n`,
 )
-// Links to files lead where they are: to the repository, or to the declarations that lie beside.
+// Links to files lead where they are: to the repository, or to what lies beside. What does neither
+// stays as its text.
 const readme = readFileSync(path.join(here, 'README.md'), 'utf8').replace(
-  /\]\((?!https?:|#)([^)]+)\)/g,
-  (_all, target: string) => {
+  /\[([^\]]*)\]\((?!https?:|#)([^)]+)\)/g,
+  (_all, text: string, target: string) => {
     const inRepository = path.posix.normalize(`src/tsnet/${target}`)
     const isImage = target.endsWith('.svg')
-    if (repository) return `](${repository}/${isImage ? 'raw' : 'blob'}/main/${inRepository})`
-    return `](${isImage ? path.basename(target) : target.replace(/\.ts$/, '.d.ts')})`
+    if (repository)
+      return `[${text}](${repository}/${isImage ? 'raw' : 'blob'}/main/${inRepository})`
+    if (isImage) return `[${text}](${path.basename(target)})`
+    return target.startsWith('../') ? text : `[${text}](${target.replace(/\.ts$/, '.d.ts')})`
   },
 )
 writeFileSync(path.join(out, 'README.md'), readme)

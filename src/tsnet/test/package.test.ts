@@ -146,8 +146,18 @@ test('the links of its README lead somewhere', async () => {
   const readme = await readFile(path.join(installed, 'README.md'), 'utf8')
   const targets = [...readme.matchAll(/\]\(([^)]+)\)/g)].map((m) => m[1]!)
   assert.ok(targets.length > 0)
-  for (const target of targets)
-    assert.ok(target.startsWith('https://') || existsSync(path.join(installed, target)), target)
+  const headings = [...readme.matchAll(/^#+ (.+)$/gm)].map(
+    ([, text]) =>
+      `#${text!
+        .toLowerCase()
+        .replace(/[^\w -]/g, '')
+        .replaceAll(' ', '-')}`,
+  )
+  for (const target of targets) {
+    if (target.startsWith('#')) assert.ok(headings.includes(target), target)
+    else if (!target.startsWith('https://'))
+      assert.ok(existsSync(path.join(installed, target)), target)
+  }
 })
 
 test('the reference made of the doc comments is in it, where it has been made', async (t) => {
