@@ -57,7 +57,7 @@ async function secure(
   return socket
 }
 
-/** Server names are names: an IP address is none (RFC 6066 section 3). */
+/** Whether TLS may be told it: a name, not an IP address (RFC 6066 section 3). */
 const serverName = (host: string): boolean => !/^[0-9.]+$|:/.test(host)
 
 const hostOf = (t: Target): string => (t.host || t.hostname || 'localhost').replace(/^\[|\]$/g, '')
@@ -221,8 +221,8 @@ export async function loadUndici(): Promise<Undici> {
   if (typeof undici.Agent?.prototype.dispatch !== 'function')
     throw new TsnetError(
       'TSNET_OPTIONS',
-      'fetch over the tailnet needs the npm package undici, which this runtime replaces by one of ' +
-        'its own: use httpAgent and httpsAgent',
+      'fetch over the tailnet needs the npm package undici, which this runtime replaces by one ' +
+        'of its own: use httpAgent and httpsAgent',
     )
   return undici
 }

@@ -111,7 +111,7 @@ export function workerEnv(env: NodeJS.ProcessEnv): Record<string, string> {
 export function network(options: ServerOptions, env: NodeJS.ProcessEnv): Network {
   const asked = options.network || env.TSNET_NETWORK || 'auto'
   if (asked !== 'auto' && asked !== 'ffi' && asked !== 'node')
-    throw new TsnetError('TSNET_OPTIONS', `network "${asked}" is none of auto, ffi, node`)
+    throw new TsnetError('TSNET_OPTIONS', `network "${asked}" is not valid: use auto, ffi or node`)
   // The worker thread has flags of its own: --no-experimental-ffi of this process is for all of it.
   if (asked === 'node' || isBuiltin('node:ffi')) return asked
   if (asked === 'ffi')

@@ -122,7 +122,7 @@ export class PacketSocket extends EventEmitter<Events> {
         'TSNET_OPTIONS',
         `a datagram of ${bytes.length} bytes: ${MAX_DATAGRAM} at most`,
       )
-    if (!isIP(address)) return new TsnetError('TSNET_OPTIONS', `"${address}" is no IP address`)
+    if (!isIP(address)) return new TsnetError('TSNET_OPTIONS', `"${address}" is not an IP address`)
     if (isIPv6(address) && bytes.length > MAX_IPV6)
       return Object.assign(
         new Error(`send EMSGSIZE: ${bytes.length} bytes; ${MAX_IPV6} at most over IPv6`),

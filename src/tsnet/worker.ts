@@ -19,8 +19,17 @@ import { Wasi } from './host/wasi.ts'
 import type { TsnetErrorCode } from './errors.ts'
 import type { ToUser, ToWorker, WorkerData } from './protocol.ts'
 
+/** How it ended, by the numbers of sysexits(3). */
+const EX_USAGE = 64
+/** A trap, out of memory, or a fault of the host's. */
+const EX_SOFTWARE = 70
+/** It could not be started. */
+const EX_OSERR = 71
+const EX_CANTCREAT = 73
+
 const data = workerData as WorkerData
 const port = parentPort!
+
 /** The last message: the other thread ends this one when it comes. */
 function exit(code: number, reason: string, error?: TsnetErrorCode): void {
   unlock()
@@ -38,7 +47,8 @@ function stateFile(): StateFile | undefined {
     if (!data.ownStore) unlock = lockDirectory(dir)
     return file
   } catch (err) {
-    exit(73, `the state directory is not usable: ${(err as Error).message}`, 'TSNET_STATE') // EX_CANTCREAT
+    const reason = `the state directory is not usable: ${(err as Error).message}`
+    exit(EX_CANTCREAT, reason, 'TSNET_STATE')
   }
   return undefined
 }
@@ -74,7 +84,7 @@ async function run(state: StateFile): Promise<void> {
   try {
     await host.choose(data.network, receive)
   } catch (err) {
-    exit(64, (err as Error).message, 'TSNET_OPTIONS') // EX_USAGE
+    exit(EX_USAGE, (err as Error).message, 'TSNET_OPTIONS')
     return
   }
   const instance = await instantiate(await moduleBytes(data.wasm), host.imports(wasi))
@@ -92,7 +102,7 @@ async function run(state: StateFile): Promise<void> {
       code = err.code
       if (code !== 0) reason = host.lastWords()
     } else {
-      code = 70 // EX_SOFTWARE of sysexits.h: a trap, out of memory or a fault of the host's
+      code = EX_SOFTWARE
       reason = String((err as Error).stack ?? err)
     }
   }
@@ -105,5 +115,5 @@ async function run(state: StateFile): Promise<void> {
 }
 
 const state = stateFile()
-if (state) await run(state).catch((err) => exit(71, String((err as Error).message ?? err))) // EX_OSERR: it could not be started
+if (state) await run(state).catch((err) => exit(EX_OSERR, String((err as Error).message ?? err)))
 port.close()

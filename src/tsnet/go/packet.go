@@ -38,7 +38,7 @@ func (n *node) listenPacket(ctx context.Context, id uint64, host string, port ui
 	if host != "" {
 		ip, err := netip.ParseAddr(host)
 		if err != nil {
-			return nil, &rpcError{"TSNET_OPTIONS", fmt.Sprintf("%q is no IP address", host)}
+			return nil, &rpcError{"TSNET_OPTIONS", fmt.Sprintf("%q is not an IP address", host)}
 		}
 		ips = []netip.Addr{ip}
 	} else {

@@ -163,8 +163,8 @@ export class DgramSocket implements UDPSocket {
   }
 
   /**
-   * Undefined where the socket is bound already. Bun binds later: resolves when it has, rejects with
-   * what bind gives.
+   * Undefined where the socket is bound already. Bun binds later: resolves when it has, rejects
+   * with what bind gives.
    */
   bound(): Promise<void> | undefined {
     if (!process.versions.bun) return undefined
@@ -351,7 +351,8 @@ export class TCPFile implements HostFile {
     if (this.gone) return -errno.EPIPE
     if (this.state === 'connecting' || this.socket.writableNeedDrain) return -errno.EAGAIN
     if (!this.socket.writable) return -errno.EPIPE
-    const data = Buffer.concat(from) // a copy: the module's memory changes before the kernel has it all
+    // A copy: the module's memory changes before the kernel has all of it.
+    const data = Buffer.concat(from)
     this.socket.write(data)
     this.touch()
     return data.length

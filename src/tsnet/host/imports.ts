@@ -106,7 +106,8 @@ export class Host {
       this.network = 'ffi'
     } else if (network === 'ffi') {
       throw new Error(
-        'network "ffi" needs Linux on x86-64 or arm64 and a Node.js whose node:ffi may be used; "auto" takes what there is',
+        'network "ffi" needs Linux on x86-64 or arm64 and a Node.js whose node:ffi may be used; ' +
+          '"auto" takes what there is',
       )
     }
   }

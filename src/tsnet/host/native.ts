@@ -132,7 +132,8 @@ export class Native {
     const { lib, functions } = ffi.dlopen(null, signatures)
     this.lib = lib
     this.c = functions as unknown as Functions
-    this.errnoAt = this.c.__errno_location() as unknown as bigint // one for each thread, at the same place all its life
+    // One for each thread, at the same place all its life.
+    this.errnoAt = this.c.__errno_location() as unknown as bigint
     this.scratch = new Block(ffi, SCRATCH)
     const { view, address } = this.scratch
     view.setBigUint64(MSGHDR, address + BigInt(NAME), true)

@@ -28,8 +28,8 @@ async function rename(from: string, to: string): Promise<void> {
 /**
  * The node's identity, in one file. When a write has resolved it is on the disk: file and directory
  * are synced, and the old file is whole until the new one is (Tailscale users have lost nodes to
- * files emptied by a power cut). Writes go by the threads that Node.js has for files: an SD card may
- * take seconds to sync, and the packets of the tailnet pass through this thread.
+ * files emptied by a power cut). Writes go by the threads that Node.js has for files: an SD card
+ * may take seconds to sync, and the packets of the tailnet pass through this thread.
  */
 export class StateFile {
   private readonly file: string

@@ -62,7 +62,8 @@ export class StreamFile implements HostFile {
       const b = part.slice(0, Math.max(0, this.credit - n)) as Uint8Array<ArrayBuffer>
       if (b.length === 0) continue
       n += b.length
-      this.post({ t: 'data', s: this.id, b }, b.length > SMALL ? b.buffer : undefined) // and it is no longer this thread's
+      // What is transferred is no longer this thread's.
+      this.post({ t: 'data', s: this.id, b }, b.length > SMALL ? b.buffer : undefined)
     }
     this.credit -= n
     return n

@@ -190,11 +190,11 @@ const MAX_MISSES = 6
 const maySpin = os.availableParallelism() > 1
 
 /**
- * Sleeps in poll(2) on the UDP sockets, a tun device and on what the event loop itself sleeps on. While nothing
- * but packets comes, neither the event loop nor the suspension of the module has part in it. The
- * event loop gets a turn when it has something to do, and one more before every sleep after it had
- * something to do: what callbacks asked for is registered with the kernel at the start of its next
- * turn.
+ * Sleeps in poll(2) on the UDP sockets, a tun device and on what the event loop itself sleeps on.
+ * While nothing but packets comes, neither the event loop nor the suspension of the module has part
+ * in it. The event loop gets a turn when it has something to do, and one more before every sleep
+ * after it had something to do: what callbacks asked for is registered with the kernel at the start
+ * of its next turn.
  */
 export class NativeSleeper implements Sleeper {
   private readonly native: Native

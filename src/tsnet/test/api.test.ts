@@ -161,7 +161,7 @@ test('UDP: bad input is one clear error, and a closed port is free again', async
   assert.equal(errors[0], 'TSNET_LISTEN')
   for (const [i, words] of [
     /^TSNET_OPTIONS port 0/,
-    /^TSNET_OPTIONS "peer" is no IP/,
+    /^TSNET_OPTIONS "peer" is not an IP/,
     /^EMSGSIZE/,
     /^TSNET_OPTIONS a datagram of 65528 bytes/,
     /^TSNET_CLOSED/,

@@ -118,7 +118,7 @@ test('the environment chooses too, and what is no way is TSNET_OPTIONS', async (
   const error = await wrong.fails((k, o) => new k.Server(o), wrong.options)
   assert.deepEqual(error, {
     code: 'TSNET_OPTIONS',
-    message: 'network "carrier-pigeon" is none of auto, ffi, node',
+    message: 'network "carrier-pigeon" is not valid: use auto, ffi or node',
   })
   await wrong.end()
 })
