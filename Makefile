@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance image app cli wasm gpio lab setup clean help package rebuild-image reproduce
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance soak image app cli wasm gpio lab setup clean help package rebuild-image reproduce
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -59,6 +59,9 @@ image-amd64 image-arm64: image-%: app
 update-amd64 update-arm64: update-%: app
 	@$(SUDO) env GATEHOUSE_IMAGE_VERSION=9.1 GATEHOUSE_UPDATE_ONLY=out/next-$* image/build $*
 
+# Which image those tests boot that run on one: GATEHOUSE_ARCH=arm64 for what is flashed (test/vm/appliance.ts).
+TRIED := $(or $(GATEHOUSE_ARCH),amd64)
+
 # Those of the variables that are set, for a command that sudo may start without the environment.
 given = $(foreach v,$(1),$(if $($(v)),$(v)=$($(v))))
 
@@ -76,13 +79,13 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(SUDO) $(NODE) test/run.ts --add out/tally.json tsnet lab vm scenarios
 
 test-long: lab wasm image-amd64 image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
-	@$(SUDO) env GATEHOUSE_LONG=1 $(NODE) test/run.ts tsnet vm scenarios
+	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH) $(NODE) test/run.ts --record docs/test-long.md tsnet vm scenarios
 
-test-update: lab image-amd64 update-amd64 ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS) $(NODE) test/run.ts update
+test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_ARCH) $(NODE) test/run.ts update
 
-test-faults: lab image-amd64 ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS) $(NODE) test/run.ts faults
+test-faults: lab image-$(TRIED) ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts faults
 
 test-nodes: lab image-amd64 ## the 40 nodes that people install most, on the booted image; writes docs/nodes.md; an hour and more; GATEHOUSE_TRY=name,… for some
 	@$(NODE) test/nodes/fetch.ts quick all
@@ -118,6 +121,9 @@ bench-lines: lab wasm ## the bindings beside native tsnet on lines of 20 and 66 
 
 bench-appliance: lab image-$(RUN_ARCH) ## the booted image: time to serve beside the bare system, bytes written idle, memory; some 8 minutes
 	@$(SUDO) $(NODE) bench/appliance.ts $(RUN_ARCH) $(BENCH_FLAGS)
+
+soak: lab wasm ## hours of mixed use in the lab, natively: memory and files drawn, docs/soak.md and docs/soak.svg (HOURS=6)
+	@$(SUDO) $(NODE) bench/soak.ts --hours $(or $(HOURS),6)
 
 app: wasm gpio ## the program as the image ships it: out/app
 	@$(NODE) tools/bundle.ts out/app

@@ -3,15 +3,18 @@
  * `update`, `nodes`), in that order, and ends with one line `N passed, N failed` (`, N skipped` where any
  * were). Exit code 1 when a test failed or none ran.
  *
- * Usage: node test/run.ts [--save FILE | --add FILE] unit lab
+ * Usage: node test/run.ts [--save FILE | --add FILE] [--record FILE] unit lab
  * --save keeps the counts in a file, --add begins with those kept there: `make test` runs the quick
- * tests before it builds the images.
+ * tests before it builds the images. --record writes what came of it as a page of the docs (record.ts).
  */
+import { execFileSync } from 'node:child_process'
 import { globSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
 import { parseArgs } from 'node:util'
+import { record } from './record.ts'
+import type { Folder } from './record.ts'
 
 const root = path.resolve(import.meta.dirname, '..')
 const folders: Record<string, string> = {
@@ -26,7 +29,7 @@ const folders: Record<string, string> = {
 }
 
 const { values, positionals: asked } = parseArgs({
-  options: { save: { type: 'string' }, add: { type: 'string' } },
+  options: { save: { type: 'string' }, add: { type: 'string' }, record: { type: 'string' } },
   allowPositionals: true,
 })
 const unknown = asked.filter((name) => !(name in folders))
@@ -49,7 +52,10 @@ function atOnce(folder: string): number {
 
 const count = { passed: 0, failed: 0, skipped: 0 }
 if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')))
+const ran: Folder[] = []
+const failures: string[] = []
 for (const name of asked) {
+  const before = { ...count }
   const files = globSync(folders[name]!, { cwd: root })
     .sort()
     .map((f) => path.join(root, f))
@@ -75,6 +81,7 @@ for (const name of asked) {
   events.on('test:fail', (t) => {
     if (t.details.type === 'suite') return
     count.failed++
+    failures.push(`${path.relative(root, t.file ?? name)}: ${t.name}`)
     // The reporter gives the details at its end; in a long run one wants to know now.
     console.log(
       `${path.relative(root, t.file ?? name)}: ${t.name}: ` +
@@ -84,10 +91,32 @@ for (const name of asked) {
   const shown = events.compose(new spec())
   for await (const chunk of shown) process.stdout.write(chunk)
   const longest = [...took].toSorted(([, a], [, b]) => b - a).slice(0, 5)
+  ran.push({
+    name,
+    files: files.length,
+    passed: count.passed - before.passed,
+    failed: count.failed - before.failed,
+    skipped: count.skipped - before.skipped,
+    seconds: (performance.now() - begun) / 1000,
+  })
   console.log(
     `${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s; longest: ` +
       `${longest.map(([file, s]) => `${path.basename(file, '.test.ts')} ${s.toFixed(0)}`).join(', ')}\n`,
   )
+}
+if (values.record !== undefined) {
+  const git = (...args: string[]): string =>
+    execFileSync('git', ['-c', `safe.directory=${root}`, ...args], {
+      cwd: root,
+      encoding: 'utf8',
+    }).trim()
+  const about = {
+    date: new Date().toISOString().slice(0, 16).replace('T', ' '),
+    commit: git('rev-parse', '--short=12', 'HEAD'),
+    changed: git('status', '--porcelain', '--untracked-files=no') !== '',
+    command: 'make test-long',
+  }
+  writeFileSync(values.record, record(about, ran, failures))
 }
 if (values.save) writeFileSync(values.save, JSON.stringify(count))
 console.log(

@@ -9,7 +9,7 @@ import assert from 'node:assert/strict'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { Lab, type LabClient } from '../lab/lab.ts'
-import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts'
+import { bootAppliance, editor, eventually, joined, settings, tried } from '../vm/appliance.ts'
 import type { Machine } from '../vm/machine.ts'
 import { Attempts } from './attempts.ts'
 import { breakIn, deployShell, inUnit, noteAll, shell } from './shell.ts'
@@ -153,7 +153,7 @@ before(async () => {
   if (skip !== false) return
   lab = await Lab.start({ name: 'cell' })
   owner = await lab.client('laptop')
-  machine = await bootAppliance(lab, 'amd64', {
+  machine = await bootAppliance(lab, tried, {
     serial: path.join(lab.dir, 'serial'),
     credentials: {
       // What the updater has is put there here; it fetches nothing by itself meanwhile.

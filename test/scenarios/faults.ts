@@ -8,7 +8,7 @@ import { globSync } from 'node:fs'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { Lab } from '../lab/lab.ts'
-import { bootAppliance } from '../vm/appliance.ts'
+import { bootAppliance, tried } from '../vm/appliance.ts'
 import { type Scenario, Stage } from './stage.ts'
 
 const order = [
@@ -58,7 +58,7 @@ before(async () => {
     {},
     ...[...scenarios.values()].map((scenario) => scenario.credentials ?? {}),
   ) as Record<string, string>
-  stage = new Stage(lab, client, await bootAppliance(lab, 'amd64', { credentials }))
+  stage = new Stage(lab, client, await bootAppliance(lab, tried, { credentials }))
 })
 
 after(async () => {

@@ -3,11 +3,11 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lab } from '../lab/lab.ts'
-import { bootAppliance, eventually } from '../vm/appliance.ts'
+import { bootAppliance, eventually, tried } from '../vm/appliance.ts'
 
 test('a ruleset that does not load: the network stays down, nothing is asked of it, and the console says what to do', async (t) => {
   await using lab = await Lab.start({ name: 'nofw' })
-  const machine = await bootAppliance(lab, 'amd64', {
+  const machine = await bootAppliance(lab, tried, {
     // nft is given a file that is no ruleset.
     credentials: {
       'systemd.unit-dropin.nftables.service':

@@ -23,11 +23,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { rounds } from '../scenarios/stage.ts'
-import { bootAppliance, editor, eventually, joined, settings } from '../vm/appliance.ts'
+import { bootAppliance, editor, eventually, joined, settings, tried } from '../vm/appliance.ts'
 import { makeStick } from '../vm/disk.ts'
 import type { Machine } from '../vm/machine.ts'
 
-const next = path.resolve(import.meta.dirname, '../../out/next-amd64')
+const next = path.resolve(import.meta.dirname, `../../out/next-${tried}`)
 const mirror = '10.77.0.70'
 const marks = '/var/lib/gatehouse-slots'
 
@@ -118,7 +118,7 @@ before(async () => {
   )
   await once(server.stdout!, 'data')
   server.stdout!.resume()
-  machine = await bootAppliance(lab, 'amd64', {
+  machine = await bootAppliance(lab, tried, {
     sticks: true,
     toml: `${settings(lab)}[updates]\nurl = "http://${mirror}/gatehouse"\n`,
     credentials: {

@@ -10,6 +10,17 @@ import { type Arch, Machine, type MachineOptions } from './machine.ts'
 
 const root = path.resolve(import.meta.dirname, '../..')
 
+/**
+ * The image that chain, lockdown, certificates, faults and updates are tried on: the amd64 twin,
+ * which is emulated fastest; with GATEHOUSE_ARCH=arm64 the very one that is flashed.
+ */
+export const tried: Arch = ((): Arch => {
+  const arch = process.env['GATEHOUSE_ARCH'] ?? ''
+  if (arch === '' || arch === 'amd64') return 'amd64'
+  if (arch === 'arm64') return 'arm64'
+  throw new Error(`GATEHOUSE_ARCH=${arch}: there are images for amd64 and arm64`)
+})()
+
 /** The image that `make image` leaves. */
 export const imageOf = (arch: Arch): string => path.join(root, `out/gatehouse-${arch}.img`)
 

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { Lab } from '../lab/lab.ts'
-import { cardFiles, eventually, imageOf, joined } from './appliance.ts'
+import { cardFiles, eventually, imageOf, joined, tried } from './appliance.ts'
 import { Machine } from './machine.ts'
 
 let lab: Lab
@@ -24,8 +24,8 @@ before(async () => {
   if (skip !== false) return
   lab = await Lab.start({ name: 'card' })
   machine = await Machine.boot({
-    image: imageOf('amd64'),
-    arch: 'amd64',
+    image: imageOf(tried),
+    arch: tried,
     namespace: lab.ns,
     bridge: 'br0',
     files: {

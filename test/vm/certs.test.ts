@@ -5,7 +5,15 @@
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { Lab, type LabClient } from '../lab/lab.ts'
-import { bootAppliance, editor, eventually, joined, settings, statusOf } from './appliance.ts'
+import {
+  bootAppliance,
+  editor,
+  eventually,
+  joined,
+  settings,
+  statusOf,
+  tried,
+} from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 const hmacKey = 'zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W'
@@ -18,7 +26,7 @@ before(async () => {
   process.env['LAB_ACME_EAB'] = `gatehouse-1:${hmacKey}`
   lab = await Lab.start({ name: 'vmcerts' })
   client = await lab.client('laptop')
-  machine = await bootAppliance(lab, 'amd64', {
+  machine = await bootAppliance(lab, tried, {
     toml: `${settings(lab)}eab_key_id = "gatehouse-1"\neab_hmac_key = "${hmacKey}"\n`,
   })
   name = (await joined(lab)).name

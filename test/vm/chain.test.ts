@@ -9,7 +9,15 @@ import { after, before, test } from 'node:test'
 import tls from 'node:tls'
 import { WebSocket } from 'ws'
 import { Lab, type LabClient } from '../lab/lab.ts'
-import { bootAppliance, editor, eventually, joined, settings, statusOf } from './appliance.ts'
+import {
+  bootAppliance,
+  editor,
+  eventually,
+  joined,
+  settings,
+  statusOf,
+  tried,
+} from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 let lab: Lab
@@ -23,7 +31,7 @@ before(async () => {
   lab = await Lab.start({ name: 'chain' })
   client = await lab.client('laptop')
   await lab.host('stranger', '10.77.0.60')
-  machine = await bootAppliance(lab, 'amd64')
+  machine = await bootAppliance(lab, tried)
   name = (await joined(lab)).name
   await editor(client, name)
 })

@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises'
 import { after, before, test } from 'node:test'
 import { Downloads } from '../lab/downloads.ts'
 import { Lab, type LabClient } from '../lab/lab.ts'
-import { bootAppliance, editor, eventually, joined, statusOf } from './appliance.ts'
+import { bootAppliance, editor, eventually, joined, statusOf, tried } from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 let lab: Lab
@@ -23,7 +23,7 @@ before(async () => {
   if (skip !== false) return
   lab = await Lab.start({ name: 'memory' })
   client = await lab.client('laptop')
-  machine = await bootAppliance(lab, 'amd64', { memory: 512 })
+  machine = await bootAppliance(lab, tried, { memory: 512 })
   name = (await joined(lab, 'gatehouse', 900)).name
   downloads = new Downloads(client, name, await readFile(lab.ready.acmeRoots))
   await editor(client, name, 600)

@@ -9,7 +9,7 @@ import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { deployShell, shell } from '../scenarios/shell.ts'
-import { bootAppliance, editor, eventually, joined, settings } from './appliance.ts'
+import { bootAppliance, editor, eventually, joined, settings, tried } from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 // A machine of its own: minutes that make test does not have.
@@ -65,7 +65,7 @@ before(async () => {
   await new Promise<void>((up) => server.listen(socket, up))
   server.unref()
   for (const port of [1883, 1884]) await hub.serve(port, socket)
-  machine = await bootAppliance(lab, 'amd64', {
+  machine = await bootAppliance(lab, tried, {
     toml:
       `${settings(lab)}[node_red]\nallow = ["broker.lab.test:8081", "*.wild.lab.test:8081", ` +
       `"lan:1883", "hub.${lab.ready.suffix}:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n` +

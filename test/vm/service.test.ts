@@ -9,7 +9,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { capability } from '../../src/gateway/access/access.ts'
 import type { GatewayStatus } from '../../src/gateway/operate/status.ts'
 import { Lab, type LabClient } from '../lab/lab.ts'
-import { bootAppliance, editor, eventually, joined, settings, statusOf } from './appliance.ts'
+import {
+  bootAppliance,
+  editor,
+  eventually,
+  joined,
+  settings,
+  statusOf,
+  tried,
+} from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 const skip = process.env['GATEHOUSE_LONG'] === '1' ? false : 'boots two machines: make test-long'
@@ -43,7 +51,7 @@ before(async () => {
     const toml = settings(lab)
       .replace('[tailnet]\n', `[tailnet]\nhostname = "${host}"\n`)
       .concat(`[node_red]\nservice = "${service}"\n`)
-    machines.push(await bootAppliance(lab, 'amd64', { toml, memory: 768 }))
+    machines.push(await bootAppliance(lab, tried, { toml, memory: 768 }))
     const own = (await joined(lab, host, 900)).name
     await lab.setOwner(own, { tags: ['tag:gatehouse'] })
     await lab.setGrants([

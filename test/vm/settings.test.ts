@@ -11,7 +11,7 @@ import { receiver } from '../lab/receiver.ts'
 import type { Received } from '../lab/receiver.ts'
 import { Attempts } from '../scenarios/attempts.ts'
 import { deployShell, shell } from '../scenarios/shell.ts'
-import { bootAppliance, editor, eventually, joined } from './appliance.ts'
+import { bootAppliance, editor, eventually, joined, tried } from './appliance.ts'
 import type { Machine } from './machine.ts'
 
 let lab: Lab
@@ -31,7 +31,7 @@ before(async () => {
     got.push(alert)
     return 200
   })
-  machine = await bootAppliance(lab, 'amd64')
+  machine = await bootAppliance(lab, tried)
   // On a machine with much else to do the boot alone takes minutes.
   name = (
     await joined(lab, 'gatehouse', 600).catch(async (err: unknown) => {

@@ -1,11 +1,11 @@
 import type { Scenario } from '../stage.ts'
-import { bootAppliance } from '../../vm/appliance.ts'
+import { bootAppliance, tried } from '../../vm/appliance.ts'
 
 export const scenario: Scenario = {
   fault: 'the card is a little too small for all partitions',
   holds: 'console and card say so, and how large it must be',
   async run(stage) {
-    const machine = await bootAppliance(stage.lab, 'amd64', { diskSize: 1400 })
+    const machine = await bootAppliance(stage.lab, tried, { diskSize: 1400 })
     try {
       const begun = performance.now()
       const [said] = await machine.waitFor(

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import path from 'node:path'
 import { Lab, type LabClient } from '../../lab/lab.ts'
-import { bootAppliance, editor, joined, settings } from '../../vm/appliance.ts'
+import { bootAppliance, editor, joined, settings, tried } from '../../vm/appliance.ts'
 import type { Machine } from '../../vm/machine.ts'
 import { Attempts } from '../attempts.ts'
 import { noteAll as noteRows, shell } from '../shell.ts'
@@ -133,7 +133,7 @@ export async function boot(): Promise<void> {
   }`
   const loaded = await lab.run(lan, ['nft', '-f', '-'], rules)
   assert.equal(loaded.code, 0, loaded.stderr)
-  machine = await bootAppliance(lab, 'amd64', {
+  machine = await bootAppliance(lab, tried, {
     mac,
     serial: path.join(lab.dir, 'serial'),
     toml: `${settings(lab)}${list}`,

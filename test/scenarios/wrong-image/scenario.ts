@@ -5,7 +5,7 @@ import { open } from 'node:fs/promises'
 import path from 'node:path'
 import { examine, write } from '../../../tools/flash.ts'
 import { block, readTables } from '../../../tools/gpt.ts'
-import { imageOf } from '../../vm/appliance.ts'
+import { imageOf, tried } from '../../vm/appliance.ts'
 import { makeStick } from '../../vm/disk.ts'
 import { type Scenario, answers } from '../stage.ts'
 
@@ -53,7 +53,7 @@ export const scenario: Scenario = {
       encoding: 'utf8',
     }).trim()
     try {
-      const image = imageOf('amd64')
+      const image = imageOf(tried)
       await write(
         { path: device, name: path.basename(device), model: "the machine's card", size },
         image,
