@@ -178,10 +178,13 @@ export class Services extends Segment {
 
   /**
    * Replaces the grants of the tailnet's policy. `src` and `dst` are node names, tags, login names
-   * or "*"; `app` is capabilities by name, each with its values. Nodes are told at once.
+   * or "*"; `app` is capabilities by name, each with its values; `ports` is for TCP: where no grant
+   * has any, every node reaches every other. Nodes are told at once.
    */
   async setGrants(
-    grants: { src: string[]; dst: string[]; app: Record<string, unknown[]> }[],
+    grants: ({ src: string[]; dst: string[] } & (
+      { app: Record<string, unknown[]> } | { ports: number[] }
+    ))[],
   ): Promise<void> {
     await this.#admin('PUT', '/grants', JSON.stringify(grants))
   }

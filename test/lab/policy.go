@@ -10,13 +10,14 @@ import (
 	"tailscale.com/types/key"
 )
 
-// grant is an entry of the policy's "grants" with app capabilities. Sources and destinations are
-// node names, tags, login names or "*". (What may connect to what is not its business here:
-// testcontrol lets every node reach every other.)
+// grant is an entry of the policy's "grants", with app capabilities or TCP ports. Sources and
+// destinations are node names, tags, login names or "*". Where no grant has ports every node reaches
+// every other, as testcontrol has it; where one has, what none gives is refused.
 type grant struct {
-	Src []string           `json:"src"`
-	Dst []string           `json:"dst"`
-	App tailcfg.PeerCapMap `json:"app"`
+	Src   []string           `json:"src"`
+	Dst   []string           `json:"dst"`
+	App   tailcfg.PeerCapMap `json:"app,omitempty"`
+	Ports []uint16           `json:"ports,omitempty"`
 }
 
 // people are the users of the tailnet beside the one whom testcontrol gives all nodes to; by login
@@ -103,11 +104,22 @@ func (c *controlServer) addPolicy(msg []byte, machine key.MachinePublic) ([]byte
 		})
 	}
 	rules := []json.RawMessage{}
+	if slices.ContainsFunc(grants, func(g grant) bool { return len(g.Ports) > 0 }) {
+		delete(res, "PacketFilter")
+	}
 	for _, g := range grants {
 		if !is(nodes[self], g.Dst) {
 			continue
 		}
-		rule := tailcfg.FilterRule{CapGrant: []tailcfg.CapGrant{{Dsts: slices.Clone(nodes[self].Addresses), CapMap: g.App}}}
+		rule := tailcfg.FilterRule{}
+		if len(g.Ports) == 0 {
+			rule.CapGrant = []tailcfg.CapGrant{{Dsts: slices.Clone(nodes[self].Addresses), CapMap: g.App}}
+		}
+		for _, p := range nodes[self].Addresses {
+			for _, port := range g.Ports {
+				rule.DstPorts = append(rule.DstPorts, tailcfg.NetPortRange{IP: p.Addr().String(), Ports: tailcfg.PortRange{First: port, Last: port}})
+			}
+		}
 		for _, n := range nodes {
 			if n.Name != "" && is(n, g.Src) {
 				for _, p := range n.Addresses {

@@ -136,8 +136,9 @@ test('what is listed is reached by its name and port, as this device, and nothin
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await call('broker.${suffix}', 1883), await call('sensor.tag.ts.net', 80), await call('broker.${suffix}', 1884), await call('broker.${suffix}', 80),
-        await look('other.${suffix}'), await look('sensor.${suffix}'), await look('x.ts.net'), await look('broker.${suffix}', 6)]`,
+      `return await Promise.all([call('broker.${suffix}', 1883), call('sensor.tag.ts.net', 80),
+        call('broker.${suffix}', 1884), call('broker.${suffix}', 80), look('other.${suffix}'),
+        look('sensor.${suffix}'), look('x.ts.net'), look('broker.${suffix}', 6)])`,
     ),
     [
       'broker 1883',
@@ -206,6 +207,19 @@ test('much goes both ways; a half that is closed leaves the other open', async (
   )
   assert.equal(bytes, 4 * 1024 * 1024 + 'broker 1883'.length)
   console.log(`4 MiB there and back: ${milliseconds} ms`)
+})
+
+test("the tailnet's policy decides on it, as on any call of this device", async () => {
+  const { suffix } = lab.ready
+  const flow = (): Promise<string> =>
+    asking('node-red', `return await call('broker.${suffix}', 1883)`)
+  await lab.setGrants([{ src: ['other'], dst: ['broker'], ports: [1883] }])
+  await eventually('others may, this device may not', 30, async () => (await flow()) === 'silence')
+  await lab.setGrants([{ src: ['gatehouse'], dst: ['broker'], ports: [1884] }])
+  assert.equal(await flow(), 'silence')
+  await lab.setGrants([{ src: ['gatehouse'], dst: ['broker'], ports: [1883] }])
+  await eventually('it may', 30, async () => (await flow()) === 'broker 1883')
+  await lab.setGrants([])
 })
 
 test('what is taken off the list ends at once', async () => {
