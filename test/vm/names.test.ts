@@ -3,6 +3,7 @@
  * question; and nobody else's.
  */
 import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
@@ -71,7 +72,10 @@ before(async () => {
       `"lan:1883", "hub.${lab.ready.suffix}:1883"]\nlisten = ["1884/tcp from 10.77.0.60"]\n` +
       '[node_red.env]\nTOKEN = "s3cret-of-flows"\n',
   })
-  name = (await joined(lab, 'gatehouse', 540)).name
+  const { name: own } = await joined(lab, 'gatehouse', 540).catch(async (err: unknown) => {
+    throw new Error((await readFile(machine.consoleLog, 'utf8')).slice(-3_000), { cause: err })
+  })
+  name = own
   await editor(owner, name, 400)
   await deployShell(owner, name)
 })
