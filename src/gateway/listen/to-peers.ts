@@ -11,8 +11,11 @@ import type { Tailnet } from '../tailnet/tailnet.ts'
 /** A device has this long to accept a connection. Milliseconds. */
 const patience = 15_000
 
-/** Open connections, to all of them: those of the tailnet inwards must find room beside them. */
-const most = 200
+/**
+ * Open connections, to all of them: the most that wait on one is a MiB, and those of the tailnet
+ * inwards must find room beside them on a board with 512 MB.
+ */
+const most = 64
 
 /** Options of {@link ToPeers}. */
 export interface ToPeersOptions {

@@ -101,6 +101,21 @@ test('who is not there is told once, until it was there', async () => {
   assert.match(said.join('\n'), /sees no device with tag:no/)
 })
 
+test('more connections than there is room for are ended, and room comes back', async () => {
+  await toPeers.configure([target({ service: 'svc:mqtt' }, 0)])
+  const open = Array.from({ length: 64 }, () => flow(0))
+  await Promise.all(
+    open.map(async (socket) => {
+      socket.on('error', () => {}).write('x')
+      await once(socket, 'data')
+    }),
+  )
+  assert.notEqual(await echo(0), 'word')
+  for (const socket of open) socket.destroy()
+  const deadline = Date.now() + 5_000
+  while ((await echo(0)) !== 'word') assert.ok(Date.now() < deadline)
+})
+
 test('an entry that is gone takes its connections with it; what stays is not touched', async () => {
   const [one, two] = [
     target({ name: 'laptop.tail.ts.net' }, 0),
