@@ -232,6 +232,7 @@ test('an app that sends interim answers without end: some are passed on, then it
   }
   const answer = await bench.raw(
     `GET / HTTP/1.1\r\nHost: ${name}\r\nAccept: application/json\r\nConnection: close\r\n\r\n`,
+    5_000,
   )
   assert.equal(answer.match(/^HTTP\/1\.1 103 /gm)!.length, 16)
   assert.match(answer, /\r\n\r\nHTTP\/1\.1 502 /)
