@@ -184,7 +184,7 @@ async function go(check: boolean): Promise<string[]> {
     const further = to !== ofTailscale.to
     const { code, out, said } = run(path.join(root, 'src/tsnet/bump'), [
       to,
-      ...(check || further ? ['--check'] : []),
+      check || further ? '--check' : '--pin',
     ])
     const stuck = `${out}${said}`
       .split('\n')
