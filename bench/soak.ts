@@ -64,8 +64,10 @@ function draw(samples: Sample[], events: { at: number; what: string }[], title: 
     ['files', 'Open files'],
   ] as const
   const out = [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} 420" font-family="sans-serif" font-size="13" fill="#222" role="img" aria-label="${title}">`,
-    `<rect width="${width}" height="420" fill="#fff"/><text x="20" y="28" font-size="17" font-weight="bold">${title}</text>`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} 420" ` +
+      `font-family="sans-serif" font-size="13" fill="#222" role="img" aria-label="${title}">`,
+    `<rect width="${width}" height="420" fill="#fff"/><text x="20" y="28" font-size="17" ` +
+      `font-weight="bold">${title}</text>`,
   ]
   for (const { at } of events)
     out.push(
@@ -78,12 +80,17 @@ function draw(samples: Sample[], events: { at: number; what: string }[], title: 
     const last = samples.at(-1)![key]
     out.push(
       `<line x1="${left}" x2="${width - right}" y1="${top + height}" y2="${top + height}" stroke="#999"/>`,
-      `<text x="20" y="${top + 16}" font-weight="bold">${label}</text><text x="20" y="${top + 34}" fill="#555">at the end ${last}</text><text x="20" y="${top + 52}" fill="#555">at most ${Math.max(...samples.map((one) => one[key]))}</text>`,
-      `<polyline fill="none" stroke="#1a7f4b" stroke-width="1.5" points="${samples.map((one) => `${x(one.at).toFixed(1)},${y(one[key]).toFixed(1)}`).join(' ')}"/>`,
+      `<text x="20" y="${top + 16}" font-weight="bold">${label}</text><text x="20" ` +
+        `y="${top + 34}" fill="#555">at the end ${last}</text><text x="20" y="${top + 52}" ` +
+        `fill="#555">at most ${Math.max(...samples.map((one) => one[key]))}</text>`,
+      '<polyline fill="none" stroke="#1a7f4b" stroke-width="1.5" ' +
+        `points="${samples.map((one) => `${x(one.at).toFixed(1)},${y(one[key]).toFixed(1)}`).join(' ')}"/>`,
     )
   })
   out.push(
-    `<text x="${left}" y="408" fill="#555">0</text><text x="${width - right}" y="408" text-anchor="end" fill="#555">${(end / 60).toFixed(0)} minutes; a grey line where something happened to the device</text>`,
+    `<text x="${left}" y="408" fill="#555">0</text><text x="${width - right}" y="408" ` +
+      `text-anchor="end" fill="#555">${(end / 60).toFixed(0)} minutes; a grey line where ` +
+      'something happened to the device</text>',
     '</svg>',
   )
   return `${out.join('\n')}\n`
@@ -224,14 +231,16 @@ const lines = [
   '|---|---|---|',
   ...parts.map(
     ({ key, early, late }) =>
-      `| ${{ rssMB: 'resident memory, MB', wasmMB: 'WebAssembly’s memory, MB', files: 'open files' }[key]} | ${early} | ${late} |`,
+      `| ${{ rssMB: 'resident memory, MB', wasmMB: 'WebAssembly’s memory, MB', files: 'open files' }[key]} ` +
+      `| ${early} | ${late} |`,
   ),
   '',
   '| what happened to it | times | failed | seconds until it served again, median |',
   '|---|---|---|---|',
   ...Object.entries(by).map(
     ([what, list = []]) =>
-      `| ${what} | ${list.length} | ${list.filter((one) => one.failed !== undefined).length} | ${median(list.map((one) => one.seconds))} |`,
+      `| ${what} | ${list.length} | ${list.filter((one) => one.failed !== undefined).length} ` +
+      `| ${median(list.map((one) => one.seconds))} |`,
   ),
   '',
   `Meanwhile ${load.pages} pages (${load.pagesFailed} not had, most of them while it was away),`,

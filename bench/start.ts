@@ -61,7 +61,8 @@ async function fresh(): Promise<void> {
   await put('credentials/channel', `${'a'.repeat(64)}\n`)
   await put(
     'settings.js',
-    'module.exports = { uiPort: "/tmp/http.sock", credentialSecret: "none", telemetry: { enabled: false, updateNotification: false } }',
+    'module.exports = { uiPort: "/tmp/http.sock", credentialSecret: "none", telemetry: { ' +
+      'enabled: false, updateNotification: false } }',
   )
 }
 
@@ -167,7 +168,8 @@ try {
     }
     result[name] = line
     console.log(
-      `${name}: without ${line.without.wall} s (${line.without.cpu} of CPU time), with compiled code ${line.compiled.wall} s (${line.compiled.cpu})`,
+      `${name}: without ${line.without.wall} s (${line.without.cpu} of CPU time), with ` +
+        `compiled code ${line.compiled.wall} s (${line.compiled.cpu})`,
     )
   }
 } finally {

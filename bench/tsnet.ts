@@ -145,7 +145,8 @@ try {
       const r = await measure(peer, program)
       run[program.kind] = r
       say(
-        `round ${i + 1} ${program.kind.padEnd(6)} ${measures.map((m) => `${m} ${r[m].toFixed(0)} (${r.cpu[m].toFixed(1)})`).join('  ')}`,
+        `round ${i + 1} ${program.kind.padEnd(6)} ` +
+          `${measures.map((m) => `${m} ${r[m].toFixed(0)} (${r.cpu[m].toFixed(1)})`).join('  ')}`,
       )
     }
     runs.push(run)

@@ -31,7 +31,8 @@ export function record(
     '# The last full run of the long tests',
     '',
     `Written by \`${command}\` on ${date} UTC, of commit ${commit}${changed ? ' with changes' : ''}:`,
-    `**${sum('passed')} passed, ${sum('failed')} failed, ${sum('skipped')} skipped** in ${minutes(sum('seconds'))} minutes.`,
+    `**${sum('passed')} passed, ${sum('failed')} failed, ${sum('skipped')} skipped** in ` +
+      `${minutes(sum('seconds'))} minutes.`,
     '',
     '| folder | files | passed | failed | skipped | minutes |',
     '|---|---|---|---|---|---|',

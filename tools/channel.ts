@@ -56,7 +56,8 @@ async function add(channel: string, update: string): Promise<string> {
     found.length !== 3
   )
     throw new Error(
-      `${update} is no update of one version: it holds ${found.map(({ name }) => name).join(', ') || 'none of its files'}`,
+      `${update} is no update of one version: it holds ` +
+        `${found.map(({ name }) => name).join(', ') || 'none of its files'}`,
     )
   // The one before is no longer offered; who is on its way gets an error and begins anew.
   for (const name of await readdir(channel))

@@ -191,7 +191,8 @@ async function go(check: boolean): Promise<string[]> {
       .filter((line) => line !== '' && !line.startsWith('applies'))
     if (further)
       lines.push(
-        `  tailscale.com: there is ${to}; ${code === 0 ? 'all patches apply to it' : `of the patches, ${stuck.join('; ')}`}`,
+        `  tailscale.com: there is ${to}; ` +
+          `${code === 0 ? 'all patches apply to it' : `of the patches, ${stuck.join('; ')}`}`,
       )
     else if (code === 0) lines.push(`  tailscale.com ${tailscale} → ${to}, all patches apply`)
     else lines.push(`  tailscale.com stays at ${tailscale}: for ${to}, ${stuck.join('; ')}`)

@@ -209,7 +209,8 @@ function readName(text: string): Egress['host'] | { wrong: string; cure?: string
 }
 
 const byName =
-  'Write the device\'s full name in the tailnet, "broker.tail1234.ts.net:1883", or a tag or a Service: "tag:broker:1883", "svc:mqtt:1883"'
+  'Write the device\'s full name in the tailnet, "broker.tail1234.ts.net:1883", or a tag or ' +
+  'a Service: "tag:broker:1883", "svc:mqtt:1883"'
 
 function readGroup(text: string): Egress['host'] | { wrong: string; cure?: string } {
   const [kind, label] = text.split(':') as ['tag' | 'svc', string]

@@ -211,7 +211,8 @@ export function peersScript(peers: readonly PeerTarget[], before: boolean): stri
     ...(peers.length === 0 ? [`delete chain ${chain}`] : []),
     ...peers.flatMap(({ text, address, port, local }) => [
       `add rule ${chain} ip daddr ${address} tcp dport ${port} dnat ip to ${address}:${local}`,
-      `add rule inet gatehouse node-red-names ip daddr ${address} tcp dport ${local} accept comment "${`node-red: ${text}, by the gateway`.slice(0, 120)}"`,
+      `add rule inet gatehouse node-red-names ip daddr ${address} tcp dport ${local} accept ` +
+        `comment "${`node-red: ${text}, by the gateway`.slice(0, 120)}"`,
     ]),
     '',
   ].join('\n')

@@ -95,7 +95,8 @@ async function followLog(
     throw new GatehouseError(
       'GH_UPDATE_LOG',
       `${source.name} has no log of releases any more`,
-      'Nothing was changed. Whoever publishes the updates has to put the log back; `gatehouse update --force` does without',
+      'Nothing was changed. Whoever publishes the updates has to put the log back; ' +
+        '`gatehouse update --force` does without',
     )
   }
   const head = checkLog(

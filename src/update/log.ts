@@ -105,14 +105,17 @@ export function checkLog(
     throw new GatehouseError(
       'GH_UPDATE_LOG',
       `the log of releases has another past than this device has seen: line ${seen.lines} was another`,
-      'Nothing was changed. Ask whoever publishes the updates what happened before you take any; `gatehouse update --force` takes the log as it is now',
+      'Nothing was changed. Ask whoever publishes the updates what happened before you take ' +
+        'any; `gatehouse update --force` takes the log as it is now',
     )
   const last = releases.findLast((release) => release.arch === arch)
   if (last?.version !== bundle.version || last.sums !== sumsOf(bundle.files))
     throw new GatehouseError(
       'GH_UPDATE_LOG',
-      `the log of releases ends with ${last?.version ?? 'nothing'} for ${arch}, not with the ${bundle.version} that is offered`,
-      'Nothing was changed. If the channel was being written just now the next attempt succeeds; otherwise ask whoever publishes the updates',
+      `the log of releases ends with ${last?.version ?? 'nothing'} for ${arch}, not with the ` +
+        `${bundle.version} that is offered`,
+      'Nothing was changed. If the channel was being written just now the next attempt ' +
+        'succeeds; otherwise ask whoever publishes the updates',
     )
   return { lines: releases.length, chain: releases.at(-1)!.chain }
 }

@@ -74,7 +74,9 @@ before(async () => {
   const recipient = await identityToRecipient(await generateX25519Identity())
   ;({ appliance, broker, card, systemd, codes } = await startManaged(lab, {
     ...{ pages: bundle, trialTime },
-    settings: `[access]\nview = ["bob@example.com"]\n[backup]\nrecipient = "${recipient}"\nto = "http://${peer}:8080/kept"\n`,
+    settings:
+      `[access]\nview = ["bob@example.com"]\n[backup]\nrecipient = "${recipient}"\nto = ` +
+      `"http://${peer}:8080/kept"\n`,
     // Used up, as on a device that has joined: a key that ends is renewed by a login.
     authKey: await lab.key('once'),
     does: async (args) => {

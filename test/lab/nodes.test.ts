@@ -330,7 +330,9 @@ test(
         {
           id: 'word',
           type: 'function',
-          func: "node.send([{ payload: { chatId: 7, type: 'message', content: 'hello' } }, { ...msg, payload: 'sent' }])",
+          func:
+            "node.send([{ payload: { chatId: 7, type: 'message', content: 'hello' } }, { " +
+            "...msg, payload: 'sent' }])",
           outputs: 2,
           wires: [['sender'], ['say-out']],
         },

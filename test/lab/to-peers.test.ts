@@ -155,7 +155,10 @@ test('what is listed is reached by its name and port, as this device, and nothin
   assert.deepEqual(
     await asking(
       'node-red',
-      `return await Promise.all([['${ip}', 1883], ['100.100.100.100', 53], ['127.77.0.9', 1883], ['127.77.0.2', 1883], ['127.77.0.1', 42001], ['127.77.0.1', 42040], ['127.0.0.1', 42000]].map(([host, port]) => reach(host, port).then((got) => /broker|sensor/.test(got) ? got : 'nothing')))`,
+      `return await Promise.all([['${ip}', 1883], ['100.100.100.100', 53], ['127.77.0.9', ` +
+        `1883], ['127.77.0.2', 1883], ['127.77.0.1', 42001], ['127.77.0.1', 42040], ` +
+        `['127.0.0.1', 42000]].map(([host, port]) => reach(host, port).then((got) => ` +
+        `/broker|sensor/.test(got) ? got : 'nothing')))`,
     ),
     Array.from({ length: 7 }, () => 'nothing'),
   )
@@ -166,7 +169,8 @@ test('this device itself, and a tag that nobody has, are refused, and said once'
   assert.deepEqual(
     await asking(
       'node-red',
-      `return [await call('gatehouse.${suffix}', 443), await call('nobody.tag.ts.net', 80), await call('nobody.tag.ts.net', 80)]`,
+      `return [await call('gatehouse.${suffix}', 443), await call('nobody.tag.ts.net', 80), ` +
+        `await call('nobody.tag.ts.net', 80)]`,
     ),
     ['ECONNRESET', 'ECONNRESET', 'ECONNRESET'],
   )

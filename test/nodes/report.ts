@@ -43,7 +43,10 @@ function write(): void {
       verdict = got.said.length === 0 ? 'yes' : `in part: ${got.said.join('; ').slice(0, 200)}`
     }
     const more = [settings === undefined ? '' : `\`${settings}\``, needs ?? ''].filter(Boolean)
-    return `| ${name} | ${got?.version ?? ''} | ${verdict} | ${more.join(', ')} | ${got === undefined ? '' : where}${used === undefined ? '' : `; used in the lab: ${used}`} |`
+    return (
+      `| ${name} | ${got?.version ?? ''} | ${verdict} | ${more.join(', ')} | ` +
+      `${got === undefined ? '' : where}${used === undefined ? '' : `; used in the lab: ${used}`} |`
+    )
   })
   writeFileSync(
     path.join(root, 'docs/nodes.md'),

@@ -140,7 +140,10 @@ test(
     const address = (await hub.status()).ips[0]!
     assert.equal(
       await asFlow(
-        `return [await reach('hub.${lab.ready.suffix}', 1883), await reach('hub.${lab.ready.suffix}', 1884), await reach('${address}', 1883).then((got) => got === 'hello'), await look('laptop.${lab.ready.suffix}'), await reach('127.77.0.1', 42001)]`,
+        `return [await reach('hub.${lab.ready.suffix}', 1883), await ` +
+          `reach('hub.${lab.ready.suffix}', 1884), await reach('${address}', 1883).then((got) ` +
+          `=> got === 'hello'), await look('laptop.${lab.ready.suffix}'), await ` +
+          `reach('127.77.0.1', 42001)]`,
       ),
       JSON.stringify(['hello', 'silence', false, 'ENOTFOUND', 'silence']),
     )

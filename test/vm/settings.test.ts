@@ -296,7 +296,10 @@ test(
       )
     }).catch(async (err: unknown) => {
       const { stdout } = await machine.run(
-        'cd /run/gatehouse-firewall; tail -n +1 *.json; nft list set inet gatehouse refused-4; ip route; systemctl show -p IPAddressDeny -p IPAddressAllow -p PrivateNetwork node-red; journalctl -q -u gatehouse-learn -u gatehouse-names -o cat -n 20',
+        'cd /run/gatehouse-firewall; tail -n +1 *.json; nft list set inet gatehouse ' +
+          'refused-4; ip route; systemctl show -p IPAddressDeny -p IPAddressAllow -p ' +
+          'PrivateNetwork node-red; journalctl -q -u gatehouse-learn -u gatehouse-names -o cat ' +
+          '-n 20',
       )
       throw new Error(stdout, { cause: err })
     })
@@ -361,7 +364,8 @@ for (const [what, change] of changes)
     assert.equal((await machine.run('ls /efi/gatehouse.toml.before')).code, 2)
     await eventually('nothing of it is in force', 60, async () => {
       const left = await machine.run(
-        'grep -l nowhere /var/lib/gatehouse-config/*; ls /run/systemd/network/*/50-gatehouse.conf; nft list ruleset | grep -w 1883',
+        'grep -l nowhere /var/lib/gatehouse-config/*; ls ' +
+          '/run/systemd/network/*/50-gatehouse.conf; nft list ruleset | grep -w 1883',
       )
       return left.stdout === '' ? true : undefined
     })

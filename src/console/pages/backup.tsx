@@ -142,7 +142,8 @@ function Nightly(): JSX.Element {
         <dd>
           {last === undefined
             ? 'none yet'
-            : `${last.name}, ${ago(last.at)}: ${Math.ceil(last.size / 1024)} KiB, read back and decrypted to its end, ${last.entries} files and folders`}
+            : `${last.name}, ${ago(last.at)}: ${Math.ceil(last.size / 1024)} KiB, read back ` +
+              `and decrypted to its end, ${last.entries} files and folders`}
         </dd>
       </dl>
       {failure !== undefined && (

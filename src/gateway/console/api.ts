@@ -76,7 +76,9 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
         title: 'Gatehouse',
         version,
         description:
-          'The device over its tailnet. Who asks is known by the tailnet: there is no password. What each call needs is x-gatehouse-right; what is refused says so with code, message and cure.',
+          'The device over its tailnet. Who asks is known by the tailnet: there is no ' +
+          'password. What each call needs is x-gatehouse-right; what is refused says so with ' +
+          'code, message and cure.',
       },
     },
   })

@@ -91,7 +91,8 @@ export class ToPeers {
       } catch (err) {
         log.error(
           { code: 'GH_TO_PEER', target: target.text },
-          `flows cannot reach ${target.text}: the gateway cannot listen at ${target.address}:${target.local}: ${reason(err)}. Restart the device`,
+          `flows cannot reach ${target.text}: the gateway cannot listen at ` +
+            `${target.address}:${target.local}: ${reason(err)}. Restart the device`,
         )
       }
     }
@@ -116,7 +117,10 @@ export class ToPeers {
       this.#failed.add(target.text)
       log.warn(
         { code: 'GH_TO_PEER', target: target.text },
-        `a flow wanted ${target.text}: ${signal.aborted ? `no answer within ${patience / 1_000} s` : reason(err)}. Check that it is online and listens, and that the tailnet's policy lets this device call it. Said once`,
+        `a flow wanted ${target.text}: ` +
+          `${signal.aborted ? `no answer within ${patience / 1_000} s` : reason(err)}. Check ` +
+          `that it is online and listens, and that the tailnet's policy lets this device call ` +
+          'it. Said once',
       )
       return
     }

@@ -96,7 +96,8 @@ test('30 % of the packets lost and 100 ms of delay: slow, and every byte arrives
     await within(
       node.ns,
       'nft',
-      'table inet t { chain o { type filter hook output priority 0; meta l4proto udp numgen random mod 100 < 30 drop; }; }',
+      'table inet t { chain o { type filter hook output priority 0; meta l4proto udp numgen ' +
+        'random mod 100 < 30 drop; }; }',
     )
   }
   const begun = performance.now()
@@ -114,7 +115,9 @@ test('no UDP from the beginning: the node joins and works by its relay, and dire
   await within(
     late.ns,
     'nft',
-    'table inet t { chain o { type filter hook output priority 0; meta l4proto udp udp dport != 53 drop; }; chain i { type filter hook input priority 0; meta l4proto udp udp sport != 53 drop; }; }',
+    'table inet t { chain o { type filter hook output priority 0; meta l4proto udp udp dport ' +
+      '!= 53 drop; }; chain i { type filter hook input priority 0; meta l4proto udp udp sport ' +
+      '!= 53 drop; }; }',
   )
   await late.up()
   await serveEcho(late)

@@ -80,7 +80,8 @@ test('RFC 8439 section 2.8.2', () => {
     nonce: hex('070000004041424344454647'),
     ad: hex('50515253c0c1c2c3c4c5c6c7'),
     text: Buffer.from(
-      "Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it.",
+      "Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the " +
+        'future, sunscreen would be it.',
     ),
   }
   const { out, tag } = run('seal', message)

@@ -104,7 +104,9 @@ test('no UDP gets through: the connection goes on by DERP, and directly again af
   const stream = await peer.dial(node.addresses[0], 7)
   await echo(stream, 'direct')
   const rules =
-    'table inet t { chain o { type filter hook output priority 0; meta l4proto udp udp dport != 53 drop; }; chain i { type filter hook input priority 0; meta l4proto udp udp sport != 53 drop; }; }'
+    'table inet t { chain o { type filter hook output priority 0; meta l4proto udp udp dport ' +
+    '!= 53 drop; }; chain i { type filter hook input priority 0; meta l4proto udp udp sport ' +
+    '!= 53 drop; }; }'
   await inNode('nft', rules)
   const begun = performance.now()
   await echo(stream, 'relayed', 30_000)

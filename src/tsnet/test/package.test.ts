@@ -107,7 +107,8 @@ test('npm packs it, and installs it in an empty project', async (t) => {
   await npm('install', '--no-audit', '--no-fund', tarball)
   const files = await sizes(installed)
   t.diagnostic(
-    `tarball ${MB((await stat(tarball)).size)}, installed ${MB(packed.unpackedSize)} in ${files.size} files, of which the module ${MB(files.get('tsnet.wasm.zst')!)}`,
+    `tarball ${MB((await stat(tarball)).size)}, installed ${MB(packed.unpackedSize)} in ` +
+      `${files.size} files, of which the module ${MB(files.get('tsnet.wasm.zst')!)}`,
   )
   const expected = ['index.js', 'index.d.ts', 'tsnet-worker.js', 'tsnet.wasm.zst', 'package.json']
   const texts = ['README.md', 'CHANGELOG.md', 'LICENSE', 'LICENSE.tailscale', 'THIRD_PARTY.txt']
@@ -247,7 +248,8 @@ test('a Node.js without JSPI gets one clear error at import', async (t) => {
   if (!older) return t.skip('there is no Node.js below 25 on the PATH')
   await writeFile(
     path.join(dir, 'import.mjs'),
-    "await import('@gatehouse/tsnet').then(() => console.log('imported'), (e) => console.log(e.name, e.code, e.message));\n",
+    "await import('@gatehouse/tsnet').then(() => console.log('imported'), (e) => " +
+      'console.log(e.name, e.code, e.message));\n',
   )
   const { stdout, stderr } = spawnSync(older, ['import.mjs'], { cwd: dir, encoding: 'utf8' })
   assert.match(
