@@ -3,6 +3,7 @@
  * reaches the lab alone; used by the README's example, word for word, by TypeScript and by a bundler.
  * Its sizes, start and memory are printed.
  */
+import { buildSync } from 'esbuild'
 import assert from 'node:assert/strict'
 import type { ChildProcess } from 'node:child_process'
 import { execFileSync, spawnSync } from 'node:child_process'
@@ -187,20 +188,16 @@ test('the example of the README runs', async (t) => {
 
 /** Bundles the example with esbuild, as a consumer does. */
 function bundle(outfile: string, source: string): void {
-  execFileSync(
-    process.execPath,
-    [
-      path.join(root, 'node_modules/esbuild/bin/esbuild'),
-      source,
-      '--bundle',
-      '--platform=node',
-      '--format=esm',
-      '--external:undici',
-      `--outfile=${outfile}`,
-      '--log-level=warning',
-    ],
-    { cwd: dir, stdio: 'pipe' },
-  )
+  buildSync({
+    absWorkingDir: dir,
+    entryPoints: [source],
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    external: ['undici'],
+    outfile,
+    logLevel: 'warning',
+  })
 }
 
 test('a bundle of esbuild finds worker and module in node_modules', async () => {
