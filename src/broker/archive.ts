@@ -170,9 +170,8 @@ export async function backup(root: string, file: string, passphrase: string): Pr
 
 /**
  * Puts a backup in place of what is there; the secret key of a recipient will do for its
- * passphrase. All of it is decrypted and unpacked beside first: a
- * wrong passphrase or a damaged file changes nothing. What was there is kept as
- * `<name>.before-restore` until the next restore.
+ * passphrase. All of it is decrypted and unpacked beside first: a wrong passphrase or a damaged file
+ * changes nothing. What was there is kept as `<name>.before-restore` until the next restore.
  */
 export async function restore(root: string, file: string, passphrase: string): Promise<string[]> {
   const fresh = join(root, '.restore')

@@ -1424,7 +1424,7 @@ function checkUnseen(value: string, name: string, example: string): Wrong | unde
     : undefined
 }
 
-/** A topic of ntfy's: a URL with one name behind the server's own path. */
+/** An age recipient: the public half of an X25519 key. */
 function checkRecipient(value: string, key: { example: string }): Wrong | undefined {
   // Bech32 (BIP 173) of 32 bytes. Who takes the secret key for it would hand it to the device.
   if (/^age1[02-9ac-hj-np-z]{58}$/.test(value)) return undefined
@@ -1437,6 +1437,7 @@ function checkRecipient(value: string, key: { example: string }): Wrong | undefi
   }
 }
 
+/** A topic of ntfy's: a URL with one name behind the server's own path. */
 function checkTopic(value: string, key: { name: string; example: string }): Wrong | undefined {
   const wrong = url('https:', 'http:')(value, key)
   if (wrong !== undefined) return wrong
