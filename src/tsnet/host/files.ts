@@ -1,6 +1,6 @@
 /**
  * The host's descriptors: what Go reads from, writes to and polls. Numbers from 4096 on, so that
- * they never meet node:wasi's.
+ * they never meet those of wasi.ts.
  */
 import dgram from 'node:dgram'
 import { once } from 'node:events'
