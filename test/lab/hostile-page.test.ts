@@ -327,7 +327,7 @@ function noted(): { get: (request: string) => number | undefined } {
 /** What the gateway answered a request with, when it has. */
 async function answered(statuses: ReturnType<typeof noted>, url: string, method = 'GET') {
   const { host, pathname } = new URL(url)
-  return await eventually(`an answer to ${method} ${url}`, 10, async () =>
+  return await eventually(`an answer to ${method} ${url}`, 30, async () =>
     statuses.get(`${method} ${host}${pathname}`),
   )
 }
