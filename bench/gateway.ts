@@ -141,7 +141,7 @@ const origins = { http: at('origin.sock'), ws: at('ws.sock'), editor: at('editor
 type Origin = keyof typeof origins
 
 /** Flags of Node.js that the image runs the gateway with. */
-const flags = /^exec \/usr\/bin\/node (.*) \/usr\/lib/m
+const flags = /^(?:\w+=\S+ )?exec \/usr\/bin\/node (.*) \/usr\/lib/m
   .exec(readFileSync(path.join(root, 'overlays/usr/bin/gatehouse'), 'utf8'))![1]!
   .split(' ')
 
