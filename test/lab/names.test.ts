@@ -11,44 +11,30 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { asUser, cable, configureFirewall, inside, ruleset, run, users } from './ruleset.ts'
+import {
+  asking as ask,
+  asUser,
+  cable,
+  configureFirewall,
+  inside,
+  ruleset,
+  run,
+  start,
+  startResolver,
+  stopStarted,
+  users,
+} from './ruleset.ts'
 
 const source = path.resolve(import.meta.dirname, '../../src')
 const [box, other] = [`gh-nm-box-${process.pid}`, `gh-nm-out-${process.pid}`]
-const children: ChildProcess[] = []
+let dns: ChildProcess | undefined
 let directory: string
 let ids: Map<string, string>
 /** What reached the DNS server. */
 let asked = ''
 
 const as = (user: string, ...argv: string[]): string[] => asUser(ids.get(user)!, ...argv)
-
-/** Starts a program in a namespace; waits for its first line on standard output. */
-async function start(ns: string, argv: string[]): Promise<ChildProcess> {
-  const [command, ...rest] = inside(ns, ...argv)
-  const child = spawn(command!, rest, { stdio: ['pipe', 'pipe', 'inherit'] })
-  children.push(child)
-  await once(child.stdout!, 'data')
-  return child
-}
-
-/**
- * Runs a program as a user in the box; what it prints is JSON. A question that the firewall drops is
- * refused at once (EPERM), which c-ares calls ECONNREFUSED.
- */
-async function asking<T>(user: string, body: string): Promise<T> {
-  const program = `
-    const net = require('node:net'); const { Resolver } = require('node:dns').promises;
-    const dns = new Resolver({ timeout: 1500, tries: 1 }); dns.setServers(['127.0.0.55']);
-    const look = (name, family = 4) => dns['resolve' + family](name, { ttl: true }).then((all) => all, (error) => error.code);
-    const reach = (host, port = 443) => new Promise((done) => {
-      const socket = net.connect({ host, port });
-      socket.setTimeout(1200, () => done('silence')).on('error', (error) => done(error.code)).on('data', () => done('hello'));
-    });
-    const call = async (name, port) => { const all = await look(name); return Array.isArray(all) && all.length > 0 ? await reach(all[0].address, port) : all; };
-    (async () => { ${body} })().then((out) => { console.log(JSON.stringify(out)); process.exit(); });`
-  return JSON.parse(await run(inside(box, ...as(user), process.execPath, '-e', program))) as T
-}
+const asking = <T>(user: string, body: string): Promise<T> => ask<T>(box, user, body, 1_200)
 
 const configure = async (toml: string): Promise<void> => {
   await configureFirewall(box, directory, toml)
@@ -88,7 +74,7 @@ before(async () => {
       `net.createServer((s) => { s.on('error', () => {}); s.write('hello '); s.pipe(s) ` +
       `}).listen({ host: '::', port }, () => { if (++up === 3) console.log('up') })`,
   ])
-  const dns = spawn(
+  const server = spawn(
     'ip',
     inside(
       box,
@@ -111,28 +97,19 @@ before(async () => {
     ).slice(1),
     { stdio: ['ignore', 'inherit', 'pipe'] },
   )
-  children.push(dns)
-  dns.stderr.setEncoding('utf8').on('data', (text: string) => {
+  dns = server
+  server.stderr.setEncoding('utf8').on('data', (text: string) => {
     asked += text
   })
   await sleep(300)
-  assert.equal(dns.exitCode, null, asked)
-  // The resolver as its unit runs it, but for how long an answer counts at least: the test waits for
-  // the end of it.
-  await start(box, [
-    ...as('gatehouse-firewall', '--inh-caps=+net_admin', '--ambient-caps=+net_admin'),
-    process.execPath,
-    '--disable-warning=ExperimentalWarning',
-    '--input-type=module',
-    '-e',
-    `import { serveNames } from ${JSON.stringify(path.join(source, 'firewall/names/serve.ts'))};
-     console.log('up');
-     await serveNames({ firewall: ${JSON.stringify(directory)} }, { socket: { address: '127.0.0.55', port: 53 }, validity: { floor: 2, ceiling: 3600, grace: 1 } })`,
-  ])
+  assert.equal(server.exitCode, null, asked)
+  // The test waits for the end of an answer's validity.
+  await startResolver(box, directory, { floor: 2, ceiling: 3600, grace: 1 })
 })
 
 after(async () => {
-  for (const child of children) child.kill()
+  stopStarted()
+  dns?.kill()
   for (const ns of [box, other]) await run(['ip', 'netns', 'del', ns]).catch(() => {})
   await rm(directory, { recursive: true, force: true })
 })

@@ -3,61 +3,31 @@
  * peers, the image's own ruleset in its namespace, the resolver, and programs as Node-RED's user.
  */
 import assert from 'node:assert/strict'
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { chmod, chown, mkdir } from 'node:fs/promises'
 import net from 'node:net'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { Appliance, eventually } from './appliance.ts'
 import { Lab, type LabClient } from './lab.ts'
-import { inside, ruleset, run, users } from './ruleset.ts'
+import {
+  asking as ask,
+  asUser,
+  inside,
+  ruleset,
+  run,
+  start,
+  startResolver,
+  stopStarted,
+  users,
+} from './ruleset.ts'
 
-const source = path.resolve(import.meta.dirname, '../../src')
 let lab: Lab
 let appliance: Appliance
 let broker: LabClient
 let firewall: string
 let ids: Map<string, string>
-const children: ChildProcess[] = []
 
-const as = (user: string, ...more: string[]): string[] => [
-  'setpriv',
-  `--reuid=${ids.get(user)!}`,
-  `--regid=${ids.get(user)!}`,
-  '--clear-groups',
-  ...more,
-]
-
-async function start(argv: string[]): Promise<ChildProcess> {
-  const [command, ...rest] = inside(appliance.ns, ...argv)
-  const child = spawn(command!, rest, { stdio: ['pipe', 'pipe', 'inherit'] })
-  children.push(child)
-  await Promise.race([
-    once(child.stdout!, 'data'),
-    once(child, 'exit').then(([code]) => {
-      throw new Error(`${argv.at(-1)}: ended with ${code}`)
-    }),
-  ])
-  return child
-}
-
-/** Runs a program as a user beside the gateway; what it prints is JSON. */
-async function asking<T>(user: string, body: string): Promise<T> {
-  const program = `
-    const net = require('node:net'); const { Resolver } = require('node:dns').promises;
-    const dns = new Resolver({ timeout: 1500, tries: 1 }); dns.setServers(['127.0.0.55']);
-    const look = (name, family = 4) => dns['resolve' + family](name).then((all) => all, (error) => error.code);
-    const reach = (host, port) => new Promise((done) => {
-      const socket = net.connect({ host, port });
-      socket.setTimeout(2500, () => done('silence')).on('error', (error) => done(error.code)).on('data', (data) => { socket.destroy(); done(String(data)) });
-    });
-    const call = async (name, port) => { const all = await look(name); return Array.isArray(all) && all.length > 0 ? await reach(all[0], port) : all; };
-    (async () => { ${body} })().then((out) => { console.log(JSON.stringify(out)); process.exit(); });`
-  return JSON.parse(
-    await run(inside(appliance.ns, ...as(user, process.execPath, '-e', program))),
-  ) as T
-}
+const asking = <T>(user: string, body: string): Promise<T> => ask<T>(appliance.ns, user, body)
 
 /** A peer with servers that say who they are, and echo. */
 async function peer(name: string, ports: number[]): Promise<LabClient> {
@@ -106,20 +76,11 @@ before(async () => {
   assert.match(rules, /meta skuid 0 meta l4proto udp accept/)
   await run(inside(appliance.ns, 'nft', '-f', '-'), rules)
   await run(inside(appliance.ns, 'sysctl', '-qw', 'net.ipv4.ip_unprivileged_port_start=0'))
-  await start([
-    ...as('gatehouse-firewall', '--inh-caps=+net_admin', '--ambient-caps=+net_admin'),
-    process.execPath,
-    '--disable-warning=ExperimentalWarning',
-    '--input-type=module',
-    '-e',
-    `import { serveNames } from ${JSON.stringify(path.join(source, 'firewall/names/serve.ts'))};
-     console.log('up');
-     await serveNames({ firewall: ${JSON.stringify(firewall)} }, { socket: { address: '127.0.0.55', port: 53 } })`,
-  ])
+  await startResolver(appliance.ns, firewall)
 })
 
 after(async () => {
-  for (const child of children) child.kill()
+  stopStarted()
   await appliance?.stop()
   await lab?.stop()
 })
@@ -208,7 +169,7 @@ test('much goes both ways; a half that is closed leaves the other open', async (
   const { suffix } = lab.ready
   const [bytes, milliseconds] = await asking<[number, number]>(
     'node-red',
-    `const [host] = await look('broker.${suffix}'); const size = 4 * 1024 * 1024; const begun = Date.now();
+    `const [{ address: host }] = await look('broker.${suffix}'); const size = 4 * 1024 * 1024; const begun = Date.now();
      return await new Promise((done) => { const socket = net.connect({ host, port: 1883 }); let got = 0; const all = Buffer.alloc(size, 7);
        socket.on('data', (data) => { got += data.length }).on('end', () => done([got, Date.now() - begun])).on('error', (error) => done([error.code])); socket.end(all) })`,
   )
@@ -231,8 +192,8 @@ test("the tailnet's policy decides on it, as on any call of this device", async 
 
 test('what is taken off the list ends at once', async () => {
   const { suffix } = lab.ready
-  const holder = await start([
-    ...as('node-red'),
+  const holder = await start(appliance.ns, [
+    ...asUser(ids.get('node-red')!),
     process.execPath,
     '-e',
     `const { Resolver } = require('node:dns').promises; const dns = new Resolver(); dns.setServers(['127.0.0.55']);
