@@ -18,6 +18,8 @@ export interface Paths {
   channel: string
   /** GATEHOUSE_REPORT_DIR, default /run/gatehouse-report: what was last shown on the consoles. */
   reported: string
+  /** GATEHOUSE_STATE_FILE, default /run/gatehouse/state: the gateway's state in a line. */
+  told: string
   /** GATEHOUSE_TLS_DIR, default /var/lib/gatehouse-tls: `<name>.pem` and status.json. */
   tls: string
   /** GATEHOUSE_NODE_RED_SOCKET, default /run/node-red/http.sock. */
@@ -62,6 +64,7 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
     problem: env.GATEHOUSE_PROBLEM_FILE ?? '/run/gatehouse-provision/problem',
     channel: env.GATEHOUSE_CHANNEL_KEY ?? '/run/gatehouse-provision/channel',
     reported: env.GATEHOUSE_REPORT_DIR ?? '/run/gatehouse-report',
+    told: env.GATEHOUSE_STATE_FILE ?? '/run/gatehouse/state',
     tls: env.GATEHOUSE_TLS_DIR ?? '/var/lib/gatehouse-tls',
     nodeRed: env.GATEHOUSE_NODE_RED_SOCKET ?? '/run/node-red/http.sock',
     admin: env.GATEHOUSE_ADMIN_SOCKET ?? '/run/gatehouse-admin.sock',

@@ -2,6 +2,7 @@ import { isUtf8 } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
 import { open, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { renderUnicodeCompact } from 'uqr'
 import { printable } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
@@ -113,11 +114,44 @@ async function show(text: string): Promise<void> {
  * `gatehouse report`, run as root whenever the gateway's state changes: puts how things are on the
  * consoles and into gatehouse-status.txt on the card; and once the device has joined, takes the
  * auth key off the card and out of the configuration.
+ *
+ * What changes while it runs it reports too: systemd does not watch a path while the unit that it
+ * starts is active, and tells of nothing that happened in that time (path_enter_running() in
+ * src/core/path.c).
+ *
+ * @param settle milliseconds that nothing may have changed in
  */
-export async function runReport(paths: Paths): Promise<number> {
+export async function runReport(paths: Paths, settle = 300): Promise<number> {
+  for (let rounds = 0; rounds < 20; rounds++) {
+    const before = await changed(paths)
+    await reportOnce(paths)
+    await sleep(settle)
+    if ((await changed(paths)) === before) break
+  }
+  return 0
+}
+
+/** What gatehouse-report.path watches: another text when one of them has been written. */
+async function changed({ told, tls }: Pick<Paths, 'told' | 'tls'>): Promise<string> {
+  const watched = [told, updatePaths().outcome, join(tls, 'status.json')]
+  return (
+    await Promise.all(
+      watched.map(
+        async (file) =>
+          await stat(file, { bigint: true }).then(
+            ({ ino, mtimeNs, size }) => `${ino} ${mtimeNs} ${size}`,
+            () => '',
+          ),
+      ),
+    )
+  ).join()
+}
+
+async function reportOnce(paths: Paths): Promise<void> {
   let text: string
   let joined = false
   let self = false
+  const card = await readSettings(paths)
   try {
     const answer = await call(paths.admin, 'GET', '/v1/status')
     if (answer.status !== 200) throw new Error(`the gateway answers ${answer.status}`)
@@ -149,28 +183,41 @@ export async function runReport(paths: Paths): Promise<number> {
   const root = await readFile(join(paths.tls, authorityFile), 'utf8').catch(() => undefined)
   if (self && root !== undefined)
     await writeCard(paths.boot, join(paths.boot, 'gatehouse-ca.crt'), root)
-  if (joined) await forgetAuthKey(paths)
+  if (joined) await forgetAuthKey(paths, card)
   await forgetKept(paths)
-  return 0
+}
+
+const settingsFile = (boot: string): string => join(boot, 'gatehouse.toml')
+
+async function readSettings({ boot }: Pick<Paths, 'boot'>): Promise<Buffer> {
+  return await readFile(settingsFile(boot)).catch(() => Buffer.alloc(0))
 }
 
 /**
  * The identity is on disk since before the node was "Running". The card comes first, since the next
  * boot would take the key from it again; provisioning then replaces the copy in /run by an empty
  * one, and a power cut between the two is put right by that boot.
+ *
+ * @param read the card's gatehouse.toml as it was before the node was asked: what somebody has
+ * written since has not been used
  */
-async function forgetAuthKey({ boot }: Pick<Paths, 'boot'>): Promise<void> {
-  const file = join(boot, 'gatehouse.toml')
-  const data = await readFile(file).catch(() => Buffer.alloc(0))
+async function forgetAuthKey(paths: Pick<Paths, 'boot'>, read: Buffer): Promise<void> {
   // What is not UTF-8 was never read, so no key of it was used; yet it comes off, and each byte of
   // the rest stays.
-  const encoding = isUtf8(data) ? 'utf8' : 'latin1'
-  const without = withoutAuthKey(data.toString(encoding))
+  const encoding = isUtf8(read) ? 'utf8' : 'latin1'
+  const without = withoutAuthKey(read.toString(encoding))
   if (without === undefined) return
-  await withCard(boot, async () => {
-    await writeFileAtomic(file, Buffer.from(without, encoding), 0o700)
+  const done = await withCard(paths.boot, async () => {
+    if (!(await readSettings(paths)).equals(read)) return false
+    await writeFileAtomic(settingsFile(paths.boot), Buffer.from(without, encoding), 0o700)
+    return true
   })
-  process.stdout.write('the auth key has been used and is taken off the card\n')
+  if (done) taken('the auth key has been used and is')
+}
+
+/** Says so, and has provisioning take it out of what it has made of the card. */
+function taken(what: string): void {
+  process.stdout.write(`${what} taken off the card\n`)
   spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {
     stdio: 'ignore',
   })
@@ -187,20 +234,19 @@ async function forgetKept(paths: Paths): Promise<void> {
   const kept = (await readRecord(tls))?.kept
   if (handed === undefined || kept?.mark !== handed.mark) return
   const keys = handed.keys.filter((key) => kept.keys.includes(key))
-  const file = join(boot, 'gatehouse.toml')
-  const text = await readFile(file, 'utf8').catch(() => '')
-  const without = withoutKept(text, keys)
-  if (without === undefined) return
-  const keyFile = keys.includes('key_file') ? keyFileOf(text) : undefined
-  await withCard(boot, async () => {
+  const read = async (): Promise<string> => (await readSettings(paths)).toString()
+  if (withoutKept(await read(), keys) === undefined) return
+  const done = await withCard(boot, async () => {
+    const text = await read()
+    const without = withoutKept(text, keys)
+    if (without === undefined) return false
+    const keyFile = keys.includes('key_file') ? keyFileOf(text) : undefined
     // The line first: without its file a line would be an error at the next boot.
-    await writeFileAtomic(file, without, 0o700)
+    await writeFileAtomic(settingsFile(boot), without, 0o700)
     if (keyFile !== undefined) await shred(join(boot, keyFile))
+    return true
   })
-  process.stdout.write(`${keys.join(', ')} has been used and is taken off the card\n`)
-  spawnSync('systemctl', ['--no-block', 'restart', 'gatehouse-provision.service'], {
-    stdio: 'ignore',
-  })
+  if (done) taken(`${keys.join(', ')} has been used and is`)
 }
 
 function keyFileOf(text: string): string | undefined {

@@ -87,6 +87,49 @@ test("what a person reads: the login address with its QR code, the page's addres
   assert.match(wrong, /! tailnet: it is broken\.\n {2}What to do: Mend it\. \(GH_X\)/)
 })
 
+test('what somebody writes meanwhile is not lost, and what changes meanwhile is reported too', async () => {
+  const boot = join(root, 'meanwhile')
+  for (const d of [boot, join(root, 'meanwhile-reported')]) mkdirSync(d)
+  const where = paths({
+    GATEHOUSE_BOOT_DIR: boot,
+    GATEHOUSE_REPORT_DIR: join(root, 'meanwhile-reported'),
+    GATEHOUSE_ADMIN_SOCKET: join(root, 'meanwhile.sock'),
+    GATEHOUSE_PROBLEM_FILE: join(root, 'no-problem'),
+    GATEHOUSE_TLS_DIR: join(root, 'tls'),
+    GATEHOUSE_STATE_FILE: join(root, 'state'),
+  })
+  const card = join(boot, 'gatehouse.toml')
+  const toml = `[tailnet]\nauth_key = "${secret}"\n`
+  const newer = `[tailnet]\nauth_key = "${secret}2"\nhostname = "attic"\n`
+  writeFileSync(card, toml)
+  let asked = 0
+  const server = createServer((_req, res) => {
+    asked++
+    // The first answer is old when it comes: a person has written, and the node is out again.
+    if (asked === 1) {
+      writeFileSync(card, newer)
+      writeFileSync(join(root, 'state'), 'logged out\n')
+    }
+    const now =
+      asked === 1
+        ? status({ state: 'Running', name: 'door.tail.ts.net' })
+        : status({ state: 'NeedsLogin', loginURL: 'https://login.example/1' })
+    res.setHeader('content-type', 'application/json').end(JSON.stringify(now))
+  }).listen(join(root, 'meanwhile.sock'))
+  await once(server, 'listening')
+  try {
+    await runReport(where, 10)
+  } finally {
+    server.close()
+  }
+  assert.equal(readFileSync(card, 'utf8'), newer)
+  assert.equal(asked, 2)
+  assert.match(
+    readFileSync(join(boot, 'gatehouse-status.txt'), 'utf8'),
+    /https:\/\/login\.example\/1/,
+  )
+})
+
 test('the key stays on the card until the device has joined, and is gone from it then', async () => {
   const boot = join(root, 'efi')
   for (const d of [boot, join(root, 'reported')]) mkdirSync(d)
