@@ -36,6 +36,9 @@ export interface WatchOptions {
   say: (line: string) => void
 }
 
+/** Milliseconds in which nothing may have changed, at the end. */
+const settle = 300
+
 /** Milliseconds between looks. */
 const look = 5_000
 
@@ -57,7 +60,8 @@ export async function watch(options: WatchOptions): Promise<boolean> {
   const file = join(options.state, 'told.json')
   const told = await readTold(file)
   for (;;) {
-    const wrong = await readWrong(options.directory)
+    const before = await readProblems(options.directory)
+    const wrong = parseWrong(before)
     // Half a sentence, or no gateway: nothing is known, so nothing has changed.
     if (wrong === undefined) return true
     const now = Date.now()
@@ -115,7 +119,12 @@ export async function watch(options: WatchOptions): Promise<boolean> {
     }
     if (changed) await writeFileAtomic(file, JSON.stringify([...told]), 0o600)
     if (failed) return false
-    if (!waiting) return true
+    if (!waiting) {
+      // What is written while this ends, systemd does not see (path_enter_running(), src/core/path.c).
+      await sleep(settle)
+      if ((await readProblems(options.directory)) === before) return true
+      continue
+    }
     await sleep(Math.min(look, Math.max(settings.after, 500)))
   }
 }
@@ -128,15 +137,17 @@ async function readTold(file: string): Promise<Map<string, Told>> {
   }
 }
 
+async function readProblems(directory: string): Promise<string> {
+  return await readFile(join(directory, 'problems.json'), 'utf8').catch(() => '')
+}
+
 /**
  * Undefined when it is not there, or not what a gateway writes. Each word of it is bounded: the
  * gateway is a door that may be broken in.
  */
-async function readWrong(directory: string): Promise<Wrong | undefined> {
+function parseWrong(text: string): Wrong | undefined {
   try {
-    const { device, problems } = JSON.parse(
-      await readFile(join(directory, 'problems.json'), 'utf8'),
-    ) as Wrong
+    const { device, problems } = JSON.parse(text) as Wrong
     const words = (value: unknown): string => String(value).slice(0, 1_000)
     return {
       device: words(device),

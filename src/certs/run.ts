@@ -1,6 +1,7 @@
 import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isDeepStrictEqual } from 'node:util'
 import { call } from '../base/control-client.ts'
 import { makeSpace, restartDevice, seeLogs } from '../base/cures.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
@@ -107,11 +108,26 @@ interface Run {
 
 /** Looks after certificates as [certificates] mode says; as {@link runCerts}. */
 async function look(run: Run): Promise<number> {
-  const { paths, config, state, env, now, say, goodTime } = run
+  const { paths, config, env } = run
   const { mode, name } = config.certificates
   if (mode === 'files') return await install(run)
+  if (mode === 'acme') return await lookAfter(run, name)
   const wait = seconds(env.GATEHOUSE_CERTS_WAIT, 300)
-  const names = mode === 'acme' ? name : await askNames(paths.certs, wait)
+  for (let rounds = 0; ; rounds++) {
+    const names = await askNames(paths.certs, wait)
+    const code = await lookAfter(run, names)
+    // A name that came meanwhile would wait for the timer: systemd does not watch the gateway's names
+    // while this runs (path_enter_running() in src/core/path.c).
+    const { valid } = await namesNow(paths.certs).catch(() => ({ valid: names }))
+    if (code !== 0 || rounds === 4 || valid.length === 0 || isDeepStrictEqual(valid, names))
+      return code
+  }
+}
+
+/** Looks after the certificates of these names; as {@link runCerts}. */
+async function lookAfter(run: Run, names: string[]): Promise<number> {
+  const { paths, config, state, now, say, goodTime } = run
+  const { mode } = config.certificates
   if (mode === 'self') {
     // Loaded where it is used alone: it is large.
     const { ownAuthority } = await import('./self.ts')
@@ -296,6 +312,25 @@ async function readAuthorities(path: string): Promise<string> {
   }
 }
 
+/** The node's names as the gateway says them now, and what it says where it has none. */
+async function namesNow(
+  socket: string,
+): Promise<{ valid: string[]; told?: unknown; why?: unknown }> {
+  const { status, body } = await call(socket, 'GET', '/v1/names')
+  const { names, problem, code } = (body ?? {}) as {
+    names?: unknown
+    problem?: unknown
+    code?: unknown
+  }
+  if (status !== 200 || !Array.isArray(names)) throw new Error(`it answers ${status}`)
+  // They become file names.
+  const valid = names.filter(
+    (name): name is string =>
+      typeof name === 'string' && /^(?!.*\.\.)(?:\*\.)?[a-z0-9][a-z0-9.-]*$/.test(name),
+  )
+  return { valid, told: problem, why: code }
+}
+
 /** Asks the gateway for the node's names until it has some. */
 async function askNames(socket: string, patience: number): Promise<string[]> {
   const end = Date.now() + patience
@@ -303,18 +338,7 @@ async function askNames(socket: string, patience: number): Promise<string[]> {
     let problem: string
     let code: FailureCode = 'GH_CERTS_NAMES'
     try {
-      const { status, body } = await call(socket, 'GET', '/v1/names')
-      const {
-        names,
-        problem: told,
-        code: why,
-      } = (body ?? {}) as { names?: unknown; problem?: unknown; code?: unknown }
-      if (status !== 200 || !Array.isArray(names)) throw new Error(`it answers ${status}`)
-      // They become file names.
-      const valid = names.filter(
-        (name): name is string =>
-          typeof name === 'string' && /^(?!.*\.\.)(?:\*\.)?[a-z0-9][a-z0-9.-]*$/.test(name),
-      )
+      const { valid, told, why } = await namesNow(socket)
       if (valid.length > 0) return valid
       problem = typeof told === 'string' ? told : 'the node has not joined its tailnet yet'
       if (why === 'GH_HTTPS_DISABLED' || why === 'GH_HTTPS_NAMES') code = 'GH_CERTS_HTTPS_DISABLED'

@@ -1,13 +1,17 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
 import { promisify } from 'node:util'
+import { paths } from '../../../src/base/paths.ts'
 import { parseCertificate } from '../../../src/certs/pem.ts'
 import { authorityFile } from '../../../src/certs/record.ts'
+import { runCerts } from '../../../src/certs/run.ts'
 import { ownAuthority } from '../../../src/certs/self.ts'
 
 const run = promisify(execFile)
@@ -104,4 +108,29 @@ test('a wildcard is within the constraints too', async () => {
   const { issuer } = await make(['gate.example.org', '*.gate.example.org'])
   const { chain } = parseCertificate(await issuer.issue('*.gate.example.org'), '*.gate.example.org')
   assert.equal(await openssl(chain, 'x.gate.example.org'), 'OK')
+})
+
+test('a name that comes while the others are looked after has its certificate in the same run', async () => {
+  const where = paths({
+    STATE_DIRECTORY: join(dir, 'state'),
+    GATEHOUSE_CONFIG_DIR: dir,
+    GATEHOUSE_TLS_DIR: dir,
+    GATEHOUSE_CERTS_SOCKET: join(dir, 'certs.sock'),
+  })
+  await writeFile(join(dir, 'gatehouse.toml'), '[certificates]\nmode = "self"\n')
+  let asked = 0
+  const gateway = createServer((_req, res) => {
+    const names = asked++ === 0 ? ['one.tail.example'] : ['one.tail.example', 'two.tail.example']
+    res.setHeader('content-type', 'application/json').end(JSON.stringify({ names }))
+  }).listen(where.certs)
+  await once(gateway, 'listening')
+  try {
+    assert.equal(await runCerts(where), 0)
+  } finally {
+    gateway.close()
+  }
+  for (const name of ['one', 'two']) {
+    const pem = await readFile(join(dir, `${name}.tail.example.pem`))
+    assert.equal(new X509Certificate(pem).subjectAltName, `DNS:${name}.tail.example`)
+  }
 })
