@@ -1,6 +1,7 @@
 import { BlockList, isIP } from 'node:net'
 import { quote } from './kinds.ts'
 import type { Wrong } from './kinds.ts'
+import { kernelPath } from './data-path.ts'
 import { firstPeerPort, mostPeers } from './peers.ts'
 
 /** A port of a flow's that the local network may reach: an entry of `[node_red] listen`. */
@@ -18,8 +19,8 @@ const form =
   'Write port/tcp or port/udp and from where: "1883/tcp from 192.168.1.0/24", "5683/udp from lan"'
 
 /**
- * Ports that others of this machine listen on: WireGuard's, and the gateway's on the local network
- * and for devices of the tailnet.
+ * Ports that others of this machine listen on: WireGuard's, and the gateway's on the local network,
+ * for devices of the tailnet and on the kernel's data path.
  */
 const taken: ReadonlyArray<[number, number]> = [
   [41_080, 41_080],
@@ -27,6 +28,7 @@ const taken: ReadonlyArray<[number, number]> = [
   [41_641, 41_641],
   [firstPeerPort, firstPeerPort + mostPeers - 1],
   [48_443, 48_443],
+  ...Object.values(kernelPath.ports).map((port): [number, number] => [port, port]),
 ]
 
 /** Networks that are nobody's but the person's own (RFC 1918, 3927, 4193, 4291), with their length. */

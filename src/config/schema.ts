@@ -104,6 +104,11 @@ export const schema = {
      * Tailscale's control server when the network's DNS has failed. Never asked for another one.
      */
     bootstrapDNS: key(flag(), { default: true, example: 'false' }),
+    /**
+     * Whose TCP serves ports 443, 8443 and 10000 of the node: the gateway's own (`userspace`), or
+     * the kernel's, by a tun interface ({@link file://./data-path.ts}). Default: userspace.
+     */
+    dataPath: key(oneOf('userspace', 'kernel'), { default: 'userspace', example: '"kernel"' }),
   },
   certificates: {
     /**

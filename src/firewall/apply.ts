@@ -16,6 +16,7 @@ import { certsTargets } from './certs-targets.ts'
 import { mostPeers, peerName, peerTargets } from '../config/peers.ts'
 import type { PeerTarget } from '../config/peers.ts'
 import { gatewayTargets, unreachable } from './gateway-targets.ts'
+import { kernelPath, tailnetNetworks } from '../config/data-path.ts'
 import { ports } from '../config/ports.ts'
 import { localPorts } from './local-ports.ts'
 import { expandPreset } from '../config/presets.ts'
@@ -37,6 +38,8 @@ export interface Applied {
   at: string
   /** Whether ports 80 and 443 of the local network lead to the gateway. */
   localNetwork?: boolean
+  /** Whether ports of the tailnet lead to the gateway's own ([tailnet] data_path). */
+  kernelPath?: boolean
   /** Whether Node-RED is led to other devices of the tailnet. */
   peers?: boolean
   /** Names of the sets that answers to Node-RED go into. */
@@ -218,6 +221,37 @@ export function peersScript(peers: readonly PeerTarget[], before: boolean): stri
   ].join('\n')
 }
 
+const tailnetRedirect = 'inet gatehouse redirect-tailnet'
+
+/**
+ * The lines that lead the node's ports to the gateway's where the kernel's TCP serves the tailnet,
+ * or no longer: from peers, by that interface. What of it is let in is written in the ruleset
+ * itself (chain in-tailnet).
+ *
+ * @param before whether they are in force
+ */
+export function kernelRedirection(on: boolean, before: boolean): string {
+  if (!on && !before) return ''
+  const { interface: name, addresses, ports: own } = kernelPath
+  const lines = [
+    `add chain ${tailnetRedirect} { type nat hook prerouting priority dstnat; policy accept; }`,
+    `flush chain ${tailnetRedirect}`,
+  ]
+  if (!on) lines.push(`delete chain ${tailnetRedirect}`)
+  else
+    for (const family of [4, 6] as const)
+      for (const [from, to] of Object.entries(own)) {
+        const [ip, network] = [family === 4 ? 'ip' : 'ip6', tailnetNetworks[family]]
+        const target = family === 4 ? addresses[4] : `[${addresses[6]}]`
+        lines.push(
+          `add rule ${tailnetRedirect} iifname "${name}" ${ip} saddr ${network} ${ip} daddr ` +
+            `${network} tcp dport ${from} dnat ${ip} to ${target}:${to} comment "tailnet: TCP ` +
+            `${from} by IPv${family}, from peers ([tailnet] data_path)"`,
+        )
+      }
+  return `${lines.join('\n')}\n`
+}
+
 const redirect = 'inet gatehouse redirect-local-network'
 
 /**
@@ -259,7 +293,9 @@ export async function apply(
   const {
     node_red: { allow, registry, listen: listenOn },
     local_network: { listen },
+    tailnet: { dataPath },
   } = config
+  const kernel = dataPath === 'kernel'
   const egress = targets(allow, registry)
   const peers = peerTargets(egress)
   const [ingress, found] = [ingresses(listenOn), discoveries(allow)]
@@ -317,7 +353,8 @@ export async function apply(
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +
-      redirection(listen, before?.localNetwork === true),
+      redirection(listen, before?.localNetwork === true) +
+      kernelRedirection(kernel, before?.kernelPath === true),
   )
   const patterns = namedEntries(egress)
   await replaceText(join(paths.firewall, namesFile), `${JSON.stringify(patterns)}\n`)
@@ -355,6 +392,7 @@ export async function apply(
     ...(alerts.length === 0 ? {} : { alerts: kept(forAlerts) }),
     names,
     ...(listen ? { localNetwork: true } : {}),
+    ...(kernel ? { kernelPath: true } : {}),
     ...(peers.length > 0 ? { peers: true } : {}),
   }
   // Without any there is nothing to look after: gatehouse-firewall.service then is not started
@@ -367,7 +405,8 @@ export async function apply(
       certs.length +
       alerts.length ===
       0 &&
-    !listen
+    !listen &&
+    !kernel
   )
     await rm(join(paths.firewall, 'state.json'), { force: true })
   else

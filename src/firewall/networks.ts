@@ -1,6 +1,7 @@
 import { networkInterfaces } from 'node:os'
 import { BlockList, isIP } from 'node:net'
 import { forbidden } from '../config/addresses.ts'
+import { kernelPath } from '../config/data-path.ts'
 
 /** This machine's own addresses, and the networks its cables and radios are in. */
 export interface Interfaces {
@@ -16,15 +17,19 @@ export function interfaces(
   list: ReturnType<typeof networkInterfaces> = networkInterfaces(),
 ): Interfaces {
   const all = Object.values(list).flatMap((of) => of ?? [])
+  // The one that leads into the tailnet is no local network, and the way to none.
+  const cards = Object.entries(list).flatMap(([name, of]) =>
+    name === kernelPath.interface ? [] : (of ?? []),
+  )
   const networks = new Map<string, 4 | 6>()
-  for (const { address, cidr, internal, family } of all) {
+  for (const { address, cidr, internal, family } of cards) {
     if (internal || cidr === null || forbidden(address) !== undefined) continue
     networks.set(networkOf(cidr), family === 'IPv4' ? 4 : 6)
   }
   return {
     addresses: all.map(({ address }) => address),
     networks: [...networks].map(([network, family]) => ({ network, family })),
-    ipv6: all.some(
+    ipv6: cards.some(
       ({ family, address, internal }) =>
         family === 'IPv6' && !internal && !address.startsWith('fe80:'),
     ),

@@ -42,7 +42,7 @@ export function overview(objects: NftObject[]): Overview {
     objects.flatMap(({ rule }) =>
       rule?.comment !== undefined &&
       chains(rule.chain) &&
-      rule.expr.some((expr) => 'accept' in expr || 'redirect' in expr)
+      rule.expr.some((expr) => 'accept' in expr || 'redirect' in expr || 'dnat' in expr)
         ? [rule.comment]
         : [],
     )

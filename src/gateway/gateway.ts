@@ -37,6 +37,8 @@ import { Forwards } from './listen/forward.ts'
 import { Front } from './listen/front.ts'
 import { Guard } from './access/guard.ts'
 import { Limits, applyTo } from './request/limits.ts'
+import { KernelPath } from './listen/kernel-path.ts'
+import type { KernelPathOptions } from './listen/kernel-path.ts'
 import { LocalNetwork } from './listen/local-network.ts'
 import type { LocalNetworkOptions } from './listen/local-network.ts'
 import type { Logger } from './shared/log.ts'
@@ -44,6 +46,7 @@ import { Metrics } from './request/metrics.ts'
 import { strictTransport } from './request/hygiene.ts'
 import { Node } from './tailnet/node.ts'
 import type { NodeOptions } from './tailnet/node.ts'
+import type { TailnetConn, TailnetListener } from './tailnet/tailnet.ts'
 import { Peer } from './tailnet/peer.ts'
 import { ToPeers } from './listen/to-peers.ts'
 import { Problems } from './shared/problems.ts'
@@ -101,6 +104,8 @@ export interface GatewayOptions {
   authority?: (file: string) => string | undefined
   /** Ports of the listener on the local network. Default: the appliance's. */
   localPorts?: LocalNetworkOptions['ports']
+  /** Where the kernel's data path leads to. Default: the appliance's. */
+  kernelPath?: Pick<KernelPathOptions, 'addresses' | 'portOf' | 'patience'>
   /** How long Node-RED may take to answer. Milliseconds, default 120 s. */
   responseTimeout?: number
 }
@@ -123,6 +128,7 @@ export class Gateway {
   readonly originPorts: OriginPorts
   readonly toPeers: ToPeers
   readonly localNetwork: LocalNetwork
+  readonly kernelPath: KernelPath
   readonly services: Services
   readonly metrics: Metrics
   readonly guard: Guard
@@ -226,8 +232,9 @@ export class Gateway {
         if (port === ports.flows) this.#arrivals.arrived(peer)
         this.#front.accept(conn, peer)
       },
-      listen: async (port, accept) => await this.#node?.listen(port, accept),
+      listen: async (port, accept) => await this.#listen(port, accept),
     })
+    this.kernelPath = new KernelPath({ log, problems: this.problems, ...options.kernelPath })
     this.localNetwork = new LocalNetwork({
       log,
       problems: this.problems,
@@ -345,6 +352,7 @@ export class Gateway {
       metrics: this.metrics,
       originPorts: this.originPorts,
       forwards: this.forwards,
+      listen: async (port, accept) => await this.#listen(port, accept),
       name: (service) => this.#nameOf(service),
       ownAuthority: () => this.#settings.mode === 'self',
       tls: options.tls,
@@ -523,6 +531,16 @@ export class Gateway {
     await this.#judgeCertificates()
   }
 
+  /** A port of HTTPS: by the kernel, where that is wanted and can be had; else by the node. */
+  async #listen(
+    port: number,
+    accept: (conn: TailnetConn) => void,
+  ): Promise<TailnetListener | undefined> {
+    const node = this.#node
+    if (node === undefined) return undefined
+    return (await this.kernelPath.listen(node, port, accept)) ?? (await node.listen(port, accept))
+  }
+
   /** What the names of this device follow from. */
   #sources(): NameSources {
     return {
@@ -574,6 +592,7 @@ export class Gateway {
       upstream: this.upstream,
       guard: this.guard,
       services: this.services,
+      kernel: this.kernelPath.serving,
       localRights: this.localNetwork.listening ? this.#localRights : undefined,
     })
   }

@@ -174,7 +174,8 @@ async function joinTailnet(
           config.tailnet.caFile === undefined ? undefined : authority(config.tailnet.caFile),
         hasAuthKey: authKey !== undefined,
         tags: config.tailnet.tags,
-        create: () => begun.take(tailnetOptions(paths, config, authKey)),
+        kernel: config.tailnet.dataPath === 'kernel',
+        create: (kernel) => begun.take(tailnetOptions(paths, config, authKey, kernel)),
       })
       return
     } catch (err) {

@@ -29,6 +29,7 @@ import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, applyNetwork } from './drop-in.ts'
 import { gatehouseDropIn } from './gatehouse-unit.ts'
+import { kernelPathFiles } from './kernel-path.ts'
 import { networkDropIns } from './network.ts'
 import { consoleLines, nodeRedDropIn } from './node-red-unit.ts'
 import { updateTimerDropIn } from './update-timer.ts'
@@ -589,9 +590,10 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
       },
     ],
     [
-      '[network]',
+      '[network] or [tailnet] data_path',
       async () => {
-        await applyNetwork(networkDropIns(config.network), join(dirname(paths.units), 'network'))
+        const files = [...networkDropIns(config.network), ...kernelPathFiles(config.tailnet)]
+        await applyNetwork(new Map(files), join(dirname(paths.units), 'network'))
       },
     ],
     [
@@ -606,9 +608,9 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
       },
     ],
     [
-      '[local_network]',
+      '[local_network] or [tailnet] data_path',
       async () => {
-        await applyDropIn('gatehouse.service', gatehouseDropIn(config.local_network), paths.units)
+        await applyDropIn('gatehouse.service', gatehouseDropIn(config), paths.units)
       },
     ],
     [

@@ -41,6 +41,10 @@ export interface ApplianceOptions {
   ip?: string
   /** More of gatehouse.toml: whole tables. */
   settings?: string
+  /** More of its table [tailnet]: lines. */
+  tailnet?: string
+  /** Done in its namespace before anything is started there. */
+  before?: (ns: string) => Promise<void>
   /** More environment for the gateway. */
   env?: Record<string, string>
   /** What Node-RED starts with. Default: no flows. */
@@ -60,14 +64,22 @@ export class Appliance {
   readonly ns: string
   readonly dir: string
   readonly env: Record<string, string>
+  readonly #tailnet: string
   #registry: string | undefined
   #gateway: ChildProcess | undefined
   #nodeRed: ChildProcess | undefined
   /** What the gateway logged. */
   log = ''
 
-  private constructor(lab: Lab, ns: string, dir: string, env: Record<string, string>) {
+  private constructor(
+    lab: Lab,
+    ns: string,
+    dir: string,
+    env: Record<string, string>,
+    tailnet: string,
+  ) {
     this.#lab = lab
+    this.#tailnet = tailnet
     this.ns = ns
     this.dir = dir
     this.env = env
@@ -92,7 +104,8 @@ export class Appliance {
       CREDENTIALS_DIRECTORY: path.join(dir, 'credentials'),
       ...options.env,
     }
-    const appliance = new Appliance(lab, ns, dir, env)
+    const appliance = new Appliance(lab, ns, dir, env, options.tailnet ?? '')
+    await options.before?.(ns)
     await copyFile(lab.ready.authority, path.join(dir, 'config', 'authority.pem'))
     await appliance.configure(options.settings ?? '')
     const authKey = options.authKey ?? lab.ready.authKey
@@ -135,7 +148,7 @@ export class Appliance {
     await writeFile(
       path.join(this.dir, 'config', 'gatehouse.toml'),
       `[tailnet]\ncontrol_url = "${this.#lab.ready.controlURL}"\nca_file = "authority.pem"\n` +
-        `[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = ` +
+        `${this.#tailnet}\n[certificates]\ndirectory = "${this.#lab.ready.acmeDirectory}"\nca_file = ` +
         `"authority.pem"\n${more}`,
     )
   }
@@ -172,6 +185,13 @@ export class Appliance {
       child.kill(signal)
       await gone
     }
+    return child.exitCode
+  }
+
+  /** Waits until the gateway has ended by itself; its exit code. */
+  async ended(): Promise<number | null> {
+    const child = this.#gateway!
+    if (child.exitCode === null && child.signalCode === null) await once(child, 'exit')
     return child.exitCode
   }
 

@@ -165,3 +165,11 @@ export async function ruleset(): Promise<string> {
     (_, names: string) => `skuid ${byNumber(names)}`,
   )
 }
+
+/**
+ * The ruleset for a gateway that is root's: root has what the image gives to the user gatehouse.
+ */
+export async function rulesetForRoot(): Promise<string> {
+  const gatehouse = new RegExp(`\\b${(await users()).get('gatehouse')!}\\b(?=[ ,}])`, 'g')
+  return (await ruleset()).replaceAll(gatehouse, '0')
+}

@@ -28,6 +28,11 @@ export interface FrontOptions {
   originPorts: OriginPorts
   /** Those by name take their connections from port 443. */
   forwards: Forwards
+  /** Opens a port of the node; retries by itself. */
+  listen: (
+    port: number,
+    accept: (conn: TailnetConn) => void,
+  ) => Promise<TailnetListener | undefined>
   /** Full name of the device, or of a Service it hosts. */
   name: (service?: string) => string | undefined
   /** Whether the device has an authority of its own, whose root port 80 gives out. */
@@ -113,7 +118,7 @@ export class Front {
    * @returns true when it was tried
    */
   async openHTTPS(): Promise<boolean> {
-    const { originPorts, forwards, log, metrics, name } = this.#options
+    const { originPorts, forwards, listen, log, metrics, name } = this.#options
     const node = this.#node
     if (
       this.serving ||
@@ -124,7 +129,7 @@ export class Front {
     )
       return false
     this.#opening = true
-    this.#https = await node.listen(443, (conn) => {
+    this.#https = await listen(443, (conn) => {
       metrics.connections.inc()
       if (forwards.byName) forwards.passThrough(conn, this.#accept!)
       else this.#accept!(conn)

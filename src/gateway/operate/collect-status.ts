@@ -27,6 +27,8 @@ export interface StatusSources {
   name: string | undefined
   /** Whether port 443 is open. */
   serving: boolean
+  /** Whether it is open by the kernel's data path. */
+  kernel: boolean
   mode: Config['certificates']['mode']
   certificates: Certificates
   watch: CertificateWatch
@@ -59,7 +61,7 @@ export async function collectStatus(sources: StatusSources): Promise<GatewayStat
             gateway: `${originOf(name, ports.own)}/`,
           },
         }),
-    tailnet: tailnetStatus(node),
+    tailnet: tailnetStatus(node, sources.kernel),
     certificate: certificateStatus(sources),
     upstream: {
       socket: sources.upstream.socket,
@@ -92,12 +94,13 @@ export function judgeConfiguration(problems: Problems, found: string | undefined
     problems.clear('configuration', 'the configuration is valid again')
 }
 
-function tailnetStatus(node: Node | undefined): GatewayStatus['tailnet'] {
+function tailnetStatus(node: Node | undefined, kernel: boolean): GatewayStatus['tailnet'] {
   const status = node?.status
   return {
     state: status?.backendState ?? 'NoState',
     ...(node?.name === undefined ? {} : { name: node.name }),
     addresses: status?.tailscaleIPs ?? [],
+    dataPath: kernel ? 'kernel' : 'userspace',
     ...(node?.loginURL === undefined ? {} : { loginURL: node.loginURL }),
     tags: status?.self?.tags ?? [],
     ...(status?.self?.keyExpiry === undefined ? {} : { keyExpiry: status.self.keyExpiry }),

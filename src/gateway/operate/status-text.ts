@@ -26,6 +26,7 @@ export function table(status: GatewayStatus, now: Date = new Date()): string {
       .join('  '),
   )
   row('Addresses', status.tailnet.addresses.join('  ') || 'none yet')
+  if (status.tailnet.dataPath === 'kernel') row('Data path', "the kernel's TCP")
   if (status.tailnet.loginURL !== undefined) row('Log in', status.tailnet.loginURL)
   if (status.tailnet.keyExpiry !== undefined)
     row('Key expires', until(status.tailnet.keyExpiry, now))

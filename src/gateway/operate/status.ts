@@ -22,6 +22,8 @@ export interface GatewayStatus {
     /** Full name that was assigned, which need not be the one asked for. */
     name?: string
     addresses: string[]
+    /** Whose TCP serves HTTPS there: [tailnet] data_path, or what it came to. */
+    dataPath: Config['tailnet']['dataPath']
     /** To be opened by a person, when the node needs a login. */
     loginURL?: string
     tags: string[]

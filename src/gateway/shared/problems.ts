@@ -27,6 +27,7 @@ const parts = [
   'tailnet',
   'node key',
   'https',
+  'data path',
   'listener',
   'ports',
   'flows',

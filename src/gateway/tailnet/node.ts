@@ -11,8 +11,14 @@ import type { Tailnet, TailnetConn, TailnetListener, TailnetPacketSocket } from 
 
 /** Options of {@link Node}. */
 export interface NodeOptions {
-  /** Makes the tailnet server; called again when one could not be started. */
-  create: () => Tailnet | Promise<Tailnet>
+  /**
+   * Makes the tailnet server; called again when one could not be started.
+   *
+   * @param kernel whether the kernel is to have its packets: {@link kernel}, until that failed
+   */
+  create: (kernel: boolean) => Tailnet | Promise<Tailnet>
+  /** Whether the kernel is to have the node's packets ([tailnet] data_path). Default: no. */
+  kernel?: boolean
   controlURL: string | undefined
   /** PEM text: what the control server is verified by beside the public authorities. */
   controlAuthority?: string | undefined
@@ -46,6 +52,8 @@ export class Node extends EventEmitter {
   /** Whether certificates are for the names the tailnet gives: only then is it a problem to get none. */
   wantsNames = true
   #loginURL: string | undefined
+  /** Whether the kernel has, or is to have, the packets. */
+  #kernel: boolean
   /** Set while the control server refuses the key: says more than the state does. */
   #refused = false
   #joining = false
@@ -57,6 +65,12 @@ export class Node extends EventEmitter {
   constructor(options: NodeOptions) {
     super()
     this.#options = options
+    this.#kernel = options.kernel ?? false
+  }
+
+  /** Whether the kernel has the packets of what nothing is listened to by {@link listen}. */
+  get kernel(): boolean {
+    return this.#kernel && this.#tailnet !== undefined
   }
 
   get tailnet(): Tailnet | undefined {
@@ -105,19 +119,21 @@ export class Node extends EventEmitter {
     const { create, problems, timing } = this.#options
     const backoff = new Backoff(...(timing?.retry ?? ([2_000, 120_000] as const)))
     while (!this.#closed.signal.aborted) {
-      const tailnet = await create()
-      tailnet.on('error', (err: Error) => {
-        if (!this.#closed.signal.aborted && this.#tailnet === tailnet) this.emit('fatal', err)
-      })
-      tailnet.on('state', () => {
-        void this.look()
-      })
-      tailnet.on('loginURL', (url: string) => {
-        this.#loginURL = url
-        void this.look()
-      })
+      let tailnet: Tailnet | undefined
       try {
-        await tailnet.start()
+        const made = await create(this.#kernel)
+        tailnet = made
+        made.on('error', (err: Error) => {
+          if (!this.#closed.signal.aborted && this.#tailnet === made) this.emit('fatal', err)
+        })
+        made.on('state', () => {
+          void this.look()
+        })
+        made.on('loginURL', (url: string) => {
+          this.#loginURL = url
+          void this.look()
+        })
+        await made.start()
         this.#tailnet = tailnet
         this.#pendingSince = Date.now()
         this.emit('started', tailnet)
@@ -125,6 +141,12 @@ export class Node extends EventEmitter {
         void this.look()
         return
       } catch (err) {
+        if (this.#kernel && (err as NodeJS.ErrnoException).code === 'TSNET_TUN') {
+          problems.set('data path', dataPathProblem(reason(err)))
+          this.#kernel = false
+          await tailnet?.close().catch(() => {})
+          continue
+        }
         problems.set(
           'tailnet',
           new GatehouseError(
@@ -135,7 +157,7 @@ export class Node extends EventEmitter {
           ),
           'error',
         )
-        await tailnet.close().catch(() => {})
+        await tailnet?.close().catch(() => {})
         await sleep(backoff.next(), this.#closed.signal)
       }
     }
@@ -445,6 +467,16 @@ export class Node extends EventEmitter {
     clearTimeout(this.#poll)
     await this.#tailnet?.close()
   }
+}
+
+/** What is said where `[tailnet] data_path = "kernel"` cannot be had. */
+export function dataPathProblem(why: string): GatehouseError {
+  return new GatehouseError(
+    'GH_DATA_PATH',
+    `the kernel's TCP does not serve the tailnet, the gateway's own does: ${why}`,
+    'All of it works, more slowly. Restart the device to try again; or take data_path out of ' +
+      '[tailnet] in gatehouse.toml',
+  )
 }
 
 /** Blots out anything that looks like a key, Tailscale's or Headscale's, in words from elsewhere. */

@@ -33,6 +33,7 @@ test('an empty file is the defaults', () => {
     controlURL: undefined,
     caFile: undefined,
     bootstrapDNS: true,
+    dataPath: 'userspace',
   })
   assert.deepEqual(config.certificates, {
     mode: 'tailscale',
@@ -104,7 +105,7 @@ const cases: Array<{
     code: 'GH_CONFIG_UNKNOWN_KEY',
     line: 2,
     says: /unknown key firewall/,
-    cure: /keys of \[tailnet\] are hostname, auth_key, client_secret, tags, control_url, ca_file and bootstrap_dns/,
+    cure: /keys of \[tailnet\] are hostname, auth_key, client_secret, tags, control_url, ca_file, bootstrap_dns and data_path/,
   },
   {
     name: 'a key in the wrong table',

@@ -217,11 +217,13 @@ test('a port that cannot be had: the tailnet is served all the same, and the sta
 })
 
 test('unit and rules: the three ports and no others, only while it is on', () => {
-  assert.equal(gatehouseDropIn(defaults().local_network), '')
-  assert.deepEqual(
-    gatehouseDropIn({ listen: true, rights: ['use'] }).match(/^SocketBindAllow=.*$/gm),
-    ['SocketBindAllow=tcp:41080', 'SocketBindAllow=tcp:41443', 'SocketBindAllow=tcp:48443'],
-  )
+  const settings = parseConfig(toml('use'), 'gatehouse.toml')
+  assert.equal(gatehouseDropIn(defaults()), '')
+  assert.deepEqual(gatehouseDropIn(settings).match(/^SocketBindAllow=.*$/gm), [
+    'SocketBindAllow=tcp:41080',
+    'SocketBindAllow=tcp:41443',
+    'SocketBindAllow=tcp:48443',
+  ])
   assert.equal(redirection(false, false), '', 'no address translation in a kernel that needs none')
   assert.match(redirection(true, false), /tcp dport 443 redirect to :41443/)
   assert.match(redirection(true, false), /tcp dport 8443 redirect to :48443/)

@@ -85,3 +85,17 @@ test('a proxy of gatehouse.toml is the way to control server and relays', () => 
   assert.equal(env?.HTTP_PROXY, 'http://10.0.0.1:3128')
   assert.ok(!('HTTPS_PROXY' in (tailnetOptions(where, defaults(), undefined).env ?? {})))
 })
+
+test('where the kernel is to have the packets, its interface is waited for, and asked for once', async (t) => {
+  const { where, done, create } = await device(t, '[tailnet]\ndata_path = "kernel"\n')
+  const begun = await beginTailnet(where, create, 150)
+  assert.deepEqual(done, [], 'no interface yet')
+  await assert.rejects(begun.take(tailnetOptions(where, defaults(), undefined, true)), {
+    code: 'TSNET_TUN',
+    message: 'there is no interface gatehouse0',
+  })
+  assert.deepEqual(done, [])
+  assert.equal(tailnetOptions(where, defaults(), undefined, true).tun, 'gatehouse0')
+  await begun.take(tailnetOptions(where, defaults(), undefined))
+  assert.deepEqual(done, ['made gatehouse'])
+})
