@@ -10,13 +10,14 @@
  *   resident, all processes of the proxy, with 1,000 idle WebSockets; beside it Node.js alone
  *   (bench/floor.ts) editor stock Node-RED's editor over a line of 20 Mbit/s and 10 ms each way,
  *   empty browser cache; ms and bytes tailnet uncached over the tailnet, 64 connections: ours on
- *   wasm tsnet to Go's ReverseProxy on native tsnet (bench/tailnet.ts)
+ *   wasm tsnet to Go's ReverseProxy on native tsnet (bench/tailnet.ts); tailnet_big its 10 MB bodies,
+ *   tailnet_p99 likewise; with --kernel the same by the kernel's data path, as kernel_tailnet…
  *
  * RESULT: ratios ours / Caddy; cached, uncached (requests a second) and p99 (uncached) at 64
  * connections. JSON and plot have all of it.
  *
  * Usage: make bench-gateway (BENCH_FLAGS='--scale 1 --rounds 2 --only gatehouse,caddy --skip
- * editor,tailnet'). Needs root. Not a test: the figures are of the machine, whose cores the load,
+ * editor,tailnet'; '--kernel', and '--tailnet-alone' for these figures and no others). Needs root. Not a test: the figures are of the machine, whose cores the load,
  * the proxy and the origin share.
  */
 import { build } from 'esbuild'
@@ -45,6 +46,7 @@ import { ratioPlot } from './plot.ts'
 import type { Row } from './plot.ts'
 import { memory } from './proc.ts'
 import { measureTailnet } from './tailnet.ts'
+import type { TailnetResult } from './tailnet.ts'
 
 const { values: options } = parseArgs({
   options: {
@@ -53,6 +55,8 @@ const { values: options } = parseArgs({
     only: { type: 'string', default: 'gatehouse,caddy,nginx,haproxy' },
     skip: { type: 'string', default: '' },
     out: { type: 'string', default: 'out/bench' },
+    kernel: { type: 'boolean', default: false },
+    'tailnet-alone': { type: 'boolean', default: false },
   },
 })
 const scale = Number(options.scale)
@@ -386,15 +390,48 @@ server { listen unix:${origins.http} backlog=4096; root ${at('www')}; location =
     await accepts({ path: origins.editor })
   }
 
-  await measureAll()
+  if (!options['tailnet-alone']) await measureAll()
   const tailnet = skip.has('tailnet')
     ? undefined
     : await measureTailnet({
         origin: origins.http,
         requests: scale * 10_000,
+        kernel: options.kernel,
         say: (line) => console.log(line),
       })
+  const overTailnet = {
+    tailnet: tailnet?.ours.small ?? Number.NaN,
+    tailnet_big: tailnet?.ours.big ?? Number.NaN,
+    tailnet_p99: tailnet?.ours.p99 ?? Number.NaN,
+    ...(tailnet?.kernel && {
+      kernel_tailnet: tailnet.kernel.small,
+      kernel_tailnet_big: tailnet.kernel.big,
+      kernel_tailnet_p99: tailnet.kernel.p99,
+    }),
+  }
+  mkdirSync(path.join(root, options.out), { recursive: true })
+  if (options['tailnet-alone']) {
+    writeFileSync(
+      path.join(root, options.out, 'gateway-tailnet.json'),
+      `${JSON.stringify({ at: new Date().toISOString(), machine: { cpu: os.cpus()[0]?.model, cores: os.cpus().length, node: process.version }, scale, tailnet }, null, 2)}\n`,
+    )
+    console.log(resultLine(overTailnet))
+  } else compare(tailnet, overTailnet)
+} finally {
+  await Promise.all([...children].map(stop))
+  authority.close()
+  rmSync(directory, { recursive: true, force: true })
+}
 
+function resultLine(figures: Record<string, number>): string {
+  const shown = Object.entries(figures).map(
+    ([figure, value]) => `${figure}=${value.toFixed(figure === 'ws_rss_mb' ? 0 : 2)}`,
+  )
+  return `RESULT ${shown.join(' ')}`
+}
+
+/** Writes JSON and plot, and prints the ratios. */
+function compare(tailnet: TailnetResult | undefined, overTailnet: Record<string, number>): void {
   const { gatehouse: ours, caddy } = results
   if (ours === undefined || caddy === undefined)
     throw new Error('nothing to compare: measure gatehouse and caddy')
@@ -406,9 +443,8 @@ server { listen unix:${origins.http} backlog=4096; root ${at('www')}; location =
     editor_time: ratio((result) => result.editor?.ms ?? Number.NaN),
     editor_bytes: ratio((result) => result.editor?.bytes ?? Number.NaN),
     ws_rss_mb: ours.wsRss,
-    tailnet: tailnet?.ratio ?? Number.NaN,
+    ...overTailnet,
   }
-  mkdirSync(path.join(root, options.out), { recursive: true })
   writeFileSync(
     path.join(root, options.out, 'gateway.json'),
     `${JSON.stringify({ at: new Date().toISOString(), machine: { cpu: os.cpus()[0]?.model, cores: os.cpus().length, node: process.version }, scale, rounds, results, floor, tailnet, figures }, null, 2)}\n`,
@@ -471,21 +507,10 @@ server { listen unix:${origins.http} backlog=4096; root ${at('www')}; location =
             ]),
         ...(tailnet === undefined
           ? []
-          : [spread('tailnet', 'to Go, native tsnet; requests/s', [tailnet.ratio], 'more')]),
+          : [spread('tailnet', 'to Go, native tsnet; requests/s', [tailnet.ours.small], 'more')]),
       ],
       [0.1, 0.25, 0.5, 1, 2, 4],
     ),
   )
-  console.log(
-    `RESULT ${Object.entries(figures)
-      .map(
-        ([figure, value]) =>
-          `${figure}=${figure === 'ws_rss_mb' ? value.toFixed(0) : value.toFixed(2)}`,
-      )
-      .join(' ')}`,
-  )
-} finally {
-  await Promise.all([...children].map(stop))
-  authority.close()
-  rmSync(directory, { recursive: true, force: true })
+  console.log(resultLine(figures))
 }

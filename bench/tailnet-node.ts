@@ -4,6 +4,7 @@
  */
 import { join } from 'node:path'
 import { Server } from '@gatehouse/tsnet'
+import { kernelPath } from '../src/config/data-path.ts'
 import { subject } from './subject.ts'
 
 export interface Options {
@@ -15,11 +16,21 @@ export interface Options {
   origin: string
   pem: string
   name: string
+  /** The kernel's data path, by its interface, which is there: [tailnet] data_path = "kernel". */
+  kernel?: boolean
 }
 
-const { dir, hostname, controlURL, extraCAFile, authKey, origin, pem, name } = JSON.parse(
-  process.argv[2]!,
-) as Options
+const {
+  dir,
+  hostname,
+  controlURL,
+  extraCAFile,
+  authKey,
+  origin,
+  pem,
+  name,
+  kernel = false,
+} = JSON.parse(process.argv[2]!) as Options
 const gateway = subject(dir, pem, name, origin, {
   onState: (line) => {
     if (line.startsWith('serving')) console.log(JSON.stringify({ name }))
@@ -35,5 +46,18 @@ await gateway.start()
 await gateway.join({
   controlURL,
   hasAuthKey: true,
-  create: () => new Server({ dir: join(dir, 'state'), hostname, controlURL, extraCAFile, authKey }),
+  kernel,
+  create: (wanted) => {
+    // A fall-back would be measured as what it is not.
+    if (wanted !== kernel) throw new Error('there is no interface to measure')
+    const tun = kernel ? { tun: kernelPath.interface } : {}
+    return new Server({
+      dir: join(dir, 'state'),
+      hostname,
+      controlURL,
+      extraCAFile,
+      authKey,
+      ...tun,
+    })
+  },
 })
