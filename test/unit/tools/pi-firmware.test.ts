@@ -1,0 +1,96 @@
+/**
+ * What image/mkosi.finalize leaves on the FAT partition, with Debian's kernel and with Raspberry
+ * Pi's own, is what the firmware of each board looks for, by its documentation.
+ */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { after, test } from 'node:test'
+import { boards, started } from '../../vm/pi-firmware.ts'
+
+const image = resolve(import.meta.dirname, '../../../image')
+const root = mkdtempSync(join(tmpdir(), 'gh-firmware-'))
+after(() => {
+  rmSync(root, { recursive: true, force: true })
+})
+
+/** Packages' files, by name: those of the firmware are in both archives the same. */
+const firmware = ['bootcode.bin', 'start.elf', 'start4.elf', 'fixup.dat', 'fixup4.dat']
+  .flatMap((name) => [name, name.replace(/(4?)\.(elf|dat)$/, '$1x.$2')])
+  .map((name) => `usr/lib/raspi-firmware/${name}`)
+/** linux-image-arm64 of Debian 13. */
+const debian = [
+  ...['2837-rpi-3-a-plus', '2837-rpi-3-b', '2837-rpi-3-b-plus', '2837-rpi-cm3-io3'],
+  ...['2837-rpi-zero-2-w', '2711-rpi-4-b', '2711-rpi-400', '2711-rpi-cm4-io', '2712-rpi-5-b'],
+].map((name) => `usr/lib/linux-image-6.12.118+deb13-arm64/broadcom/bcm${name}.dtb`)
+/** linux-image-rpi-v8 of Raspberry Pi, as far as it matters here (its boot folder has the same). */
+const raspios = [
+  ...['2710-rpi-2-b', '2710-rpi-3-b', '2710-rpi-3-b-plus', '2710-rpi-cm3', '2710-rpi-zero-2'],
+  ...['2710-rpi-zero-2-w', '2711-rpi-4-b', '2711-rpi-400', '2711-rpi-cm4', '2711-rpi-cm4-io'],
+  ...['2711-rpi-cm4s', '2712-rpi-5-b', '2712-rpi-500', '2712-rpi-cm5-cm5io', '2712d0-rpi-5-b'],
+  ...['2837-rpi-3-b', '2837-rpi-3-b-plus'],
+]
+  .map((name) => `broadcom/bcm${name}.dtb`)
+  .concat('overlays/overlay_map.dtb', 'overlays/bcm2712d0.dtbo', 'overlays/upstream.dtbo')
+  .map((name) => `usr/lib/linux-image-6.12.47+rpt-rpi-v8/${name}`)
+
+/** Runs mkosi.finalize over a tree with these files. @returns what is on the FAT partition then */
+function finalized(name: string, kernel: string[]): { files: string[]; config: string } {
+  const tree = join(root, name)
+  for (const folder of [
+    'etc/default',
+    'usr/bin',
+    'usr/sbin',
+    'usr/lib/git-core',
+    'var/log',
+    'boot',
+  ])
+    mkdirSync(join(tree, folder), { recursive: true })
+  for (const file of [...firmware, ...kernel, 'usr/lib/u-boot/rpi_arm64/u-boot.bin']) {
+    mkdirSync(join(tree, dirname(file)), { recursive: true })
+    writeFileSync(join(tree, file), file)
+  }
+  execFileSync('sh', [join(image, 'mkosi.finalize')], {
+    env: { ...process.env, BUILDROOT: tree, SRCDIR: image, SOURCE_DATE_EPOCH: '1700000000' },
+  })
+  const files = readdirSync(join(tree, 'efi'), { recursive: true, encoding: 'utf8' })
+  return { files, config: readFileSync(join(tree, 'efi/config.txt'), 'utf8') }
+}
+
+for (const [name, kernel, names] of [
+  ["Debian's kernel", debian, 'upstream'],
+  ["Raspberry Pi's own kernel", raspios, 'downstream'],
+] as const)
+  test(`with ${name} every board finds firmware, U-Boot and its own device tree, and nothing else is applied to that`, () => {
+    const { files, config } = finalized(names, kernel)
+    for (const board of boards) {
+      const { kernel: loaded, tree, problems } = started(board, files, config)
+      assert.deepEqual(problems, [], board.name)
+      assert.deepEqual([loaded, tree], ['u-boot.bin', board.tree[names]], board.name)
+    }
+  })
+
+test('a card that lacks something, or says what is for another kernel, is told', () => {
+  const { files, config } = finalized('whole', raspios)
+  const told = (name: string, has: string[], text: string): string[] =>
+    started(
+      boards.find((board) => board.name === name)!,
+      has,
+      text,
+    ).problems
+  const without = (file: string): string[] => files.filter((other) => other !== file)
+  assert.deepEqual(told('4', without('fixup4.dat'), config), ['fixup4.dat is missing'])
+  assert.deepEqual(told('3B', without('fixup4.dat'), config), [])
+  assert.deepEqual(told('5', without('overlays/bcm2712d0.dtbo'), config), [
+    'overlays/bcm2712d0.dtbo is missing',
+  ])
+  assert.deepEqual(told('3B', files, `${config}upstream_kernel=1\n`), [
+    'bcm2710-rpi-3-b.dtb gets the firmware\'s overlay "upstream", which is for another kernel',
+  ])
+  assert.deepEqual(told('4', files, config.replace('kernel=u-boot.bin', '')), [
+    'kernel8.img is missing',
+  ])
+  assert.deepEqual(told('3B+', files, `arm_freq\n${'#'.padEnd(99, 'x')}\n${config}`).length, 2)
+})
