@@ -21,6 +21,25 @@ export const tried: Arch = ((): Arch => {
   throw new Error(`GATEHOUSE_ARCH=${arch}: there are images for amd64 and arm64`)
 })()
 
+/**
+ * What starts it: with GATEHOUSE_FIRMWARE=u-boot (arm64 alone) the U-Boot that starts a Pi, built
+ * for QEMU's virtual machine.
+ */
+export const firmware = ((): Pick<MachineOptions, 'firmware'> => {
+  const name = process.env['GATEHOUSE_FIRMWARE'] ?? ''
+  if (name === '') return {}
+  if (name === 'u-boot' && tried === 'arm64') return { firmware: name }
+  throw new Error(`GATEHOUSE_FIRMWARE=${name}: u-boot, with GATEHOUSE_ARCH=arm64`)
+})()
+
+/** The card it is on, for tests that cut the power: GATEHOUSE_CARD=honest or lying. */
+export const card = ((): Pick<MachineOptions, 'card'> => {
+  const name = process.env['GATEHOUSE_CARD'] ?? ''
+  if (name === '') return {}
+  if (name === 'honest' || name === 'lying') return { card: name }
+  throw new Error(`GATEHOUSE_CARD=${name}: honest or lying`)
+})()
+
 /** The image that `make image` leaves. */
 export const imageOf = (arch: Arch): string => path.join(root, `out/gatehouse-${arch}.img`)
 

@@ -37,8 +37,9 @@ import { copyFile, mkdir, mkdtemp, readFile, rm, truncate } from 'node:fs/promis
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { CacheCard, type Loss, type Manner } from './cache-card.ts'
 import { mcopy } from './disk.ts'
-import { firmware, monitor, prepareBoard, qemuArguments } from './qemu.ts'
+import { firmware, monitor, prepareBoard, qemuArguments, uboot } from './qemu.ts'
 import { RootShell, type RunOptions, type RunResult } from './root-shell.ts'
 import { tool, toolsTree, treeEnvironment } from './tools-tree.ts'
 
@@ -73,6 +74,18 @@ export interface MachineOptions {
    * must be powers of two. Default: QEMU's virtual machine.
    */
   board?: 'raspi3b'
+  /**
+   * arm64: U-Boot in place of the usual UEFI, of the version that is on the card for a Pi. As a Pi's
+   * it renames no files on FAT, and keeps variables in one (`test/vm/fetch-u-boot` gets it).
+   * Default: the usual one.
+   */
+  firmware?: 'u-boot'
+  /**
+   * A cache in the card, which loses what is in it when the power goes (kill()): with an honest
+   * card, nothing that was flushed; with one that lies, that too. Default: what the guest has
+   * written is on the card.
+   */
+  card?: Manner
   /** Size of the disk in MiB, of which /var gets what the image leaves. Sparse. Default: 2048. */
   diskSize?: number
   /**
@@ -125,6 +138,8 @@ export class Machine {
    * machine; NaN before.
    */
   bootSeconds = Number.NaN
+  /** What the last kill() cost, of a card with a cache. */
+  loss: Loss | undefined
 
   #directory: string
   #ownDirectory: boolean
@@ -135,6 +150,8 @@ export class Machine {
   #stderr = ''
   #startedAt = 0
   #sticks = 0
+  #card: CacheCard | undefined
+  #cut = false
   #shell = new RootShell(() => {
     this.bootSeconds = (performance.now() - this.#startedAt) / 1000
     for (const greeted of this.#greeted) greeted()
@@ -183,6 +200,8 @@ export class Machine {
       await tool('cp', ['--reflink=auto', '--sparse=always', options.image, machine.disk])
       await truncate(machine.disk, (options.diskSize ?? 2048) * 1024 * 1024)
       await machine.writeFiles(options.files ?? {})
+      if (options.firmware !== undefined && !existsSync(uboot))
+        throw new Error(`machine: ${uboot} is missing: test/vm/fetch-u-boot gets it`)
       if (options.board === undefined)
         await copyFile(
           join(toolsTree, firmware(options.arch).vars),
@@ -220,10 +239,14 @@ export class Machine {
     await tool('ip', ['-n', namespace, 'link', 'set', 'dev', this.#tap, 'master', bridge, 'up'])
 
     this.#stderr = ''
+    this.#cut = false
+    if (this.options.card !== undefined)
+      this.#card = await CacheCard.open(this.disk, join(this.#sockets, 'card'), this.options.card)
     this.#startedAt = performance.now()
     const place = {
       directory: this.#directory,
-      disk: this.disk,
+      disk:
+        this.#card === undefined ? this.disk : `nbd+unix:///?socket=${join(this.#sockets, 'card')}`,
       consoleLog: this.consoleLog,
       sockets: this.#sockets,
       tap: this.#tap,
@@ -261,6 +284,7 @@ export class Machine {
         process.off('exit', this.#onExit)
         this.#shell.end(new Error(`machine: QEMU has ended. ${this.#stderr.trim()}`))
         void Promise.all([
+          this.#takeCard(),
           tool('ip', ['-n', namespace, 'link', 'del', 'dev', this.#tap]).catch(() => {}), // the namespace may be gone, and the tap with it
           rm(this.#sockets, { recursive: true, force: true }),
         ]).then(() => done())
@@ -374,8 +398,19 @@ export class Machine {
     }
   }
 
-  /** The power cut: QEMU is killed at once. The disk stays as it is. */
+  async #takeCard(): Promise<void> {
+    const card = this.#card
+    this.#card = undefined
+    if (this.#cut) this.loss = await card?.cut()
+    else await card?.eject()
+  }
+
+  /**
+   * The power cut: QEMU is killed at once. The disk stays as it is, but for what was in the card's
+   * cache alone.
+   */
   async kill(): Promise<void> {
+    this.#cut = true
     this.#qemu?.kill('SIGKILL')
     await this.#exited
   }

@@ -1,7 +1,7 @@
 /** How QEMU is started for a machine, and told things while it runs. */
 import { readFile, writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { mcopy } from './disk.ts'
 import type { Arch, MachineOptions } from './machine.ts'
 import { agentUnit } from './root-shell.ts'
@@ -59,6 +59,12 @@ export async function prepareBoard(disk: string, directory: string): Promise<voi
     await writeFile(path, content)
   }
 }
+
+/** U-Boot for QEMU's virtual arm64 machine. */
+export const uboot = resolve(
+  import.meta.dirname,
+  '../../out/cache/u-boot-qemu/usr/lib/u-boot/qemu_arm64/u-boot.bin',
+)
 
 /** The firmware's two files in the tools tree. */
 export function firmware(arch: Arch): { code: string; vars: string } {
@@ -151,14 +157,18 @@ function virtual(
     `${memory}M`,
     '-rtc',
     `base=${clock}`,
+    ...(options.firmware === 'u-boot'
+      ? ['-bios', uboot]
+      : [
+          '-drive',
+          `if=pflash,unit=0,format=raw,readonly=on,file=${join(toolsTree, firmware(arch).code)}`,
+          '-drive',
+          `if=pflash,unit=1,format=raw,file=${join(directory, 'efivars.fd')}`,
+        ]),
+    // unsafe: what the guest has written survives the death of QEMU, which is all that most of
+    // these tests kill. A card with a cache is told of flushes.
     '-drive',
-    `if=pflash,unit=0,format=raw,readonly=on,file=${join(toolsTree, firmware(arch).code)}`,
-    '-drive',
-    `if=pflash,unit=1,format=raw,file=${join(directory, 'efivars.fd')}`,
-    // unsafe: what the guest has written survives the death of QEMU, which is all that these
-    // tests kill.
-    '-drive',
-    `if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=${disk}`,
+    `if=none,id=disk,format=raw,cache=${options.card === undefined ? 'unsafe' : 'writeback'},discard=unmap,file=${disk}`,
     '-device',
     'virtio-blk-pci,drive=disk,bootindex=0',
     '-netdev',
