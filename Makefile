@@ -85,14 +85,15 @@ test: ## all tests; ends with a line "N passed, N failed"
 	$(SUDO) $(NODE) test/run.ts --add out/tally.json vm scenarios || failed=1; \
 	exit $$failed
 
-test-long: lab wasm image-amd64 image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
-	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH) $(NODE) test/run.ts --record docs/test-long.md tsnet vm scenarios
+test-long: lab wasm image-amd64 update-$(TRIED) image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
+	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH GATEHOUSE_CARD GATEHOUSE_CUTS) $(NODE) test/run.ts --record docs/test-long.md tsnet vm scenarios
 
-test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_ARCH) $(NODE) test/run.ts update
+test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts; GATEHOUSE_ARCH=arm64 GATEHOUSE_FIRMWARE=u-boot through a Pi's boot chain
+	@[ "$(GATEHOUSE_FIRMWARE)" != u-boot ] || $(SUDO) test/vm/fetch-u-boot
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_ARCH GATEHOUSE_FIRMWARE) $(NODE) test/run.ts update
 
-test-faults: lab image-$(TRIED) ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_FAULTS=name,… for some
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts faults
+test-faults: lab image-$(TRIED) ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_CARD=honest or lying for a card with a cache, GATEHOUSE_FAULTS=name,… for some
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts faults
 
 test-nodes: lab image-amd64 ## the 40 nodes that people install most, on the booted image; writes docs/nodes.md; an hour and more; GATEHOUSE_TRY=name,… for some
 	@$(NODE) test/nodes/fetch.ts quick all

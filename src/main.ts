@@ -20,7 +20,7 @@ const usage = `Usage: gatehouse COMMAND
   reset --yes      forget everything, as if new: flows, identity, certificates, settings (as root)
   update [--force] [usb | FOLDER]
                    install what updates.url offers, or the update on the USB stick or in FOLDER, and start it; as root
-  update-fetch, update-stick, update-install, trial, trial-good
+  update-fetch, update-stick, update-install, trial
                    the steps of an update (units gatehouse-update*, gatehouse-stick@, gatehouse-trial)
   status [--json]  show how things are, and what to do about what is wrong;
                    exit code 0: all is well, 1: something is wrong, 2: the gateway does not answer
@@ -123,8 +123,6 @@ async function main(args: string[]): Promise<number> {
       return await (await import('./update/install.ts')).runInstall(paths())
     case 'trial':
       return await (await import('./update/trial.ts')).runTrial(paths())
-    case 'trial-good':
-      return await (await import('./update/trial.ts')).runTrialGood(paths())
     case 'status':
       return await (await import('./cli/status.ts')).runStatus(paths(), { json: flags.has('json') })
     case 'doctor':

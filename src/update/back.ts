@@ -20,6 +20,19 @@ async function entriesOf(boot: string, version: string): Promise<string[]> {
   )
 }
 
+/**
+ * Says in the name of a version's kernel image what systemd-boot is to make of it.
+ *
+ * @param counter `''`: it is started when it is the newest; `+0`: only when no other is there
+ */
+export async function nameEntry(boot: string, version: string, counter: '' | '+0'): Promise<void> {
+  const to = `gatehouse_${version}${counter}.efi`
+  await withCard(boot, async () => {
+    for (const name of await entriesOf(boot, version))
+      if (name !== to) await rename(join(boot, 'EFI/Linux', name), join(boot, 'EFI/Linux', to))
+  })
+}
+
 /** The version that was there before the last update, while it can be had back. */
 export async function versionBefore(
   paths: UpdatePaths,
@@ -37,7 +50,7 @@ export async function versionBefore(
 
 /**
  * Has the next start take the version before: the kernel image of the one that runs gets no tries,
- * which is how a failed trial ends too (systemd-boot sorts it last; systemd-bless-boot.service(8)).
+ * as one has that is on trial or was given up (systemd-boot sorts it last).
  * It counts as given up then: the nightly look does not install it again.
  *
  * @param by who asks, for what is told of it afterwards
@@ -53,13 +66,7 @@ export async function goBack(paths: UpdatePaths, boot: string, by: string): Prom
       'there is no version before that could be started: none was updated within the last 30 days',
       'Nothing was changed',
     )
-  await withCard(boot, async () => {
-    for (const name of await entriesOf(boot, record.to))
-      await rename(
-        join(boot, 'EFI/Linux', name),
-        join(boot, 'EFI/Linux', `gatehouse_${record.to}+0.efi`),
-      )
-  })
+  await nameEntry(boot, record.to, '+0')
   await writeUpdateRecord(paths, { ...record, good: false, failure: `${by} went back to it` })
   return version
 }

@@ -18,7 +18,7 @@ import { GatehouseError, reason } from '../base/errors.ts'
 import { compareVersions, largest, readBundle } from './bundle.ts'
 import type { Bundle } from './bundle.ts'
 import { checkLog, logName, readSeen, seenName, writeSeen } from './log.ts'
-import { readUpdateRecord, runningVersion } from './record.ts'
+import { givenUp, readUpdateRecord, runningVersion } from './record.ts'
 import type { UpdatePaths } from './record.ts'
 import type { Source } from './source.ts'
 
@@ -66,7 +66,8 @@ export async function collect(
   }
   if (compareVersions(bundle.version, running) <= 0) return skip('old')
   const record = await readUpdateRecord(paths)
-  if (!force && record?.to === bundle.version && running === record.from) return skip('given up')
+  if (!force && record?.to === bundle.version && running === record.from && givenUp(record))
+    return skip('given up')
   if (!takes(bundle)) return skip('not taken')
 
   await mkdir(paths.downloads, { recursive: true, mode: 0o700 })

@@ -14,16 +14,24 @@ import { arch, compareVersions, largest, readBundle } from './bundle.ts'
 import { whoAsks } from './fetch.ts'
 import { seenName } from './log.ts'
 import { readOutcome, writeOutcome } from './outcome.ts'
+import { startOnce } from './one-shot.ts'
 import { smallest } from './source.ts'
-import { runningVersion, updatePaths, writeUpdateRecord } from './record.ts'
+import {
+  bootID,
+  readUpdateRecord,
+  runningVersion,
+  updatePaths,
+  writeUpdateRecord,
+} from './record.ts'
 import type { UpdatePaths } from './record.ts'
 
 const run = promisify(execFile)
 
 /**
- * Writes the update in `folder` to the slot that does not run, and its kernel image, with three
- * tries, beside the one that does. All is checked first: signature, sums, that it is newer.
- * systemd-sysupdate(8) writes partitions and kernel image, in this order.
+ * Writes the update in `folder` to the slot that does not run, and its kernel image beside the one
+ * that does: as one that is not started, but for the next time (src/update/one-shot.ts). All is
+ * checked first: signature, sums, that it is newer. systemd-sysupdate(8) writes partitions and
+ * kernel image, in this order.
  *
  * @param folder as image/build leaves it: SHA256SUMS, SHA256SUMS.sig, three files
  * @param force also a version that was given up before, or while the gateway does not serve
@@ -111,11 +119,26 @@ export async function install(
           'Nothing was changed. Copy the update again, or wait for the next version',
         )
     })
+    const before = await readUpdateRecord(paths)
+    const thisBoot = await bootID()
+    const again = before?.to === bundle.version && before.from === running
     await writeUpdateRecord(paths, {
       from: running,
       to: bundle.version,
       installedAt: new Date().toISOString(),
+      tries: again && !force ? (before.tries ?? 0) + 1 : 1,
+      ...(thisBoot === undefined ? {} : { bootID: thisBoot }),
       ...(bundle.changes.length === 0 ? {} : { changes: bundle.changes }),
+    })
+    await startOnce(bundle.version, boot).catch((err: unknown) => {
+      throw new GatehouseError(
+        'GH_UPDATE_WRITE',
+        `${bundle.version} is on the card, but the boot loader cannot be told to start it: ` +
+          reason(err),
+        'The system that runs is untouched, and the next look for updates tries again. If this ' +
+          'goes on, the card is failing',
+        { cause: err },
+      )
     })
   } finally {
     await rm(source, { recursive: true, force: true })

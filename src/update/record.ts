@@ -11,11 +11,35 @@ export interface UpdateRecord {
   installedAt: string
   /** Why the new one was given up; absent when it was never heard from. */
   failure?: string
+  /**
+   * How often it was started, or was about to be; {@link mostTries} are the most. Absent where the
+   * version that installed it counted otherwise.
+   */
+  tries?: number
+  /** Of the boot in which it was installed: in another one, its own has been and gone. */
+  bootID?: string
   /** True once the new one has served. */
   good?: boolean
   /** What it changed, for people. */
   changes?: string[]
 }
+
+/**
+ * A version that was started and never heard from is installed again this often: the power may have
+ * gone. One that says why it did not serve is not.
+ */
+export const mostTries = 3
+
+/** Whether a version that was tried is not to be tried again, unless somebody asks for it. */
+export const givenUp = ({ failure, good, tries = mostTries }: UpdateRecord): boolean =>
+  failure !== undefined || good !== undefined || tries >= mostTries
+
+/** What tells this boot from others; undefined in a sandbox that does not see it. */
+export const bootID = async (): Promise<string | undefined> =>
+  await readFile('/proc/sys/kernel/random/boot_id', 'utf8').then(
+    (text) => text.trim(),
+    () => undefined,
+  )
 
 /**
  * Where updates are kept: GATEHOUSE_UPDATE_DIR (downloads, default /var/lib/gatehouse-update),
@@ -79,11 +103,22 @@ export async function updateLine(
           : `${record.to} is on trial: it stays once it has served`,
     }
   if (record.good === true || running !== record.from) return undefined
-  return {
-    failed: record.failure !== undefined || Date.parse(record.installedAt) < Date.now() - 3_600_000,
-    text:
-      record.failure !== undefined
-        ? `${record.to} of ${day} was given up, and ${record.from} is back: ${record.failure}`
-        : `${record.to} of ${day} has not reported yet; ${record.from} runs`,
-  }
+  const boot = await bootID()
+  const over =
+    record.bootID === undefined || boot === undefined
+      ? Date.parse(record.installedAt) < Date.now() - 3_600_000
+      : record.bootID !== boot
+  return { failed: record.failure !== undefined || over, text: fate(record, day, over) }
+}
+
+/** What became of a version that does not run. */
+function fate(record: UpdateRecord, day: string, over: boolean): string {
+  const { from, to, failure, tries } = record
+  if (failure !== undefined) return `${to} of ${day} was given up, and ${from} is back: ${failure}`
+  if (!over) return `${to} of ${day} has not reported yet; ${from} runs`
+  const silent = 'it was started, and did not get far enough to say what was wrong'
+  return givenUp(record)
+    ? `${to} of ${day} was given up, and ${from} is back: ${silent}`
+    : `${to} of ${day} did not stay, and ${from} is back: ${silent}, or the power went; it was ` +
+        `tried ${tries === 1 ? 'once' : `${tries} times`}, and is tried ${mostTries} times`
 }

@@ -25,7 +25,7 @@ import { arch, compareVersions, readBundle } from '../../../src/update/bundle.ts
 import { collect } from '../../../src/update/collect.ts'
 import { hardwareAddress, placeOf } from '../../../src/update/place.ts'
 import { webSource } from '../../../src/update/source.ts'
-import { updateLine, updatePaths, writeUpdateRecord } from '../../../src/update/record.ts'
+import { bootID, updateLine, updatePaths, writeUpdateRecord } from '../../../src/update/record.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-update-'))
 const key = generateKeyPairSync('ed25519')
@@ -118,6 +118,21 @@ test('a newer version is downloaded whole; the same, an older one, and one that 
     '0.10.0',
     'with force',
   )
+  // One that was never heard from: the power may have gone.
+  for (const [tries, again] of [
+    [1, '0.10.0'],
+    [2, '0.10.0'],
+    [3, undefined],
+    [undefined, undefined],
+  ] as const) {
+    await writeUpdateRecord(paths, {
+      from: '0.9.1',
+      to: '0.10.0',
+      installedAt: new Date().toISOString(),
+      ...(tries === undefined ? {} : { tries }),
+    })
+    assert.equal((await collect(webSource(url), paths))?.version, again, `tried ${tries} times`)
+  }
   for (const version of ['0.9.1', '0.9.0', '0.8.99']) {
     offer(version)
     assert.equal(await collect(webSource(url), paths), undefined, version)
@@ -237,7 +252,22 @@ test('versions are ordered by their numbers; status says what became of an updat
     await line({ from: '0.9.1', to: '1.0', failure: 'it did not serve in time: no network' }),
     '1.0 of 2026-11-21 was given up, and 0.9.1 is back: it did not serve in time: no network',
   )
-  assert.match((await line({ from: '0.9.1', to: '1.0' }))!, /has not reported yet; 0\.9\.1 runs/)
+  const silent = { from: '0.9.1', to: '1.0', bootID: 'another', tries: 1 }
+  assert.match(
+    (await line({ ...silent, bootID: await bootID() }))!,
+    /has not reported yet; 0\.9\.1 runs/,
+  )
+  assert.match(
+    (await line(silent))!,
+    /1\.0 of .* did not stay, and 0\.9\.1 is back: .*, or the power went; it was tried once, and is tried 3 times/,
+  )
+  assert.match((await line({ ...silent, tries: 2 }))!, /it was tried 2 times/)
+  assert.match(
+    (await line({ ...silent, tries: 3 }))!,
+    /1\.0 of .* was given up, and 0\.9\.1 is back: it was started, and did not get far enough/,
+  )
+  // Of a version that left the counting to the boot loader.
+  assert.match((await line({ from: '0.9.1', to: '1.0' }))!, /1\.0 of .* was given up/)
 })
 
 test(
