@@ -8,7 +8,7 @@ import { globSync } from 'node:fs'
 import path from 'node:path'
 import { after, before, test } from 'node:test'
 import { Lab } from '../lab/lab.ts'
-import { bootAppliance, tried } from '../vm/appliance.ts'
+import { bootAppliance, card, tried } from '../vm/appliance.ts'
 import { type Scenario, Stage } from './stage.ts'
 
 const order = [
@@ -27,6 +27,7 @@ const order = [
   'power-cut-deploy',
   'clock-2040',
   'power-cut-issue',
+  'larger-card',
   'control-away',
   'captive-portal',
   'network-late',
@@ -58,7 +59,7 @@ before(async () => {
     {},
     ...[...scenarios.values()].map((scenario) => scenario.credentials ?? {}),
   ) as Record<string, string>
-  stage = new Stage(lab, client, await bootAppliance(lab, tried, { credentials }))
+  stage = new Stage(lab, client, await bootAppliance(lab, tried, { credentials, ...card }))
 })
 
 after(async () => {
