@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance soak image app cli wasm gpio lab setup clean help package rebuild-image reproduce
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance soak image app cli wasm gpio lab setup clean help package rebuild-image reproduce extension
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -32,6 +32,10 @@ rebuild: setup ## the image anew with the newest of Debian, Node.js, npm and Go;
 	@[ "$(FORWARD)" = no ] || $(NODE) tools/forward.ts
 	@[ "$(FORWARD)" = no ] || $(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory rebuild-image
+
+# By the tools of the image's own build, which that leaves.
+extension: setup ## a program beside Node-RED, signed: make extension NAME=mosquitto [ARCH=…]; out/NAME-ARCH.extension, for the card
+	@$(SUDO) image/extension "$(NAME)" $(ARCH)
 
 rebuild-image: export SOURCE_DATE_EPOCH := $(shell date +%s)
 rebuild-image: export GATEHOUSE_FRESH = 1
