@@ -17,6 +17,7 @@ export const journalUnits = [
   'gatehouse-update',
   'gatehouse-update-install',
   'gatehouse-trial',
+  'gatehouse-extension@*',
 ] as const
 
 /** What to read. */

@@ -241,9 +241,13 @@ export class Settings {
    */
   async #apply(changes: readonly Difference[]): Promise<void> {
     const { system, paths } = this.#options
+    const read = async (): Promise<string> =>
+      (await readFile(paths.problem, 'utf8').catch(() => '')).trim()
+    const before = await read()
     await system.systemctl('restart', 'gatehouse-provision.service')
-    const problem = (await readFile(paths.problem, 'utf8').catch(() => '')).trim()
-    if (problem !== '')
+    const problem = await read()
+    // One that was there before, such as an extension's, is not this change's, nor mended by it.
+    if (problem !== '' && problem !== before)
       throw new GatehouseError('GH_SETTINGS_REFUSED', problem, 'Correct it and try again')
     const tables = new Set(changes.map(({ key }) => key.split('.', 1)[0]!))
     const units = new Set<string>()
@@ -318,6 +322,7 @@ const unitsOf: Record<string, string[]> = {
   app: ['gatehouse-firewall.service'],
   forward: ['gatehouse-firewall.service'],
   local_network: ['gatehouse-firewall.service'],
+  extension: ['gatehouse-firewall.service'],
 }
 
 /**

@@ -24,6 +24,9 @@ export interface Egress {
   protocol: 'tcp' | 'udp'
 }
 
+/** `extension:NAME` in the list: every port of a program beside Node-RED ({@link file://./extensions.ts}). */
+export const extensionEntry = /^extension:([a-z][a-z0-9-]{0,30})$/
+
 /** A device of the tailnet by its full name, any that has a tag, or a Service (`svc:name`). */
 export type PeerHost = { name: string } | { tag: string } | { service: string }
 
@@ -104,11 +107,18 @@ const form =
  */
 export function parseEgress(
   text: string,
-): { egress: Egress } | { preset: Preset } | { wrong: Wrong } {
+): { egress: Egress } | { preset: Preset } | { extension: string } | { wrong: Wrong } {
   if (Object.hasOwn(presets, text)) return { preset: text as Preset }
+  const extension = extensionEntry.exec(text)?.[1]
+  if (extension !== undefined) return { extension }
   const wrong = (message: string, cure = form): { wrong: Wrong } => ({
     wrong: { message: `allow ${quote(text)}: ${message}`, cure },
   })
+  if (text.startsWith('extension:'))
+    return wrong(
+      'not the name of an extension',
+      'Write "extension:mosquitto", with the name of an [[extension]] and without a port',
+    )
   if (/^[a-z][a-z-]*$/.test(text))
     return wrong(
       'no preset of this name',

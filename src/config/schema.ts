@@ -1,5 +1,6 @@
 import { BlockList, isIP } from 'node:net'
 import { parseEgress } from './egress.ts'
+import { extensionName, extensionUsers } from './extensions.ts'
 import { parseIngress } from './ingress.ts'
 import { checkHeader } from './header-rules.ts'
 import type { Direction } from './header-rules.ts'
@@ -402,7 +403,7 @@ export const schema = {
        */
       upstreams: key(listOf(text(checkUpstream, { own: true })), {
         default: [],
-        example: '["http://127.0.0.1:3000"]',
+        example: '["http://192.168.1.20:3000"]',
       }),
       /**
        * Which of several upstreams that are up is asked: the `first`; each in turn, `round_robin`;
@@ -553,10 +554,10 @@ export const schema = {
             ? undefined
             : {
                 message: `target ${quote(value)} is neither host:port nor unix:/path`,
-                cure: 'Write target = "127.0.0.1:22"',
+                cure: 'Write target = "192.168.1.20:22"',
               },
         ),
-        { default: '', example: '"127.0.0.1:22"' },
+        { default: '', example: '"192.168.1.20:22"' },
       ),
       /**
        * Whether TLS ends at the gateway, with its certificate, and the target is spoken to plainly.
@@ -569,6 +570,51 @@ export const schema = {
       proxyProtocol: key(oneOf('off', 'v1', 'v2'), { default: 'off', example: '"v2"' }),
       /** The right a peer needs. Default: edit. */
       right: key(oneOf('view', 'edit', 'use'), { default: 'edit', example: '"edit"' }),
+    },
+  ],
+  /** Programs beside Node-RED, each from a signed file of its own (docs/extensions.md). */
+  extension: [
+    {
+      /** Which one: `mosquitto` is the file mosquitto-arm64.extension (amd64 likewise). Needed. */
+      name: key(
+        text((value) =>
+          extensionName.test(value)
+            ? undefined
+            : {
+                message: `name ${quote(value)} is not the name of an extension: 1 to 31 of a-z, 0-9 and hyphens`,
+                cure: 'Write name = "mosquitto" for the file mosquitto-arm64.extension',
+              },
+        ),
+        { default: '', example: '"mosquitto"' },
+      ),
+      /**
+       * Ports of it that the local network may reach, as {@link node_red.listen}. Node-RED reaches
+       * it with `allow = ["extension:NAME"]`, the tailnet by [[forward]] or [[app]]. Default: none.
+       */
+      listen: key(listOf(text(checkListen)), {
+        default: [],
+        example: '["1883/tcp from 192.168.1.0/24"]',
+      }),
+      /**
+       * Files beside gatehouse.toml that it gets to read, in its directory /config. Default: none,
+       * its own settings hold.
+       */
+      files: key(
+        listOf(
+          text((value) =>
+            /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/.test(value) && !value.endsWith('.toml')
+              ? undefined
+              : {
+                  message: `files, ${quote(value)}, is not a plain file name`,
+                  cure: 'Put the file beside gatehouse.toml and write its name alone: files = ["mosquitto.conf"]',
+                },
+          ),
+          8,
+        ),
+        { default: [], example: '["mosquitto.conf", "passwords"]' },
+      ),
+      /** Memory it may have, in MiB; what needs more is ended and started anew. Default: 64. */
+      memoryMib: key(integer(8, 100_000), { default: 64, example: '64' }),
     },
   ],
   cache: {
@@ -856,7 +902,7 @@ export const entryChecks: {
     if (entry.upstreams.length === 0)
       return {
         message: 'an [[app]] has no upstreams',
-        cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
+        cure: 'Write upstreams = ["http://192.168.1.20:3000"]',
       }
     const { name, label } = appIdentity(entry)
     if (['node-red', 'gatehouse'].includes(name))
@@ -870,6 +916,18 @@ export const entryChecks: {
         cure: 'Write another path, or remove one',
       }
     return undefined
+  },
+  extension: ({ name }: Config['extension'][number], others: Config['extension']) => {
+    if (name === '')
+      return { message: 'an [[extension]] has no name', cure: 'Write name = "mosquitto"' }
+    if (others.some((other) => other.name === name))
+      return { message: `two [[extension]] have the name ${quote(name)}`, cure: 'Remove one' }
+    return others.length < extensionUsers.length
+      ? undefined
+      : {
+          message: `there are more than ${extensionUsers.length} [[extension]]`,
+          cure: 'Remove one: a device has users for so many',
+        }
   },
   wifi: ({ ssid, ssidHex }: Config['wifi'][number], others: Config['wifi']) => {
     if (ssid !== undefined && ssidHex !== undefined)
@@ -888,7 +946,7 @@ export const entryChecks: {
   },
   forward: (entry: Config['forward'][number], others: Config['forward']) => {
     if (entry.target === '')
-      return { message: 'a [[forward]] has no target', cure: 'Write target = "127.0.0.1:22"' }
+      return { message: 'a [[forward]] has no target', cure: 'Write target = "192.168.1.20:22"' }
     if (
       entry.protocol === 'udp' &&
       (entry.sni.length > 0 || entry.terminateTLS || entry.proxyProtocol !== 'off')
@@ -1118,7 +1176,7 @@ function header(direction: Direction, removes = false) {
 function checkUpstream(value: string): Wrong | undefined {
   // A path may have spaces.
   const seen = value.startsWith('unix:') ? value.replaceAll(' ', '') : value
-  const unseen = checkUnseen(seen, 'an upstream', 'upstreams = ["http://127.0.0.1:3000"]')
+  const unseen = checkUnseen(seen, 'an upstream', 'upstreams = ["http://192.168.1.20:3000"]')
   if (unseen !== undefined) return unseen
   const parsed = URL.parse(value)
   if (
@@ -1131,7 +1189,7 @@ function checkUpstream(value: string): Wrong | undefined {
     return undefined
   return {
     message: `upstream ${quote(value)} is neither http://host:port, https://host:port nor unix:/path`,
-    cure: 'Write upstreams = ["http://127.0.0.1:3000"]',
+    cure: 'Write upstreams = ["http://192.168.1.20:3000"]',
   }
 }
 

@@ -11,7 +11,9 @@ import { parseEgress } from '../config/egress.ts'
 import type { Egress } from '../config/egress.ts'
 import { alertTargets } from './alert-targets.ts'
 import { discoveries, discovery, discoveryScript } from './discovery.ts'
+import { extensionScript, extensionsOf } from './extensions.ts'
 import { ingresses, ingressScript } from './ingress.ts'
+import { readExtensions } from '../config/extensions.ts'
 import { certsTargets } from './certs-targets.ts'
 import { mostPeers, peerName, peerTargets } from '../config/peers.ts'
 import type { PeerTarget } from '../config/peers.ts'
@@ -71,6 +73,8 @@ export function targets(allow: readonly string[], registry?: string): Egress[] {
     const entry = parseEgress(text)
     if ('wrong' in entry)
       throw new GatehouseError('GH_FIREWALL_LIST', entry.wrong.message, entry.wrong.cure)
+    // Not by an address of its own: extensionScript.
+    if ('extension' in entry) return []
     return 'preset' in entry ? expandPreset(entry.preset, { registry }) : [entry.egress]
   })
 }
@@ -301,6 +305,7 @@ export async function apply(
   const [ingress, found] = [ingresses(listenOn), discoveries(allow)]
   const [gateway, certs] = [gatewayTargets(config), certsTargets(config)]
   const alerts = await alertTargets(paths)
+  const extensions = await readExtensions(paths)
   const before = await readApplied(paths.firewall)
   const now = Math.round(uptime() * 1000)
   const own = interfaces()
@@ -350,6 +355,7 @@ export async function apply(
       peersScript(peers, before?.peers === true) +
       ingressScript(ingress, own) +
       discoveryScript(found, own) +
+      extensionScript(extensions, extensionsOf(allow), own) +
       script('gatehouse', forGateway) +
       script('gatehouse-certs', forCerts) +
       script('gatehouse-alerts', forAlerts) +
@@ -364,6 +370,15 @@ export async function apply(
     addresses: [discovery[preset].group],
     refused: {},
   }))
+  const beside = extensionsOf(allow).map((name): Entry => {
+    const there = extensions.some((one) => one.name === name)
+    return {
+      text: `extension:${name}`,
+      addresses: there ? ['127.0.0.1'] : [],
+      refused: {},
+      ...(there ? {} : { problem: 'this extension is not attached' }),
+    }
+  })
   const ofList = egress.map(({ text, host, ports }): Entry => {
     const pattern = patterns.find((named) => named.text === text)?.pattern
     const lan = 'zone' in host && host.zone === 'lan' ? networks : []
@@ -385,7 +400,7 @@ export async function apply(
     entries.map(({ egress: _egress, ...rest }) => rest)
   const applied: Applied = {
     at: new Date().toISOString(),
-    entries: [...ofList, ...groups],
+    entries: [...ofList, ...beside, ...groups],
     sets: patterns.flatMap(({ set }) => set ?? []),
     ...(gateway.length === 0 ? {} : { gateway: kept(forGateway) }),
     ...(certs.length === 0 ? {} : { certs: kept(forCerts) }),
@@ -401,6 +416,8 @@ export async function apply(
     egress.length +
       ingress.length +
       found.length +
+      beside.length +
+      extensions.length +
       gateway.length +
       certs.length +
       alerts.length ===
@@ -464,7 +481,11 @@ export async function runApply(paths: Paths): Promise<number> {
   process.stdout.write(
     `Node-RED may call ${applied.entries.length === 0 ? 'nobody' : `${count} of the ${applied.entries.length} on its list`}${applied.gateway === undefined ? '' : `; the gateway may connect to ${applied.gateway.filter(({ addresses }) => addresses.length > 0).length} of ${applied.gateway.length} targets of control server, apps and forwards`}\n`,
   )
-  return all.some(({ addresses, problem }) => problem !== undefined && addresses.length === 0)
+  // When an extension is attached, it is run again anyway.
+  return all.some(
+    ({ text, addresses, problem }) =>
+      problem !== undefined && addresses.length === 0 && !text.startsWith('extension:'),
+  )
     ? 1
     : 0
 }

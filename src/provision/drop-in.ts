@@ -41,8 +41,12 @@ export async function applyNetwork(
   if (changed) await systemctl('--no-block', 'try-reload-or-restart', 'systemd-networkd.service')
 }
 
-/** Whether the file was another before. */
-async function replace(path: string, text: string): Promise<boolean> {
+/**
+ * Writes a file, or removes it where the text is empty.
+ *
+ * @returns whether it was another before
+ */
+export async function replace(path: string, text: string): Promise<boolean> {
   const before = await readFile(path, 'utf8').catch(() => '')
   if (text === before) return false
   if (text === '') {
@@ -54,7 +58,8 @@ async function replace(path: string, text: string): Promise<boolean> {
   return true
 }
 
-async function systemctl(...args: string[]): Promise<unknown> {
+/** systemctl, where systemd runs. */
+export async function systemctl(...args: string[]): Promise<unknown> {
   return await promisify(execFile)('systemctl', args).catch(async (err: unknown) => {
     // Where systemd does not run (sd_booted(3)) nobody has read the files before.
     const booted = await stat('/run/systemd/system').then(

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import type { Config } from '../config/config.ts'
+import { extensionEntry } from '../config/egress.ts'
 import { parseIngress } from '../config/ingress.ts'
 import { peersOf, standInNetwork } from '../config/peers.ts'
 import { discoveries, discovery } from '../firewall/discovery.ts'
@@ -91,6 +92,11 @@ export function nodeRedDropIn(
     service.push(
       '# The addresses that stand for devices of the tailnet: the gateway is behind them.',
       `IPAddressAllow=${standInNetwork}`,
+    )
+  if (config.allow.some((text) => extensionEntry.test(text)))
+    service.push(
+      "# Extensions' ports, which are this machine's: those of them that the firewall lets through.",
+      'IPAddressAllow=127.0.0.1',
     )
   for (const text of config.listen) {
     const entry = parseIngress(text)

@@ -13,6 +13,8 @@ import type { SecretKey } from '../certs/secrets.ts'
 import { certsTargets } from '../firewall/certs-targets.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
+import { arch } from '../update/bundle.ts'
+import { updatePaths } from '../update/record.ts'
 import { alertHostsFile, notesFile, secretFile } from '../base/paths.ts'
 import type { Paths, Secret } from '../base/paths.ts'
 import {
@@ -28,6 +30,8 @@ import type { ImagerSettings } from './imager.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, applyNetwork } from './drop-in.ts'
+import { attachExtensions } from './extensions.ts'
+import type { ExtensionPaths } from './extensions.ts'
 import { gatehouseDropIn } from './gatehouse-unit.ts'
 import { kernelPathFiles } from './kernel-path.ts'
 import { networkDropIns } from './network.ts'
@@ -629,11 +633,24 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
       'Start the device again',
     )
 
-  const lines = [problem, ...failures.map(({ line }) => line)].filter((line) => line !== undefined)
+  // Each concerns one program beside Node-RED: told, and no failure of this one.
+  const refused: GatehouseError[] = []
+  await attempt(
+    async () => {
+      refused.push(...(await attachExtensions(config, paths, await extensionPaths(paths))))
+    },
+    'GH_PROVISION_UNIT',
+    '[[extension]] is not in force, all goes on as before',
+    'Start the device again',
+  )
+
+  const lines = [problem, ...[...failures, ...refused].map(({ line }) => line)].filter(
+    (line) => line !== undefined,
+  )
   const said = [...notes.filter((note) => !(problem ?? '').includes(note)), ...lines]
   for (const text of said) process.stderr.write(`gatehouse provision: ${oneLine(text)}\n`)
   try {
-    if (failures.length > 0) {
+    if (failures.length + refused.length > 0) {
       await mkdir(dirname(paths.problem), { recursive: true, mode: 0o755 })
       await writeFileAtomic(paths.problem, `${lines.join(' ')}\n`, 0o644)
     }
@@ -645,6 +662,24 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     return 1
   }
   return failures.length === 0 ? 0 : 1
+}
+
+/** Where extensions are, and whose are believed. */
+async function extensionPaths(
+  { boot }: Pick<Paths, 'boot'>,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<ExtensionPaths> {
+  const { downloads, key } = updatePaths(env)
+  return {
+    sources: [
+      { folder: boot, called: 'on the card' },
+      { folder: join(downloads, 'extensions'), called: 'from updates.url' },
+    ],
+    kept: env.GATEHOUSE_EXTENSIONS_DIR ?? '/var/lib/gatehouse-extensions',
+    data: env.GATEHOUSE_EXTENSION_DATA_DIR ?? '/var/lib/gatehouse-extension-data',
+    key: await readFile(key, 'utf8').catch(() => ''),
+    arch,
+  }
 }
 
 /** The lines on which [console] login has root's shell. */

@@ -107,7 +107,11 @@ export async function asking<T>(ns: string, user: string, body: string, wait = 2
  * gatehouse-firewall.service runs it with `apply`. What it prints.
  */
 export async function firewall(ns: string, directory: string, ...argv: string[]): Promise<string> {
-  const own = [`GATEHOUSE_CONFIG_DIR=${directory}`, `GATEHOUSE_FIREWALL_DIR=${directory}`]
+  const own = [
+    `GATEHOUSE_CONFIG_DIR=${directory}`,
+    `GATEHOUSE_FIREWALL_DIR=${directory}`,
+    `GATEHOUSE_PROBLEM_FILE=${path.join(directory, 'problem')}`,
+  ]
   const program = [
     ...[process.execPath, '--disable-warning=ExperimentalWarning'],
     path.join(source, 'main.ts'),

@@ -74,7 +74,7 @@ export async function cardFiles(
 
 /**
  * Boots the image on the lab's bridge. `toml` default: {@link settings}; null: the FAT partition
- * has none.
+ * has none. `files`: beside what the lab needs.
  */
 export async function bootAppliance(
   lab: Lab,
@@ -87,7 +87,7 @@ export async function bootAppliance(
     namespace: lab.ns,
     bridge: 'br0',
     ...options,
-    files: await cardFiles(lab, toml),
+    files: { ...(await cardFiles(lab, toml)), ...options.files },
   })
 }
 

@@ -16,6 +16,7 @@ const units = [
   'gatehouse-update',
   'gatehouse-update-install',
   'gatehouse-trial',
+  'gatehouse-extension@*',
 ] as const satisfies Array<NonNullable<JournalQuery['unit']>>
 
 /** What the device's parts say, as it comes. */
