@@ -181,19 +181,27 @@ export function chooseUsers(
  * What is wrong with one concerns that one alone. Where a new file is refused, what was taken over
  * before goes on.
  *
- * @returns what is wrong, a line for each
+ * @returns what is wrong, a line for each; and what a person should know though it is not
  */
 export async function attachExtensions(
-  config: Pick<Config, 'extension' | 'node_red'>,
+  config: Pick<Config, 'extension' | 'node_red' | 'updates'>,
   paths: Pick<Paths, 'boot' | 'problem' | 'units'>,
   where: ExtensionPaths,
-): Promise<GatehouseError[]> {
+): Promise<{ wrong: GatehouseError[]; notes: string[] }> {
   const wrong: GatehouseError[] = []
+  const notes: string[] = []
   const attachable: Attachable[] = []
   if (config.extension.length > 0) await mkdir(where.kept, { recursive: true, mode: 0o755 })
   for (const written of config.extension) {
     const found = await find(written, paths.boot, where)
-    wrong.push(...found.wrong)
+    for (const one of found.wrong)
+      // It is on its way: a change of settings that names it is not to be taken back.
+      if (one.code === 'GH_EXTENSION_MISSING' && config.updates.url !== undefined)
+        notes.push(
+          `[[extension]] ${written.name}: ${extensionFile(written.name, where.arch)} is looked ` +
+            'for at updates.url with the next update, or when you look for one (page Updates)',
+        )
+      else wrong.push(one)
     if (found.manifest === undefined) continue
     const one = { written, manifest: found.manifest, files: found.files }
     const unfit = portsFit(
@@ -228,9 +236,10 @@ export async function attachExtensions(
   // Nobody's any more; what it has stored stays, as flows' data do.
   const names = config.extension.map(({ name }) => name)
   for (const entry of await readdir(where.kept).catch(() => []))
-    if (!names.includes(entry.replace(/\.(?:files|new|old)$/, '')))
+    // What was downloaded has been taken over now, or never will be.
+    if (!names.includes(entry.replace(/\.(?:files|new)$/, '')))
       await rm(join(where.kept, entry), { recursive: true, force: true })
-  return wrong
+  return { wrong, notes }
 }
 
 /** The newest of an extension that is right, and what is wrong with others. */

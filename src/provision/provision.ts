@@ -14,6 +14,7 @@ import { certsTargets } from '../firewall/certs-targets.ts'
 import { gatewayTargets } from '../firewall/gateway-targets.ts'
 import { syncDirectory, writeFileAtomic } from '../base/files.ts'
 import { arch } from '../update/bundle.ts'
+import { incoming } from '../update/extension.ts'
 import { updatePaths } from '../update/record.ts'
 import { alertHostsFile, notesFile, secretFile } from '../base/paths.ts'
 import type { Paths, Secret } from '../base/paths.ts'
@@ -637,7 +638,9 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
   const refused: GatehouseError[] = []
   await attempt(
     async () => {
-      refused.push(...(await attachExtensions(config, paths, await extensionPaths(paths))))
+      const result = await attachExtensions(config, paths, await extensionPaths(paths))
+      refused.push(...result.wrong)
+      notes.push(...result.notes)
     },
     'GH_PROVISION_UNIT',
     '[[extension]] is not in force, all goes on as before',
@@ -669,13 +672,13 @@ async function extensionPaths(
   { boot }: Pick<Paths, 'boot'>,
   env: NodeJS.ProcessEnv = process.env,
 ): Promise<ExtensionPaths> {
-  const { downloads, key } = updatePaths(env)
+  const { extensions, key } = updatePaths(env)
   return {
     sources: [
       { folder: boot, called: 'on the card' },
-      { folder: join(downloads, 'extensions'), called: 'from updates.url' },
+      { folder: join(extensions, incoming), called: 'from updates.url' },
     ],
-    kept: env.GATEHOUSE_EXTENSIONS_DIR ?? '/var/lib/gatehouse-extensions',
+    kept: extensions,
     data: env.GATEHOUSE_EXTENSION_DATA_DIR ?? '/var/lib/gatehouse-extension-data',
     key: await readFile(key, 'utf8').catch(() => ''),
     arch,

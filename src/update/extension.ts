@@ -62,9 +62,22 @@ const longestHead = 65_536
 /** Largest file: two of them, and the kernel images, fit on the card's FAT partition. Bytes. */
 export const largestExtension = 128 * 2 ** 20
 
+/** Where what was downloaded waits for gatehouse-provision, in the folder of extensions: root's. */
+export const incoming = '.incoming'
+
 /** The name of an extension's file. */
 export function extensionFile(name: string, arch: string): string {
   return `${name}-${arch}.extension`
+}
+
+/** Length of the beginning of a file in bytes; undefined while its third line is not whole. */
+export function headLength(data: Buffer): number | undefined {
+  let at = 0
+  for (let line = 0; line < 3; line++) {
+    at = data.indexOf(10, at) + 1
+    if (at === 0) return undefined
+  }
+  return at
 }
 
 /** The beginning of a file, after its signature has been checked. */
@@ -83,10 +96,10 @@ export interface Head {
  * @throws GatehouseError GH_EXTENSION_FORMAT, GH_EXTENSION_SIGNATURE
  */
 export function readHead(data: Buffer, file: string, publicKey: string): Head {
-  const text = data.subarray(0, longestHead).toString('latin1')
-  const lines = text.split('\n', 3)
-  const length = lines.reduce((sum, line) => sum + line.length + 1, 0)
-  if (lines[0] !== magic || lines.length < 3 || length > text.length) {
+  const length = headLength(data.subarray(0, longestHead))
+  const text = data.subarray(0, length ?? 64).toString('latin1')
+  const lines = text.split('\n')
+  if (lines[0] !== magic || length === undefined) {
     const later = lines[0] !== magic && /^gatehouse extension \d+$/.test(lines[0] ?? '')
     throw new GatehouseError(
       'GH_EXTENSION_FORMAT',

@@ -4,8 +4,11 @@ import { readForeign, writeFileAtomic } from '../base/files.ts'
 import type { Config } from '../config/config.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
+import { readExtensions } from '../config/extensions.ts'
+import { arch } from './bundle.ts'
 import type { Bundle } from './bundle.ts'
 import { collect } from './collect.ts'
+import { fetchExtensions } from './extension-fetch.ts'
 import { writeOutcome } from './outcome.ts'
 import { hardwareAddress, placeOf } from './place.ts'
 import { updatePaths } from './record.ts'
@@ -66,10 +69,22 @@ export async function runFetch(paths: Paths): Promise<number> {
     process.stdout.write(`${text}\n`)
     return 0
   }
-  const { updates } = await loadConfig(paths.config)
+  const { updates, extension } = await loadConfig(paths.config)
   if (updates.url === undefined) return say('no updates: gatehouse.toml names no updates.url')
   const held = asks === 'look' ? undefined : heldBack(updates, asks)
   if (held !== undefined) return say(held)
+  const { url, hold } = updates
+  // Those that gatehouse.toml names come with a mere look, too: to write the name is to ask for it.
+  const extensions = async (): Promise<{ fetched: string[]; failed: string[] }> => {
+    const attached = new Map(
+      (await readExtensions(paths)).map(({ name, version }) => [name, version]),
+    )
+    return await fetchExtensions(webSource(url), {
+      names: extension.map(({ name }) => name).filter((name) => !hold || !attached.has(name)),
+      ...{ attached, arch, downloads: where.downloads },
+      publicKey: await readFile(where.key, 'utf8'),
+    })
+  }
   try {
     const machine = await hardwareAddress()
     let waiting: string | undefined
@@ -82,10 +97,16 @@ export async function runFetch(paths: Paths): Promise<number> {
         return false
       }
       await collect(webSource(updates.url), where, { force: true, takes })
-      if (found === undefined) return say('nothing newer is offered')
-      const { version, changes } = found
-      await writeFileAtomic(where.offered, JSON.stringify({ version, changes }), 0o644)
-      return say(`${version} is offered`)
+      if (found !== undefined) {
+        const { version, changes } = found
+        await writeFileAtomic(where.offered, JSON.stringify({ version, changes }), 0o644)
+      }
+      const { fetched, failed } = await extensions()
+      const text = [...fetched, ...failed].join('. ')
+      if (text !== '')
+        await writeOutcome(where, { source: 'updates.url', text, failed: failed.length > 0 })
+      const offer = found === undefined ? 'nothing newer is offered' : `${found.version} is offered`
+      return say(text === '' ? offer : `${offer}; ${text}`)
     }
     const takes = (bundle: Bundle): boolean => {
       const mine = updates.place ?? placeOf(machine, bundle.version)
@@ -100,11 +121,18 @@ export async function runFetch(paths: Paths): Promise<number> {
       anyLog: asks === 'force',
       takes,
     })
-    const text =
-      bundle === undefined
+    const { fetched, failed } = await extensions()
+    const texts = [...(bundle === undefined ? [] : [`${bundle.version} is downloaded`]), ...fetched]
+    const text = [
+      texts.length + failed.length === 0
         ? (waiting ?? 'nothing newer is offered')
-        : `${bundle.version} is downloaded`
-    await writeOutcome(where, { source: 'updates.url', text, failed: false })
+        : texts.join('; '),
+      ...failed,
+    ]
+      .filter((part) => part !== '')
+      .join('. ')
+    await writeOutcome(where, { source: 'updates.url', text, failed: failed.length > 0 })
+    // What has come is installed all the same.
     return say(text)
   } catch (err) {
     const text = err instanceof GatehouseError ? err.line : reason(err)

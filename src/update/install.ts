@@ -8,9 +8,11 @@ import { promisify } from 'node:util'
 import { withCard } from '../base/card.ts'
 import { call } from '../base/control-client.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
+import { extensionName } from '../config/extensions.ts'
 import { openForeign, readForeign } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
 import { arch, compareVersions, largest, readBundle } from './bundle.ts'
+import { incoming, largestExtension } from './extension.ts'
 import { whoAsks } from './fetch.ts'
 import { seenName } from './log.ts'
 import { readOutcome, writeOutcome } from './outcome.ts'
@@ -214,6 +216,8 @@ export async function runInstall(
   const where = updatePaths()
   force ??= (await whoAsks(where)) === 'force'
   const from = folder ?? where.downloads
+  if (folder === undefined && (await bringExtensions(from, where.extensions)) > 0)
+    await run('systemctl', ['restart', 'gatehouse-provision.service']).catch(() => {})
   if (
     folder === undefined &&
     !(await lstat(join(from, 'SHA256SUMS.sig')).then(
@@ -247,4 +251,34 @@ export async function runInstall(
   // Last: the restart does not wait for anything here.
   await run('systemctl', ['--no-block', 'reboot'])
   return 0
+}
+
+/**
+ * As root: takes downloaded extensions to where gatehouse-provision reads them, without believing
+ * anything of them: it checks all.
+ *
+ * @param extensions the folder of extensions
+ * @returns how many
+ */
+export async function bringExtensions(downloads: string, extensions: string): Promise<number> {
+  const form = /^([a-z0-9-]+)-(?:amd64|arm64)\.extension$/
+  const names = (await readdir(downloads).catch(() => [])).filter((file) =>
+    extensionName.test(form.exec(file)?.[1] ?? ''),
+  )
+  let brought = 0
+  for (const file of names) {
+    const from = join(downloads, file)
+    try {
+      if (!(await lstat(from)).isFile()) throw new Error('it is not a file')
+      await mkdir(join(extensions, incoming), { recursive: true, mode: 0o755 })
+      const to = join(extensions, incoming, file)
+      await rm(to, { force: true })
+      await take(from, to, { most: largestExtension, move: true })
+      brought++
+    } catch (err) {
+      process.stderr.write(`gatehouse update: ${file}: ${reason(err)}\n`)
+      await rm(from, { recursive: true, force: true })
+    }
+  }
+  return brought
 }

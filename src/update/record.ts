@@ -48,6 +48,8 @@ export const bootID = async (): Promise<string | undefined> =>
 export const updatePaths = (env: NodeJS.ProcessEnv = process.env) => ({
   downloads: env.GATEHOUSE_UPDATE_DIR ?? '/var/lib/gatehouse-update',
   slots: env.GATEHOUSE_SLOTS_DIR ?? '/var/lib/gatehouse-slots',
+  /** GATEHOUSE_EXTENSIONS_DIR: extensions that were taken over, and downloaded ones before that. */
+  extensions: env.GATEHOUSE_EXTENSIONS_DIR ?? '/var/lib/gatehouse-extensions',
   key: env.GATEHOUSE_UPDATE_KEY ?? '/usr/lib/gatehouse/update.pub',
   /**
    * There while `gatehouse update` runs: an update somebody asks for. `force` in it with --force.

@@ -106,7 +106,7 @@ async function fromTailnet(topic: string): Promise<{ next: Promise<string>; end:
 
 before(async () => {
   if (skip !== false) return
-  lab = await Lab.start({ name: 'vmextension' })
+  lab = await Lab.start({ name: 'vmext' })
   owner = await lab.client('laptop')
   for (const [host, ip] of [
     ['sensor', sensor],

@@ -66,7 +66,8 @@ async function put(folder: string, other: Partial<Manifest> = {}): Promise<Buffe
 
 const attach = async (toml: string): Promise<string[]> => {
   const config = parseConfig(toml, 'gatehouse.toml')
-  return (await attachExtensions(config, paths(), where)).map(({ code }) => code)
+  const { wrong, notes } = await attachExtensions(config, paths(), where)
+  return [...wrong.map(({ code }) => code), ...notes]
 }
 const attached = async (): Promise<string[]> =>
   (await readExtensions(paths())).map(({ name, version, user }) => `${name} ${version} ${user}`)
@@ -103,6 +104,11 @@ test('without its file, or with that of another processor, it is told so', async
   await put('boot', { arch: 'amd64' })
   assert.deepEqual(await attach(broker), ['GH_EXTENSION_ARCH'])
   assert.deepEqual(await attached(), [])
+  // It may be on its way: no problem, by which a change of settings would be taken back.
+  await rm(at('boot/broker-amd64.extension'))
+  const [note, ...more] = await attach(`[updates]\nurl = "https://updates.example"\n${broker}`)
+  assert.match(note!, /broker-arm64\.extension is looked for at updates\.url/)
+  assert.deepEqual(more, [])
 })
 
 test('one that is refused keeps no other off, and the one before goes on', async () => {
