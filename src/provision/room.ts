@@ -4,6 +4,7 @@ import { basename, join } from 'node:path'
 import { GatehouseError } from '../base/errors.ts'
 import { writeFileAtomic } from '../base/files.ts'
 import { reservedBytes, reservedFiles } from '../base/room.ts'
+import { extensionUsers } from '../config/extensions.ts'
 import { updatePaths } from '../update/record.ts'
 
 /** Of a file system: files and folders, and bytes. */
@@ -30,6 +31,17 @@ export function limits(all: Amount, has?: Amount): Amount {
       : Math.max(usual, Math.min(has[what] + more[what], all[what] - Math.ceil(reserved / 2)))
   }
   return { files: limit('files', reservedFiles(all.files)), bytes: limit('bytes', reservedBytes) }
+}
+
+/** How much an extension may store: an eighth of the file system, and no more than this. */
+const mostOfExtension: Amount = { files: 10_000, bytes: 256 * 2 ** 20 }
+
+/** @param all what the file system has room for */
+export function extensionLimit(all: Amount): Amount {
+  return {
+    files: Math.min(mostOfExtension.files, Math.floor(all.files / 8)),
+    bytes: Math.min(mostOfExtension.bytes, Math.floor(all.bytes / 8)),
+  }
 }
 
 type Quotactl = (command: number, device: string, id: number, block: bigint) => number
@@ -91,14 +103,20 @@ export class Quotas {
   }
 }
 
+/**
+ * What node-red-limit says of the usual limits; node-red-room knows it. Another word than that of
+ * versions that knew no extensions, so that theirs are set once on a device that is updated.
+ */
+const usualMark = 'usual for all'
+
 /** node-red, as overlays/usr/lib/sysusers.d/gatehouse.conf has it. */
 const nodeRed = 603
 const partition = '/dev/disk/by-partlabel/gatehouse-var'
 
 /**
  * `gatehouse room [--full]`, as root, before Node-RED starts (overlays/usr/lib/gatehouse/
- * node-red-room): sets what Node-RED may have of the data partition. The file system keeps that;
- * whether it is the usual or more is kept in node-red-limit.
+ * node-red-room): sets what Node-RED and extensions may have of the data partition. The file system
+ * keeps that; whether it is the usual or more is kept in node-red-limit.
  *
  * @param full Node-RED could not write
  */
@@ -106,13 +124,14 @@ export async function runRoom({ full }: { full: boolean }): Promise<number> {
   const { files, blocks, bfree, bavail, bsize } = await statfs('/var')
   const all = { files, bytes: (blocks - (bfree - bavail)) * bsize }
   const quotas = await Quotas.open(join('/dev', basename(await readlink(partition))))
+  for (const { id } of extensionUsers) quotas.limit(id, extensionLimit(all))
   const has = quotas.has(nodeRed)
   const limit = limits(all, full ? has : undefined)
   quotas.limit(nodeRed, limit)
   const usual = limits(all)
   await writeFileAtomic(
     join(updatePaths().slots, 'node-red-limit'),
-    limit.files === usual.files && limit.bytes === usual.bytes ? 'usual\n' : 'more\n',
+    limit.files === usual.files && limit.bytes === usual.bytes ? `${usualMark}\n` : 'more\n',
     0o644,
   )
   process.stdout.write(

@@ -246,6 +246,13 @@ test('it calls nobody: not the local network, not this machine', { skip }, async
     ),
     JSON.stringify(['silence', 'silence', 'silence', 'silence']),
   )
+  const filled = await machine.run(
+    'setpriv --reuid=621 --regid=621 --clear-groups dd if=/dev/zero bs=1M count=300 ' +
+      'of=/var/lib/gatehouse-extension-data/mosquitto/full; ' +
+      'rm /var/lib/gatehouse-extension-data/mosquitto/full',
+    { timeout: 180 },
+  )
+  assert.match(filled.stderr, /quota exceeded/i)
 })
 
 test(

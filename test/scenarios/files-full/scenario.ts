@@ -75,7 +75,7 @@ export const scenario: Scenario = {
     )
     await stage.run('systemctl restart node-red')
     await stage.served()
-    assert.equal(await stage.run('cat /var/lib/gatehouse-slots/node-red-limit'), 'usual')
+    assert.equal(await stage.run('cat /var/lib/gatehouse-slots/node-red-limit'), 'usual for all')
     return (
       `Node-RED was stopped with ${left} of ${before} files left; a deploy is answered ` +
       `${deployed} then; serves ${served.map((s) => `${s.toFixed(0)} s`).join(', ')} after the ` +

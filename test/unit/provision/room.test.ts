@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { reservedBytes, reservedFiles } from '../../../src/base/room.ts'
-import { Quotas, limits } from '../../../src/provision/room.ts'
+import { Quotas, extensionLimit, limits } from '../../../src/provision/room.ts'
 
 const MiB = 2 ** 20
 
@@ -29,4 +29,15 @@ test('a file system that does not count what users have is named, with the error
   const quotas = await Quotas.open('/dev/null')
   for (const asked of [() => quotas.has(603), () => quotas.limit(603, { files: 1, bytes: 1 })])
     assert.throws(asked, { code: 'GH_ROOM_QUOTA', message: /^\/dev\/null does not count .* \d+$/ })
+})
+
+test('an extension may store an eighth of what there is, up to 256 MiB', () => {
+  assert.deepEqual(extensionLimit({ files: 47_040, bytes: 640 * MiB }), {
+    files: 5_880,
+    bytes: 80 * MiB,
+  })
+  assert.deepEqual(extensionLimit({ files: 1_000_000, bytes: 30_000 * MiB }), {
+    files: 10_000,
+    bytes: 256 * MiB,
+  })
 })
