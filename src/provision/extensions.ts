@@ -222,6 +222,8 @@ export async function attachExtensions(
       user: users.get(name)!,
     }),
   )
+  for (const { title, version, ports } of attached)
+    notes.push(`extension: ${title}, ${version}, on ${ports.join(' and ')}`)
   const text = attached.length === 0 ? '' : `${JSON.stringify(attached)}\n`
   await replace(extensionsFile(paths), text)
   await applyUnits(

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { generateKeyPairSync } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -13,6 +13,7 @@ import type { Duplex } from 'node:stream'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { readHead } from '../../src/update/extension.ts'
+import type { Manifest } from '../../src/update/extension.ts'
 import { extension } from '../../tools/extension.ts'
 import { Lab, type LabClient } from '../lab/lab.ts'
 import { bootAppliance, editor, eventually, joined, settings, tried } from './appliance.ts'
@@ -39,6 +40,8 @@ interface Mqtt {
   }
 }
 
+/** A version that updates.url has. */
+const newer = '2.0.99-1'
 const [sensor, stranger] = ['10.77.0.60', '10.77.0.61']
 const hosts = new Map<string, string>()
 let lab: Lab
@@ -58,15 +61,34 @@ const active = async (): Promise<true | undefined> =>
   (await machine.run(`systemctl is-active ${unit}`)).stdout.trim() === 'active' ? true : undefined
 
 /** An extension's file with another manifest, signed by a key of one's own choice. */
-function signedAnew(data: Buffer, name: string, key: string, publicKey: string): Buffer {
+function signedAnew(
+  data: Buffer,
+  other: Partial<Manifest>,
+  key: string,
+  publicKey: string,
+): Buffer {
   const { manifest, text } = readHead(data, 'it', publicKey)
   const at = Buffer.byteLength(text, 'latin1')
   const end = at + manifest.root.size
   return extension(
-    { ...manifest, name },
+    { ...manifest, ...other },
     { root: data.subarray(at, end), verity: data.subarray(end) },
     key,
   )
+}
+
+/** A web server on the local network, at the sensor's address. */
+async function serve(files: ReadonlyMap<string, Buffer>): Promise<void> {
+  const folder = path.join(lab.dir, 'channel')
+  await mkdir(folder)
+  for (const [name, data] of files) await writeFile(path.join(folder, name), data)
+  const child = lab.exec(hosts.get(sensor)!, [
+    process.execPath,
+    '-e',
+    `require('node:http').createServer((q, r) => require('node:fs').readFile('${folder}' + q.url, ` +
+      `(e, data) => e ? r.writeHead(404).end() : r.end(data))).listen(8080, () => console.log('up'))`,
+  ])
+  await new Promise((up) => child.stdout!.once('data', up))
 }
 
 /** A device of the local network: says a thing to the broker, and what it then hears of a topic. */
@@ -90,7 +112,7 @@ async function fromTailnet(topic: string): Promise<{ next: Promise<string>; end:
   const next = new Promise<string>((heard, fail) => {
     client.on('message', (at, message) => heard(`${at} ${message}`))
     client.on('error', fail)
-    setTimeout(() => heard('silence'), 60_000).unref()
+    setTimeout(() => heard('silence'), 180_000).unref()
   })
   await new Promise<void>((done, fail) => {
     client.on('error', fail)
@@ -115,31 +137,45 @@ before(async () => {
     hosts.set(ip, await lab.host(host, ip))
   const data = await readFile(file)
   const publicKey = await readFile(path.join(root, 'keys/update.pub'), 'utf8')
+  const own = path.join(root, 'keys/update.key')
   // Another's key, and this one's with bytes that are not what it says.
   const directory = await mkdtemp(path.join(tmpdir(), 'gh-foreign-'))
   const foreign = path.join(directory, 'key')
   const { privateKey } = generateKeyPairSync('ed25519')
   await writeFile(foreign, privateKey.export({ type: 'pkcs8', format: 'pem' }))
-  const spoiled = signedAnew(data, 'spoiled', path.join(root, 'keys/update.key'), publicKey)
+  const spoiled = signedAnew(data, { name: 'spoiled' }, own, publicKey)
   spoiled[spoiled.length - 200_000]! ^= 1
   const files = {
     [`mosquitto-${tried}.extension`]: data,
-    [`foreign-${tried}.extension`]: signedAnew(data, 'foreign', foreign, publicKey),
+    [`foreign-${tried}.extension`]: signedAnew(data, { name: 'foreign' }, foreign, publicKey),
     [`spoiled-${tried}.extension`]: spoiled,
   }
   await rm(directory, { recursive: true })
+  // Where updates come from: this version, and a newer broker.
+  await serve(
+    new Map([
+      [`/mosquitto-${tried}.extension`, signedAnew(data, { version: newer }, own, publicKey)],
+      ...(await Promise.all(
+        ['SHA256SUMS', 'SHA256SUMS.sig'].map(async (file): Promise<[string, Buffer]> => [
+          `/${file}`,
+          await readFile(path.join(root, `out/update-${tried}`, file)),
+        ]),
+      )),
+    ]),
+  )
   machine = await bootAppliance(lab, tried, {
     files,
     toml:
       `${settings(lab)}[node_red]\nallow = ["extension:mosquitto"]\n` +
+      `[updates]\nurl = "http://${sensor}:8080"\nautomatic = false\n` +
       '[[forward]]\nport = 1883\ntarget = "127.0.0.1:1883"\n' +
       `[[extension]]\nname = "mosquitto"\nlisten = ["1883/tcp from ${sensor}"]\n` +
       '[[extension]]\nname = "foreign"\n[[extension]]\nname = "spoiled"\n',
   })
-  const { name: own } = await joined(lab, 'gatehouse', 540).catch(async (err: unknown) => {
+  const node = await joined(lab, 'gatehouse', 540).catch(async (err: unknown) => {
     throw new Error((await readFile(machine.consoleLog, 'utf8')).slice(-3_000), { cause: err })
   })
-  name = own
+  name = node.name
   address = (await lab.leases())[0]!.ip
   await editor(owner, name, 400)
 })
@@ -278,3 +314,14 @@ test(
     assert.doesNotMatch(await run('cat /run/gatehouse-provision/problem'), /mosquitto/)
   },
 )
+
+test('a newer one comes from updates.url, when somebody looks', { skip }, async () => {
+  const said = await machine.run('gatehouse update', { timeout: 300 })
+  await eventually('the newer one is attached', 120, async () =>
+    (await run('cat /run/gatehouse-provision/extensions.json')).includes(newer) ? true : undefined,
+  ).catch((err: unknown) => {
+    throw new Error(`${said.stdout}${said.stderr}`, { cause: err })
+  })
+  await eventually('the broker is back', 60, active)
+  assert.equal(await fromLan(sensor, 'house/#'), 'house/echo 21 (kept)')
+})

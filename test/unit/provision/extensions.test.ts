@@ -67,7 +67,7 @@ async function put(folder: string, other: Partial<Manifest> = {}): Promise<Buffe
 const attach = async (toml: string): Promise<string[]> => {
   const config = parseConfig(toml, 'gatehouse.toml')
   const { wrong, notes } = await attachExtensions(config, paths(), where)
-  return [...wrong.map(({ code }) => code), ...notes]
+  return [...wrong.map(({ code }) => code), ...notes.filter((note) => !note.startsWith('ext'))]
 }
 const attached = async (): Promise<string[]> =>
   (await readExtensions(paths())).map(({ name, version, user }) => `${name} ${version} ${user}`)
