@@ -34,7 +34,8 @@ rebuild: setup ## the image anew with the newest of Debian, Node.js, npm and Go;
 	@$(MAKE) --no-print-directory rebuild-image
 
 # By the tools of the image's own build, which that leaves.
-extension: setup ## a program beside Node-RED, signed: make extension NAME=mosquitto [ARCH=…]; out/NAME-ARCH.extension, for the card
+extension: export SOURCE_DATE_EPOCH := $(if $(TODAY),$(shell date +%s),$(SOURCE_DATE_EPOCH))
+extension: setup ## a program beside Node-RED, signed: make extension NAME=mosquitto [ARCH=…] [TODAY=1: a version of today]; out/NAME-ARCH.extension, for the card
 	@$(SUDO) image/extension "$(NAME)" $(ARCH)
 
 rebuild-image: export SOURCE_DATE_EPOCH := $(shell date +%s)
