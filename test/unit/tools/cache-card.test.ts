@@ -36,7 +36,12 @@ async function open(path: string) {
   socket.write(go)
   const info = await take(socket, 20 + 12 + 20)
   const size = Number(info.readBigUInt64BE(22))
-  const ask = async (type: number, offset: number, length: number, data: Buffer = Buffer.alloc(0)) => {
+  const ask = async (
+    type: number,
+    offset: number,
+    length: number,
+    data: Buffer = Buffer.alloc(0),
+  ) => {
     const head = Buffer.alloc(28)
     head.writeUInt32BE(0x25609513, 0)
     head.writeUInt16BE(type, 6)
