@@ -110,7 +110,7 @@ test(
       `cp ${file} ${file}.before && printf '[limits]\\nmemory_mib = 64\\n' >> ${file} && gatehouse reload`,
     )
     const begun = performance.now()
-    await eventually('it is a problem', 60, async () =>
+    await eventually('it is a problem', 100, async () =>
       (await problems()).includes('GH_MEMORY') ? true : undefined,
     )
     assert.match(await run('cat /run/gatehouse/state'), /short of memory/)
