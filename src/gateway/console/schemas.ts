@@ -95,6 +95,7 @@ export const answers = {
         {
           state: text('Running, NeedsLogin and the like'),
           addresses: texts,
+          dataPath: { type: 'string', enum: ['userspace', 'kernel'] },
           tags: texts,
           health: texts,
           peers: list(
