@@ -32,6 +32,12 @@ export const scenario: Scenario = {
       }
     }
     const before = await free()
+    // Most of them by a program in C: an emulated Node.js makes a few hundred a second.
+    const filled = await stage.machine.run(
+      `mkdir -p ${many}; cd ${many} && seq 1 10000000 | xargs touch; ls | tail -n 2000 | xargs rm`,
+      { user: 'node-red', timeout: 400 },
+    )
+    assert.match(filled.stderr, /quota exceeded|No space/)
     assert.equal((await stage.deploy(runaway)).status, 204)
     const left = await eventually('no file can be made any more', 400, async () => {
       const { stderr } = await stage.machine.run(': >/var/lib/node-red/one-more', {
