@@ -6,14 +6,17 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, rm } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import readline from 'node:readline'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { Config } from '../../src/config/config.ts'
 import { kernelPath } from '../../src/config/data-path.ts'
 import { kernelRedirection, redirection } from '../../src/firewall/apply.ts'
+import { kernelPathFiles } from '../../src/provision/kernel-path.ts'
 import { makeInterface } from './kernel-path.ts'
 import { describe, ping, tcp, tcpFlags, udp } from './packets.ts'
 import type { Packet } from './packets.ts'
@@ -302,3 +305,59 @@ test('a connection that is open when the interface goes down or away sends nothi
   await sleep(1_500)
   assert.equal((await onCable()) - before, 0)
 })
+
+const networkd = '/usr/lib/systemd/systemd-networkd'
+const without = existsSync(networkd) ? false : `there is no ${networkd} here (Debian's systemd)`
+
+test(
+  'systemd-networkd makes the interface of these files, and has nothing to say against them',
+  { skip: without },
+  async () => {
+    const files = path.join(directory, 'network')
+    await mkdir(files)
+    for (const [name, text] of kernelPathFiles({ dataPath: 'kernel' } as Config['tailnet']))
+      await writeFile(path.join(files, name), text)
+    await writeFile(
+      path.join(directory, 'passwd'),
+      'root:x:0:0::/:/bin/sh\nsystemd-network:x:998:998::/:/bin/false\n' +
+        `gatehouse:x:${ids.get('gatehouse')!}:601::/:/bin/false\n`,
+    )
+    await writeFile(path.join(directory, 'group'), 'root:x:0:\nsystemd-network:x:998:\n')
+    // With /sys to read alone it waits for no udev. Nothing of this machine's /run is seen.
+    const script = `set -e
+    mount --bind ${directory}/passwd /etc/passwd; mount --bind ${directory}/group /etc/group
+    mount -o remount,ro,bind /sys; mount -t tmpfs run /run
+    mkdir -p /run/systemd/network /run/systemd/netif/{links,leases,lldp}
+    cp ${files}/* /run/systemd/network; chown -R 998:998 /run/systemd/netif
+    ${networkd} >/run/said 2>&1 & pid=$!
+    for i in $(seq 100); do ip -6 rule | grep -q ${kernelPath.table} && ip -4 rule | grep -q ${kernelPath.table} && break; sleep 0.1; done
+    sleep 0.3; kill $pid
+    cat /sys/class/net/${TUN}/owner /sys/class/net/${TUN}/mtu
+    echo; ip -o address show dev ${TUN}; ip -4 rule; ip -6 rule
+    for family in 4 6; do ip -$family route show table ${kernelPath.table}; done
+    ip route show table main; cat /run/said`
+    const namespace = `gh-kp-nd-${process.pid}`
+    await run(['ip', 'netns', 'add', namespace])
+    try {
+      const said = await run(inside(namespace, 'bash', '-c', script))
+      const [owner, mtu] = said.split('\n')
+      assert.deepEqual([owner, mtu], [ids.get('gatehouse'), '1280'], said)
+      for (const line of [
+        /inet 192\.0\.2\.77\/32 scope link/,
+        /inet6 fd67:6174:6568:6f75::1\/128 .*deprecated/,
+        /from 192\.0\.2\.77 lookup 43443/,
+        /from fd67:6174:6568:6f75::1 lookup 43443/,
+        /^100\.64\.0\.0\/10 dev gatehouse0 .*scope link/m,
+        /^fd7a:115c:a1e0::\/48 dev gatehouse0/m,
+      ])
+        assert.match(said, line)
+      assert.equal(said.match(/^unreachable default/gm)?.length, 2, said)
+      assert.doesNotMatch(
+        said,
+        /ignor(?:ed|ing) (?:line|assignment)|will be ignored|Unknown|Failed to parse/,
+      )
+    } finally {
+      await run(['ip', 'netns', 'del', namespace])
+    }
+  },
+)

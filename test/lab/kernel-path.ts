@@ -40,7 +40,6 @@ export async function makeInterface(ns: string, user: string): Promise<void> {
       name = take('Name')!
       assert.equal(take('Kind'), 'tun')
       await ip('tuntap', 'add', 'dev', name, 'mode', 'tun', 'user', user, 'vnet_hdr')
-      await ip('link', 'set', name, 'mtu', take('MTUBytes')!)
       await ip('link', 'set', name, 'addrgenmode', 'none')
       await ip('link', 'set', name, 'up')
     } else if (section === 'Tun') {
@@ -71,6 +70,7 @@ export async function makeInterface(ns: string, user: string): Promise<void> {
       const where = ['lookup', take('Table')!, 'priority', take('Priority')!]
       await ip(family(from), 'rule', 'add', 'from', from, ...where)
     } else if (section === 'Network' || section === 'Link') {
+      if (values.has('MTUBytes')) await ip('link', 'set', name, 'mtu', take('MTUBytes')!)
       // What ip(8) leaves alone by itself.
       for (const key of [
         ...['LinkLocalAddressing', 'IPv6AcceptRA', 'LLMNR', 'MulticastDNS', 'RequiredForOnline'],

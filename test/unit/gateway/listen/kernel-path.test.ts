@@ -212,8 +212,12 @@ test('unit: one device and three ports, with the setting alone', () => {
 test("interface: the gateway's user's, with fixed addresses, and routes for these alone", () => {
   for (const file of kernelPathFiles(defaults().tailnet).values()) assert.equal(file, '')
   const [netdev, network] = [...kernelPathFiles(kernel.tailnet).values()]
-  assert.match(netdev!, /^Kind=tun\nMTUBytes=1280\n\[Tun\]\nUser=gatehouse\nVNetHeader=yes$/m)
-  for (const line of ['Address=192.0.2.77/32', 'Address=fd67:6174:6568:6f75::1/128'])
+  assert.match(netdev!, /^Kind=tun\n\[Tun\]\nUser=gatehouse\nVNetHeader=yes$/m)
+  for (const line of [
+    'MTUBytes=1280',
+    'Address=192.0.2.77/32',
+    'Address=fd67:6174:6568:6f75::1/128',
+  ])
     assert.ok(network!.includes(`${line}\n`), line)
   // No route is in the table that all else goes by.
   const routes = network!.split(/^(?=\[)/m).filter((part) => part.startsWith('[Rout'))
