@@ -94,7 +94,7 @@ export async function bootAppliance(
 /** What `gatehouse status --json` says inside the machine. */
 export async function statusOf(machine: Machine): Promise<Record<string, any>> {
   const { stdout, stderr, code } = await machine.run('gatehouse status --json', { timeout: 120 })
-  if (code > 1) throw new Error(`gatehouse status ended with ${code}: ${stderr}`)
+  if (code > 1) throw new Error(`gatehouse status ended with ${code}: ${stderr}${stdout}`)
   return JSON.parse(stdout) as Record<string, any>
 }
 

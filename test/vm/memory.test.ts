@@ -100,21 +100,30 @@ test(
   { skip },
   async (t) => {
     const start = await gateway()
-    const file = '/var/lib/gatehouse-config/gatehouse.toml'
+    const file = '/efi/gatehouse.toml'
+    // As a person writes it; from provisioning on it is as with any other file.
+    const card = async (change: string): Promise<string> =>
+      await run(
+        `mount -o remount,rw /efi && ${change} && mount -o remount,ro /efi && systemctl restart gatehouse-provision`,
+      )
+    // Else provisioning runs once more, in the middle.
+    await eventually('the auth key is off the card', 200, async () =>
+      (await machine.run('! grep -s tskey /efi/gatehouse.toml')).code === 0 ? true : undefined,
+    )
     const run = async (command: string): Promise<string> => {
       const { code, stdout, stderr } = await machine.run(command, { timeout: 120 })
       assert.equal(code, 0, `${command}: ${stderr}${stdout}`)
       return stdout
     }
-    await run(
-      `cp ${file} ${file}.before && printf '[limits]\\nmemory_mib = 64\\n' >> ${file} && gatehouse reload`,
-    )
+    await card(`cp ${file} /run/before && printf '[limits]\\nmemory_mib = 64\\n' >> ${file}`)
+    await run('gatehouse reload')
     const begun = performance.now()
     await eventually('it is a problem', 100, async () =>
       (await problems()).includes('GH_MEMORY') ? true : undefined,
     )
     assert.match(await run('cat /run/gatehouse/state'), /short of memory/)
-    await run(`mv ${file}.before ${file}`)
+    // For the start to come: the gateway is not told.
+    await card(`cp /run/before ${file}`)
     await eventually('it is started anew', 240, async () =>
       (await gateway()).restarts > start.restarts ? true : undefined,
     )
