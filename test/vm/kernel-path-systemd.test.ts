@@ -82,7 +82,7 @@ before(async () => {
   for (const name of masked) await symlink('/dev/null', path.join(units, name))
   await writeFile(
     path.join(units, 'probe.service'),
-    '[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nTimeoutStartSec=140\n' +
+    '[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nTimeoutStartSec=250\n' +
       'StandardOutput=file:/probe/said\nExecStart=/bin/bash /probe/probe\n',
   )
   await symlink('../probe.service', path.join(units, 'multi-user.target.wants/probe.service'))
@@ -110,7 +110,7 @@ before(async () => {
   let said = ''
   for (const stream of [child.stdout, child.stderr])
     stream.on('data', (text: Buffer) => (said += text.toString()))
-  const late = setTimeout(() => child.kill('SIGKILL'), 180_000)
+  const late = setTimeout(() => child.kill('SIGKILL'), 300_000)
   await new Promise((done) => child.once('close', done))
   clearTimeout(late)
   const all = await readFile(at('out/said'), 'utf8').catch(() => '')
