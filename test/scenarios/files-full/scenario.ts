@@ -38,7 +38,8 @@ export const scenario: Scenario = {
       { user: 'node-red', timeout: 400 },
     )
     assert.match(filled.stderr, /quota exceeded|No space/)
-    assert.equal((await stage.deploy(runaway)).status, 204)
+    const taken = await stage.deploy(runaway)
+    assert.equal(taken.status, 204, taken.body.toString())
     const left = await eventually('no file can be made any more', 400, async () => {
       const { stderr } = await stage.machine.run(': >/var/lib/node-red/one-more', {
         user: 'node-red',
