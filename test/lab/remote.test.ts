@@ -263,7 +263,8 @@ test('a device that is not there is told from one whose name is another', async 
   assert.equal(untrusted.code, 2, untrusted.stderr)
   assert.match(untrusted.stderr, /is not trusted here[^]*--ca/)
   const trusted = ['--host', name, '--ca', lab.ready.acmeRoots, 'status']
-  assert.equal((await lab.run(laptop.ns, ['node', program, ...trusted])).code, 0)
+  const well = await lab.run(laptop.ns, ['node', program, ...trusted])
+  assert.equal(well.code, 0, well.stderr)
 })
 
 test('nothing left the lab', async () => {
