@@ -34,10 +34,13 @@ export const scenario: Scenario = {
     const before = await free()
     // Most of them by a program in C: an emulated Node.js makes a few hundred a second.
     const filled = await stage.machine.run(
-      `mkdir -p ${many}; cd ${many} && seq 1 10000000 | xargs touch; ls | tail -n 2000 | xargs rm`,
+      // With 255 xargs stops: there are no more to be had.
+      `mkdir -p ${many}; cd ${many} && seq 1 10000000 | xargs -n 500 sh -c 'touch "$@" || exit 255' -; ` +
+        'ls | tail -n 2000 | xargs rm && echo removed',
       { user: 'node-red', timeout: 400 },
     )
     assert.match(filled.stderr, /quota exceeded|No space/)
+    assert.match(filled.stdout, /removed/)
     const taken = await stage.deploy(runaway)
     assert.equal(taken.status, 204, taken.body.toString())
     const left = await eventually('no file can be made any more', 400, async () => {
