@@ -348,7 +348,12 @@ async function problem(
   )
   assert.ok(found.message.length > 0 && found.cure.length > 0)
   const restarts = await machine.run('systemctl show -P NRestarts gatehouse')
-  assert.equal(restarts.stdout.trim(), '0', 'nothing crashed')
+  const journal = 'journalctl -b -q --no-pager -o short-monotonic -u gatehouse -n 60'
+  assert.equal(
+    restarts.stdout.trim(),
+    '0',
+    `nothing crashed: ${restarts.stdout.trim() === '0' ? '' : (await machine.run(journal)).stdout}`,
+  )
   return found
 }
 
