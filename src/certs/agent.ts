@@ -13,7 +13,7 @@ import type { FailureCode } from './failure.ts'
 import type { Ledger } from './ledger.ts'
 import { certificateFile, certificateName, parseCertificate, renewAt } from './pem.ts'
 import type { Certificate } from './pem.ts'
-import { History, readRecord, urgency } from './record.ts'
+import { History, readRecord, recordFile, urgency } from './record.ts'
 import type { CertsRecord, Severity } from './record.ts'
 import { day } from '../base/time.ts'
 
@@ -257,7 +257,7 @@ export async function renew({
  * one byte by byte: a block that is there can be written.
  */
 export async function writeRecord(tls: string, record: CertsRecord): Promise<void> {
-  const path = join(tls, 'status.json')
+  const path = join(tls, recordFile)
   const text = `${JSON.stringify(record)}\n`
   await clear(path)
   try {

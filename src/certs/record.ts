@@ -102,15 +102,16 @@ export interface Totals {
   lastSuccess?: string
 }
 
+/** What came of the last look at certificates ({@link CertsRecord}), beside them. */
+export const recordFile = 'status.json'
+
 /** The root certificate of the device's own authority, PEM, beside the record. */
 export const authorityFile = 'ca.crt'
 
 /** Reads the record; undefined when there is none, or none that can be read. */
 export async function readRecord(tlsDirectory: string): Promise<CertsRecord | undefined> {
   try {
-    const record = JSON.parse(
-      await readFile(join(tlsDirectory, 'status.json'), 'utf8'),
-    ) as CertsRecord
+    const record = JSON.parse(await readFile(join(tlsDirectory, recordFile), 'utf8')) as CertsRecord
     return typeof record === 'object' && record !== null && typeof record.checkedAt === 'string'
       ? record
       : undefined

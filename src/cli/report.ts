@@ -13,7 +13,7 @@ import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
 import { withCard, withoutAuthKey, withoutKept, writeCard } from '../base/card.ts'
 import { parseConfig } from '../config/config.ts'
-import { authorityFile, readRecord } from '../certs/record.ts'
+import { authorityFile, readRecord, recordFile } from '../certs/record.ts'
 import { readHanded } from '../certs/secrets.ts'
 import { call, unreachable } from '../base/control-client.ts'
 
@@ -133,7 +133,7 @@ export async function runReport(paths: Paths, settle = 300): Promise<number> {
 
 /** What gatehouse-report.path watches: another text when one of them has been written. */
 async function changed({ told, tls }: Pick<Paths, 'told' | 'tls'>): Promise<string> {
-  const watched = [told, updatePaths().outcome, join(tls, 'status.json')]
+  const watched = [told, updatePaths().outcome, join(tls, recordFile)]
   return (
     await Promise.all(
       watched.map(
