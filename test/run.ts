@@ -4,8 +4,9 @@
  * were). Exit code 1 when a test failed or none ran.
  *
  * Usage: node test/run.ts [--save FILE | --add FILE] [--record FILE] unit lab
- * --save keeps the counts in a file, --add begins with those kept there: `make test` runs the quick
- * tests before it builds the images. --record writes what came of it as a page of the docs (record.ts).
+ * --save keeps the counts and what failed in a file, --add begins with those kept there: `make test`
+ * runs the quick tests before it builds the images. --record writes what came of it as a page of the
+ * docs (record.ts).
  */
 import { execFileSync } from 'node:child_process'
 import { globSync, readFileSync, writeFileSync } from 'node:fs'
@@ -51,9 +52,17 @@ function atOnce(folder: string): number {
 }
 
 const count = { passed: 0, failed: 0, skipped: 0 }
-if (values.add) Object.assign(count, JSON.parse(readFileSync(values.add, 'utf8')))
 const ran: Folder[] = []
 const failures: string[] = []
+/** The same with the reason, a line each: said again beside the counts, where one looks first. */
+const reasons: string[] = []
+if (values.add) {
+  const earlier = JSON.parse(readFileSync(values.add, 'utf8')) as typeof count & {
+    reasons: string[]
+  }
+  reasons.push(...earlier.reasons)
+  for (const one of ['passed', 'failed', 'skipped'] as const) count[one] = earlier[one]
+}
 for (const name of asked) {
   const before = { ...count }
   const files = globSync(folders[name]!, { cwd: root })
@@ -83,10 +92,11 @@ for (const name of asked) {
     count.failed++
     failures.push(`${path.relative(root, t.file ?? name)}: ${t.name}`)
     // The reporter gives the details at its end; in a long run one wants to know now.
-    console.log(
-      `${path.relative(root, t.file ?? name)}: ${t.name}: ` +
-        `${String((t.details.error.cause as Error | undefined)?.message ?? t.details.error.message).slice(0, 1000)}`,
+    const why = String(
+      (t.details.error.cause as Error | undefined)?.message ?? t.details.error.message,
     )
+    console.log(`${failures.at(-1)}: ${why.slice(0, 1000)}`)
+    reasons.push(`${failures.at(-1)}: ${why.replaceAll(/\s+/g, ' ').slice(0, 300)}`)
   })
   const shown = events.compose(new spec())
   for await (const chunk of shown) process.stdout.write(chunk)
@@ -118,7 +128,8 @@ if (values.record !== undefined) {
   }
   writeFileSync(values.record, record(about, ran, failures))
 }
-if (values.save) writeFileSync(values.save, JSON.stringify(count))
+if (values.save) writeFileSync(values.save, JSON.stringify({ ...count, reasons }))
+for (const reason of reasons) console.log(`failed: ${reason}`)
 console.log(
   `${count.passed} passed, ${count.failed} failed${count.skipped ? `, ${count.skipped} skipped` : ''}`,
 )

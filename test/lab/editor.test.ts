@@ -13,7 +13,7 @@ import type { Browser, Page } from 'playwright-core'
 import { capability } from '../../src/gateway/access/access.ts'
 import { Appliance, eventually } from './appliance.ts'
 import { browse } from './browser.ts'
-import { deploy, drag, middle, openEditor } from './editor.ts'
+import { add, deploy, drag, middle, openEditor } from './editor.ts'
 import { Lab, type LabClient } from './lab.ts'
 
 let lab: Lab
@@ -56,9 +56,8 @@ test(
   async () => {
     const laptop = await lab.client('laptop')
     const { page, elsewhere } = await open(laptop)
-    await drag(page, 'inject', 200, 150)
-    await drag(page, 'debug', 500, 150)
-    await page.locator('.red-ui-flow-node-group').nth(1).waitFor()
+    await add(page, 'inject', 200, 150)
+    await add(page, 'debug', 500, 150)
     await page.mouse.move(...(await middle(page, '.red-ui-flow-port-output')))
     await page.mouse.down()
     await page.mouse.move(...(await middle(page, '.red-ui-flow-port-input')), { steps: 12 })

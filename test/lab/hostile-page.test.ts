@@ -16,7 +16,7 @@ import type { Browser, BrowserContext, Page } from 'playwright-core'
 import { Authority } from '../unit/support/authority.ts'
 import { Appliance, eventually } from './appliance.ts'
 import { browseNames } from './browser.ts'
-import { deploy, drag, openEditor } from './editor.ts'
+import { add, deploy, openEditor } from './editor.ts'
 import type { Site } from './browser.ts'
 import { Lab } from './lab.ts'
 import type { LabClient } from './lab.ts'
@@ -682,7 +682,7 @@ test('the editor works: open, drag, deploy, debug', { timeout: 120_000 }, async 
   const page = await context.newPage()
   await page.setViewportSize({ width: 1400, height: 900 })
   await openEditor(page, `https://${name}/`)
-  await drag(page, 'inject', 500, 300)
+  await add(page, 'inject', 500, 300)
   await deploy(page)
   await eventually(
     'the node is on disk',
