@@ -51,6 +51,14 @@ export interface Checked {
 const guardedKeys =
   /^(?:console\.|tailnet\.(?:control_url|ca_file|auth_key|client_secret)$|updates\.(?:url|key)|certificates\.(?:directory|ca_file|mode)$|local_network\.|manage\.|backup\.recipient$)/
 
+function changedMeanwhile(): GatehouseError {
+  return new GatehouseError(
+    'GH_SETTINGS_CHANGED',
+    'the settings have changed since they were shown',
+    'Load them again, and make the change once more',
+  )
+}
+
 /** Options of {@link Settings}. */
 export interface SettingsOptions {
   paths: Pick<Paths, 'boot' | 'problem' | 'admin' | 'config'>
@@ -122,12 +130,7 @@ export class Settings {
           'Confirm it or take it back first, or wait until it is over',
         )
       const current = await this.#read()
-      if (digestOf(current) !== change.digest)
-        throw new GatehouseError(
-          'GH_SETTINGS_CHANGED',
-          'the settings have changed since they were shown',
-          'Load them again, and make the change once more',
-        )
+      if (digestOf(current) !== change.digest) throw changedMeanwhile()
       const { changes, issues, guarded } = check(change.text, current)
       const [issue] = issues
       if (issue !== undefined)
@@ -141,6 +144,8 @@ export class Settings {
       if (guarded.length > 0) await this.demandCode(guarded.join(', '), change.code)
       const next = withSecretsOf(change.text, current)
       await withCard(this.#options.paths.boot, async () => {
+        // Others write to the card too (the report takes a used key off it), and had it until now.
+        if ((await this.#read()) !== current) throw changedMeanwhile()
         await writeFileAtomic(this.#before, current, 0o700)
         await writeFileAtomic(this.#file, next, 0o700)
       })
