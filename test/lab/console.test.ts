@@ -11,14 +11,14 @@ import path from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { after, before, test } from 'node:test'
 import { generateX25519Identity, identityToRecipient } from 'age-encryption'
-import axe from 'axe-core'
 import type { FastifyInstance } from 'fastify'
-import type { Browser, Page } from 'playwright-core'
+import type { Browser, Locator, Page } from 'playwright-core'
 import { capability } from '../../src/gateway/access/access.ts'
 import { bundleConsole } from '../../tools/console.ts'
 import { eventually } from './appliance.ts'
 import type { Appliance } from './appliance.ts'
 import { browse } from './browser.ts'
+import { ConsolePage } from './console-page.ts'
 import { Lab } from './lab.ts'
 import { startManaged } from './managed.ts'
 
@@ -35,12 +35,12 @@ let updates: string
 /** What the updater finds; undefined: nothing newer. */
 let offers: object | undefined
 let browser: Browser
+let shown: ConsolePage
 let page: Page
 let url: string
 let card: string
 let systemd: string[]
 let codes: string[]
-const wrong: string[] = []
 
 before(async () => {
   lab = await Lab.start({ name: 'console' })
@@ -93,19 +93,8 @@ before(async () => {
     async () => (await laptop.fetch(`https://${name}:10000/api/v1/me`)).status === 200,
   )
   ;({ browser, url } = await browse(lab, laptop, `https://${name}:10000`))
-  page = await browser.newPage({ viewport: { width: 1280, height: 900 } })
-  page.setDefaultTimeout(60_000)
-  page.on('request', (request) => {
-    if (!request.url().startsWith(url) && !/^(?:data|blob):/.test(request.url()))
-      wrong.push(`elsewhere: ${request.url()}`)
-  })
-  page.on('pageerror', (err) => wrong.push(err.message))
-  // What the policy refuses, too, is said there.
-  page.on('console', (message) => {
-    if (message.type() === 'error' && !message.text().startsWith('Failed to load resource'))
-      wrong.push(message.text())
-  })
-  await mkdir(shots, { recursive: true })
+  shown = await ConsolePage.start(browser, url, shots)
+  page = shown.page
 })
 after(async () => {
   await browser?.close()
@@ -115,31 +104,10 @@ after(async () => {
   await lab?.stop()
 })
 
-/** Goes to a page of the console and waits for its heading. */
-async function open(place: string, title: string): Promise<void> {
-  if (page.url().startsWith(url))
-    await page.evaluate(`location.hash = ${JSON.stringify(`#/${place}`)}`)
-  else await page.goto(`${url}#/${place}`)
-  await page.getByRole('heading', { level: 1, name: title, exact: true }).waitFor()
-}
-
-/** Nothing that axe finds wrong by WCAG 2.2 A and AA, in the light and in the dark; pictures. */
-async function accessible(name: string): Promise<void> {
-  for (const colorScheme of ['light', 'dark'] as const) {
-    await page.emulateMedia({ colorScheme })
-    await page.evaluate(axe.source)
-    const violations = (await page.evaluate(
-      `axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }).then(({ violations }) =>
-        violations.map(({ id, nodes }) => id + ': ' + nodes.map(({ html }) => html).join(' ').slice(0, 500)))`,
-    )) as string[]
-    assert.deepEqual(violations, [], `${name}, ${colorScheme}`)
-    await page.screenshot({ path: path.join(shots, `${name}-${colorScheme}.png`) })
-  }
-  await page.emulateMedia({ colorScheme: 'light' })
-}
-
-const text = async (): Promise<string> => (await page.locator('main').textContent())!
-const button = (name: string) => page.getByRole('button', { name, exact: true })
+const open = (place: string, title: string): Promise<void> => shown.open(place, title)
+const accessible = (name: string): Promise<void> => shown.accessible(name)
+const text = (): Promise<string> => shown.text()
+const button = (name: string): Locator => shown.button(name)
 
 test(
   'first minutes: three questions, skipped or answered, become one change of settings',
@@ -455,7 +423,7 @@ test(
       ['device', 'Device'],
     ] as const) {
       await open(place, title)
-      await page.screenshot({ path: path.join(shots, `phone-${place || 'overview'}.png`) })
+      await shown.shot(`phone-${place || 'overview'}`)
       assert.ok(
         Number(await page.evaluate('document.documentElement.scrollWidth')) <= 360,
         `${title} is wider than a phone`,
@@ -487,7 +455,7 @@ test(
 )
 
 test('nothing was loaded from elsewhere, refused by the policy, or left the lab', async () => {
-  assert.deepEqual(wrong, [])
+  assert.deepEqual(shown.wrong, [])
   assert.deepEqual(await lab.leaks(), [])
   assert.equal(await lab.leaked(), 0)
 })
