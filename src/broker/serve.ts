@@ -6,17 +6,19 @@ import { createBroker } from './server.ts'
 import { Settings, recover } from './settings.ts'
 import { system } from './system.ts'
 
-/** The broker ends when nobody has asked for this long and nothing is on trial. Milliseconds. */
-const idle = 120_000
-
 /**
  * `gatehouse broker`: serves the socket that systemd made (gatehouse-broker.socket), as root, and
  * ends by itself when it is not needed. With `recover` as its argument: takes back a change that
  * was on trial when the power went, and ends (gatehouse-recover.service, before provisioning).
  *
+ * @param idle it ends when nobody has asked for this long and nothing is on trial. Milliseconds.
  * @returns 0, or 1 when the card cannot be written to
  */
-export async function runBroker(paths: Paths, what: string | undefined): Promise<number> {
+export async function runBroker(
+  paths: Paths,
+  what?: string,
+  { idle = 120_000 }: { idle?: number } = {},
+): Promise<number> {
   const say = (line: string): void => {
     process.stdout.write(`${line}\n`)
   }
@@ -54,17 +56,14 @@ export async function runBroker(paths: Paths, what: string | undefined): Promise
     },
   })
   const app = await createBroker({ paths, settings, system, say })
-  app.addHook('onRequest', async () => {
+  app.addHook('onRequest', async (_request, reply) => {
     requests++
     clearTimeout(timer)
-  })
-  app.addHook('onResponse', async () => {
-    requests--
-    rest()
-  })
-  app.addHook('onRequestAbort', async () => {
-    requests--
-    rest()
+    // Once for each, whether it was answered or whoever asked has gone.
+    reply.raw.once('close', () => {
+      requests--
+      rest()
+    })
   })
   process.once('SIGTERM', () => {
     end(0)
