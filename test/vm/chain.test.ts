@@ -100,6 +100,21 @@ test('no unit has failed, each component is its own user', async () => {
   assert.deepEqual(stdout.trim().split(/\s+/), ['gatehouse', 'node-red'])
 })
 
+test("the console's API answers, also what it asks of the part that is root", async () => {
+  const ask = async (path: string): Promise<any> => {
+    const { status, body } = await client.fetch(`https://${name}:10000/api/v1/${path}`, {
+      timeout: 120_000,
+    })
+    assert.equal(status, 200, `${path}: ${body.toString()}`)
+    return JSON.parse(body.toString())
+  }
+  assert.ok((await ask('me')).rights.includes('manage'))
+  assert.match((await ask('settings')).text, /control_url = "https:\/\/control\.lab\.test"/)
+  const { checks } = await ask('doctor')
+  const skipped = checks.filter(({ name, result }: any) => name === 'system' && result === 'skip')
+  assert.deepEqual(skipped, [])
+})
+
 test('the auth key has left the card, and the card and the console say what to open', async () => {
   await eventually(
     'the key is gone from card and configuration',

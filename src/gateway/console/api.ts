@@ -102,15 +102,10 @@ export async function createApi(options: ApiOptions): Promise<FastifyInstance> {
   })
   const who = (request: FastifyRequest): string => nameOf(options.asker(request.raw).whoIs)
   const ask = async (method: string, path: string, body?: object): Promise<unknown> => {
-    // Starting Node-RED anew, and provisioning, take a board a while.
-    const answer = await call(broker, method, path, body, 300_000).catch((err: unknown) => {
-      throw new GatehouseError(
-        'GH_BROKER',
-        `the broker cannot be reached: ${reason(err)}`,
-        'Try again; if it stays so, switch the device off and on',
-        { cause: err },
-      )
-    })
+    // Starting Node-RED anew, and provisioning, take a board a while. What is only read does not: a
+    // broker that is slower has ended, and systemd goes on taking connections for it.
+    const wait = method === 'GET' ? reading : 300_000
+    const answer = await call(broker, method, path, body, wait).catch(unreachable)
     if (answer.status < 400) return answer.body
     const { error } = answer.body as { error: { code: string; message: string; cure: string } }
     throw new GatehouseError(error.code, error.message, error.cure)
@@ -499,6 +494,18 @@ function backupRoutes(
   })
 }
 
+/** How long the broker may take where it has only to read. Milliseconds. */
+const reading = 60_000
+
+function unreachable(err: unknown): never {
+  throw new GatehouseError(
+    'GH_BROKER',
+    `the broker cannot be reached: ${reason(err)}`,
+    'Try again; if it stays so, switch the device off and on',
+    { cause: err },
+  )
+}
+
 /** Passes a request on to the broker and its answer back, as it comes. */
 async function pass(
   reply: FastifyReply,
@@ -522,7 +529,7 @@ async function pass(
   outgoing.on('response', resolve).on('error', reject)
   if (stream === undefined) outgoing.end(body)
   else stream.on('error', (err) => outgoing.destroy(err)).pipe(outgoing)
-  const response = await promise
+  const response = await promise.catch(unreachable)
   reply.raw.once('close', () => {
     response.destroy()
   })
