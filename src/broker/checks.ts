@@ -20,9 +20,14 @@ const run = promisify(execFile)
 /**
  * What the system says of itself, to root: configuration, clock, resolver and services. The gateway
  * checks the rest (gateway/operate/doctor.ts).
+ *
+ * @param resolved the file in which systemd-resolved says whom it asks (systemd-resolved.service(8))
  */
-export async function examineSystem(paths: Pick<Paths, 'problem'>): Promise<Check[]> {
-  return [await configuration(paths), await clock(), await resolver(), ...(await units())]
+export async function examineSystem(
+  paths: Pick<Paths, 'problem'>,
+  resolved = '/run/systemd/resolve/resolv.conf',
+): Promise<Check[]> {
+  return [await configuration(paths), await clock(), await resolver(resolved), ...(await units())]
 }
 
 async function configuration(paths: Pick<Paths, 'problem'>): Promise<Check> {
@@ -68,32 +73,26 @@ async function clock(): Promise<Check> {
   }
 }
 
-async function resolver(): Promise<Check> {
-  try {
-    const { stdout } = await run('resolvectl', ['dns'], { timeout: 10_000 })
-    const servers = stdout
-      .split('\n')
-      .flatMap((line) =>
-        line
-          .slice(line.indexOf(':') + 1)
-          .trim()
-          .split(/\s+/),
-      )
-      .filter((server) => server !== '')
-    if (servers.length > 0)
-      return { name: 'resolver', result: 'ok', found: `asks ${servers.join(', ')}` }
-    return {
-      name: 'resolver',
-      result: 'fail',
-      found: 'the network names no DNS server, so no name can be looked up',
-      cure: "Have the router's DHCP name one, such as its own address (DNS server, option 6), and restart the device",
-    }
-  } catch (err) {
+/**
+ * What systemd-resolved asks, from the file that it keeps for programs that ask by themselves:
+ * resolvectl wants to see the network's links, which the broker may not.
+ */
+async function resolver(file: string): Promise<Check> {
+  const text = await readFile(file, 'utf8').catch((err: unknown) => err as Error)
+  if (typeof text !== 'string')
     return {
       name: 'resolver',
       result: 'skip',
-      found: `systemd-resolved cannot be asked: ${firstLine(err)}`,
+      found: `what systemd-resolved asks is not known: ${reason(text)}`,
     }
+  const servers = [...text.matchAll(/^nameserver\s+(\S+)/gm)].map(([, server]) => server!)
+  if (servers.length > 0)
+    return { name: 'resolver', result: 'ok', found: `asks ${servers.join(', ')}` }
+  return {
+    name: 'resolver',
+    result: 'fail',
+    found: 'the network names no DNS server, so no name can be looked up',
+    cure: "Have the router's DHCP name one, such as its own address (DNS server, option 6), and restart the device",
   }
 }
 

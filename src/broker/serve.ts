@@ -1,4 +1,4 @@
-import { open } from 'node:fs/promises'
+import { writeToConsoles } from '../base/consoles.ts'
 import type { Paths } from '../base/paths.ts'
 import { reason } from '../base/errors.ts'
 import { listenOn, systemdSockets } from '../base/sockets.ts'
@@ -38,7 +38,9 @@ export async function runBroker(
   let timer: NodeJS.Timeout | undefined
   const rest = (): void => {
     clearTimeout(timer)
-    if (!trial && requests === 0) timer = setTimeout(() => end(0), idle)
+    if (trial || requests > 0) return
+    // A code on the screen counts as long as this process lives: somebody is on the way to read it.
+    timer = setTimeout(() => end(0), Math.max(idle, settings.codeUntil - Date.now()))
   }
   // One that was left by a broker that was killed: this one knows nothing of it, so it is over.
   if (await recover(paths.boot)) {
@@ -49,7 +51,10 @@ export async function runBroker(
     paths,
     system,
     say,
-    showCode,
+    showCode: async (code) => {
+      const took = await writeToConsoles(`gatehouse: the code for a change of settings is ${code}`)
+      say(`settings: a code is on ${took.join(', ') || 'no console, since there is none'}`)
+    },
     onTrial: (is) => {
       trial = is
       rest()
@@ -76,20 +81,4 @@ export async function runBroker(
   await settings.idle()
   await app.close()
   return code
-}
-
-/** Writes to every console there is, where whoever stands beside the device reads it. */
-async function showCode(code: string): Promise<void> {
-  for (const name of ['console', 'tty1']) {
-    try {
-      const terminal = await open(`/dev/${name}`, 'w')
-      await terminal
-        .writeFile(`\r\ngatehouse: the code for a change of settings is ${code}\r\n`)
-        .finally(async () => {
-          await terminal.close()
-        })
-    } catch {
-      // There is no such console.
-    }
-  }
 }

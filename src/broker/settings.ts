@@ -83,11 +83,16 @@ export interface SettingsOptions {
 export class Settings {
   readonly #options: SettingsOptions
   #trial: (Trial & { timer: NodeJS.Timeout }) | undefined
-  #code: { code: string; until: number; tries: number } | undefined
+  #code: { code: string; until: number; tries: number; shown: number } | undefined
   #busy: Promise<unknown> = Promise.resolve()
 
   constructor(options: SettingsOptions) {
     this.#options = options
+  }
+
+  /** Until when the code that was shown last counts. Milliseconds since 1970; 0: there is none. */
+  get codeUntil(): number {
+    return this.#code?.until ?? 0
   }
 
   get #file(): string {
@@ -275,10 +280,16 @@ export class Settings {
       this.#code = {
         code: String(randomInt(1_000_000)).padStart(6, '0'),
         until: now + 10 * 60_000,
-        tries: 0,
+        ...{ tries: 0, shown: now },
       }
       await this.#options.showCode(this.#code.code)
-    } else if (given !== undefined) {
+    } else if (given === undefined) {
+      // Other lines may have taken it off the screen. Not oftener than a person would ask.
+      if (now - this.#code.shown >= 10_000) {
+        this.#code.shown = now
+        await this.#options.showCode(this.#code.code)
+      }
+    } else {
       this.#code.tries++
       // A guess takes a second, whoever makes it.
       await sleep(1_000)

@@ -12,6 +12,7 @@ import type { GatewayStatus } from '../gateway/operate/status.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
 import { withCard, withoutAuthKey, withoutKept, writeCard } from '../base/card.ts'
+import { writeToConsoles } from '../base/consoles.ts'
 import { parseConfig } from '../config/config.ts'
 import { authorityFile, readRecord, recordFile } from '../certs/record.ts'
 import { readHanded } from '../certs/secrets.ts'
@@ -90,27 +91,6 @@ function silent(problem: string, message: string): string {
 }
 
 /**
- * Writes to every console there is: serial, and the screen where there is one. Nobody need be there
- * to read it.
- */
-async function show(text: string): Promise<void> {
-  const active = (await readFile('/sys/class/tty/console/active', 'utf8').catch(() => ''))
-    .trim()
-    .split(/\s+/)
-    .filter(Boolean)
-  for (const name of new Set([...active, 'tty1'])) {
-    try {
-      const terminal = await open(`/dev/${name}`, 'w')
-      await terminal.writeFile(`\r\n${crlf(text)}\r\n`).finally(async () => {
-        await terminal.close()
-      })
-    } catch {
-      /* no such console */
-    }
-  }
-}
-
-/**
  * `gatehouse report`, run as root whenever the gateway's state changes: puts how things are on the
  * consoles and into gatehouse-status.txt on the card; and once the device has joined, takes the
  * auth key off the card and out of the configuration.
@@ -176,7 +156,7 @@ async function reportOnce(paths: Paths): Promise<void> {
   text = printable(text)
   const shown = join(paths.reported, 'shown')
   if ((await readFile(shown, 'utf8').catch(() => '')) !== text) {
-    await show(text)
+    await writeToConsoles(text)
     await writeFile(shown, text)
   }
   await writeCard(paths.boot, join(paths.boot, 'gatehouse-status.txt'), crlf(text))
