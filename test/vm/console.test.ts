@@ -25,6 +25,7 @@ let name: string
 let browser: Browser
 let shown: ConsolePage
 let page: Page
+let backup: string
 
 before(async () => {
   if (skip !== false) return
@@ -52,6 +53,10 @@ after(async () => {
 })
 
 const card = async (): Promise<string> => (await machine.run('cat /efi/gatehouse.toml')).stdout
+const flows = async (): Promise<string> =>
+  (await machine.run('cat /var/lib/node-red/flows.json')).stdout
+const bootId = async (): Promise<string> =>
+  (await machine.run('cat /proc/sys/kernel/random/boot_id')).stdout
 const button = (words: string) => shown.button(words)
 
 /** The newest code that the screen shows and that is not one of `before`. */
@@ -185,20 +190,45 @@ test('Backup: one is downloaded with the code from the screen', { skip }, async 
     .first()
     .fill(await codeOnScreen(old))
   const [download] = await Promise.all([page.waitForEvent('download'), button('Download').click()])
-  const file = await readFile(await download.path())
+  backup = path.join(lab.dir, 'backup.age')
+  await download.saveAs(backup)
+  const file = await readFile(backup)
   assert.equal(file.subarray(0, 21).toString(), 'age-encryption.org/v1')
   assert.ok(file.length > 1_000)
 })
 
+test('Backup: what was deployed since is gone after a restore', { skip }, async () => {
+  const before = await bootId()
+  const kept = await flows()
+  assert.match(kept, /\/shell/)
+  const emptied = await client.fetch(`https://${name}/flows`, {
+    ...{ method: 'POST', body: '[]', timeout: 120_000 },
+    headers: { 'content-type': 'application/json', 'node-red-deployment-type': 'full' },
+  })
+  assert.equal(emptied.status, 204)
+  const old = await codes()
+  await page.getByLabel('File').setInputFiles(backup)
+  await page.getByLabel('Its passphrase').fill('correct horse battery staple')
+  await button('Replace and restart').click()
+  await page.getByRole('alert').filter({ hasText: 'GH_SETTINGS_CODE' }).waitFor()
+  await page
+    .getByLabel('Code from its screen')
+    .nth(1)
+    .fill(await codeOnScreen(old))
+  await button('Replace and restart').click()
+  await page.getByText('The backup is in place.').waitFor()
+  await eventually('it has started anew', 300, async () => (await bootId()) !== before || undefined)
+  await editor(client, name)
+  assert.equal(await flows(), kept)
+})
+
 test('Device: a restart, of which the page tells when it is over', { skip }, async () => {
-  const id = async (): Promise<string> =>
-    (await machine.run('cat /proc/sys/kernel/random/boot_id')).stdout
-  const before = await id()
+  const before = await bootId()
   await shown.open('device', 'Device')
   await button('Restart').click()
   await page.getByRole('button', { name: /^Yes, restart/ }).click()
   await page.getByText('The device is back.').waitFor({ timeout: 320_000 })
-  assert.notEqual(await id(), before)
+  assert.notEqual(await bootId(), before)
   await shown.open('', 'Overview')
   await page.getByText('All is well').waitFor()
 })
