@@ -19,9 +19,10 @@ export interface Egress {
     | { wildcard: string }
     | { zone: 'lan' | 'internet' }
     | { peer: PeerHost }
-  /** First and last, both included. */
+  /** First and last, both included; `[0, 0]` of a ping, which has none. */
   ports: [number, number]
-  protocol: 'tcp' | 'udp'
+  /** `icmp`: echo requests alone (RFC 792, RFC 4443), and in Node-RED's list alone. */
+  protocol: 'tcp' | 'udp' | 'icmp'
 }
 
 /** `extension:NAME` in the list: every port of a program beside Node-RED ({@link file://./extensions.ts}). */
@@ -67,6 +68,7 @@ export const presets = {
     means: 'Shelly devices on the local network (HTTP and CoIoT)',
     targets: ['lan:80', 'lan:5683/udp'],
   },
+  ping: { means: 'pinging devices on the local network', targets: ['lan:ping'] },
   sonos: { means: 'Sonos players on the local network', targets: ['lan:1400'] },
   knx: { means: 'a KNX/IP gateway on the local network', targets: ['lan:3671', 'lan:3671/udp'] },
   influxdb: { means: 'InfluxDB on the local network', targets: ['lan:8086'] },
@@ -96,11 +98,11 @@ export type Preset = keyof typeof presets
 const form =
   'Write address:port or name:port, with /udp behind it for UDP: "192.168.1.10:1883", ' +
   '"[fd00::10]:502", "broker.example.org:8883/tcp", "192.168.1.0/24:9000-9010/udp", ' +
-  '"*.example.org:443", "lan:1883", "internet:443"'
+  '"*.example.org:443", "lan:1883", "internet:443"; and "lan:ping" for pings'
 
 /**
- * Reads one entry of the list: `host:port[-port][/tcp|/udp]`, TCP when nothing is said; or a
- * preset's name.
+ * Reads one entry of the list: `host:port[-port][/tcp|/udp]`, TCP when nothing is said;
+ * `host:ping`; or a preset's name.
  *
  * Refused: what the appliance never lets Node-RED reach (this machine, the tailnet, multicast),
  * names that only mDNS knows, and whatever cannot be understood whole.
@@ -133,13 +135,27 @@ export function parseEgress(
         'alone',
     )
   const parts =
-    /^(?:\[([^\]]+)\]|((?:(?:tag|svc):)?[^[\]:]+)):(\d+)(?:-(\d+))?(?:\/([a-z]+))?$/.exec(text)
+    /^(?:\[([^\]]+)\]|((?:(?:tag|svc):)?[^[\]:]+)):(?:(ping)|(\d+)(?:-(\d+))?)(?:\/([a-z]+))?$/.exec(
+      text,
+    )
   if (parts === null) {
     return isIP(text) === 6 || ((text.match(/:/g)?.length ?? 0) > 1 && !text.startsWith('['))
       ? wrong('an IPv6 address needs brackets and a port', 'Write "[fd00::10]:1883"')
       : wrong('not a host and port')
   }
-  const [, bracketed, plain, first, last, protocol = 'tcp'] = parts
+  const [, bracketed, plain, ping, first, last, protocol = 'tcp'] = parts
+  if (ping !== undefined) {
+    if (parts[6] !== undefined)
+      return wrong('a ping has no protocol', `Write "${text.slice(0, -parts[6].length - 1)}"`)
+    const host = readHost((bracketed ?? plain)!, bracketed !== undefined)
+    if ('wrong' in host) return wrong(host.wrong, host.cure)
+    if ('peer' in host)
+      return wrong(
+        'other devices of the tailnet cannot be pinged by flows',
+        `Write a port of it, which is reached by TCP: "${text.replace(/ping$/, '443')}"`,
+      )
+    return { egress: { text, host, ports: [0, 0], protocol: 'icmp' } }
+  }
   if (protocol !== 'tcp' && protocol !== 'udp') return wrong(`${protocol} is neither tcp nor udp`)
   const ports: [number, number] = [Number(first), Number(last ?? first)]
   if (ports[0] < 1 || ports[1] > 65535 || ports[0] > ports[1])

@@ -297,12 +297,12 @@ export const schema = {
   },
   node_red: {
     /**
-     * Whom Node-RED may call: `host:port[/udp]`, or a preset ({@link
-     * file://./../firewall/egress.ts}). Default: nobody.
+     * Whom Node-RED may call: `host:port[/udp]`, `host:ping`, or a preset ({@link
+     * file://./egress.ts}). Default: nobody.
      */
     allow: key(listOf(text(checkAllow)), {
       default: [],
-      example: '["192.168.1.10:1883", "broker.example.org:8883"]',
+      example: '["192.168.1.10:1883", "broker.example.org:8883", "lan:ping"]',
     }),
     /**
      * Ports of flows that the local network may reach: `port/tcp from network`, or `from lan` ({@link

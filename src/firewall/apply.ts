@@ -97,19 +97,36 @@ export function script(
       const of = addresses.filter((address) => address.includes(':') === (family === 'ip6'))
       return of.length === 0
         ? []
-        : [`add rule ${chain} ${family} daddr { ${of.join(', ')} } ${ending(caller, egress)}`]
+        : [
+            `add rule ${chain} ${family} daddr { ${of.join(', ')} } ` +
+              ending(caller, egress, family === 'ip' ? 4 : 6),
+          ]
     }),
   )
   return [`flush chain ${chain}`, ...lines, ''].join('\n')
 }
 
-/** Ports, verdict and comment of a rule. */
-function ending(caller: Caller, { ports, protocol, text }: Egress, before = ''): string {
+/**
+ * Ports, verdict and comment of a rule. How large pings may be and how many is written in the ruleset
+ * itself (chain node-red-ping).
+ */
+function ending(
+  caller: Caller,
+  { ports, protocol, text }: Egress,
+  family: 4 | 6,
+  before = '',
+): string {
   const [first, last] = ports
-  return (
-    `${protocol} dport ${first === last ? first : `${first}-${last}`} ${before}accept comment ` +
-    `"${`${caller}: ${text}`.slice(0, 120)}"`
-  )
+  const what =
+    protocol === 'icmp'
+      ? `${echoRequest(family)} ${before}goto node-red-ping`
+      : `${protocol} dport ${first === last ? first : `${first}-${last}`} ${before}accept`
+  return `${what} comment "${`${caller}: ${text}`.slice(0, 120)}"`
+}
+
+/** Matches a ping of that family, and nothing else of ICMP. */
+function echoRequest(family: 4 | 6): string {
+  return `${family === 4 ? 'icmp' : 'icmpv6'} type echo-request`
 }
 
 /**
@@ -137,7 +154,8 @@ export function nodeRedScript(
   const declared = (set: string): string[] =>
     both(set, (family) => ` { type ipv${family}_addr; flags timeout; size 4096; }`)
   const rule = (family: 4 | 6, to: string, egress: Egress, then = ''): string =>
-    `add rule ${chain} ${family === 4 ? 'ip' : 'ip6'} daddr ${to} ${ending('node-red', egress, then)}`
+    `add rule ${chain} ${family === 4 ? 'ip' : 'ip6'} daddr ${to} ` +
+    ending('node-red', egress, family, then)
   const lines = list.flatMap((egress): string[] => {
     const { host, text } = egress
     // On this machine: see peersScript.
@@ -145,7 +163,10 @@ export function nodeRedScript(
     if ('address' in host) return [rule(host.family, `{ ${host.address} }`, egress)]
     if (isNamed(host))
       return [
-        `add rule ${chain} ct state established ct mark ${mark(text)} meta l4proto ${egress.protocol} accept`,
+        ...(egress.protocol === 'icmp'
+          ? ([4, 6] as const).map((family) => `${echoRequest(family)} goto node-red-ping`)
+          : [`meta l4proto ${egress.protocol} accept`]
+        ).map((rest) => `add rule ${chain} ct state established ct mark ${mark(text)} ${rest}`),
         ...([4, 6] as const).map((family) =>
           rule(family, `@${setName(text)}-${family}`, egress, `ct mark set ${mark(text)} `),
         ),

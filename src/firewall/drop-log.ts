@@ -8,8 +8,10 @@ export interface ShownRefusal {
   host: string
   /** As the firewall saw it; that of the host itself where only the name is known. */
   address: string
-  port: number
-  protocol: 'tcp' | 'udp'
+  /** Absent of a ping. */
+  port?: number
+  /** `icmp` is a ping. */
+  protocol: 'tcp' | 'udp' | 'icmp'
   /** How often it was noted: the firewall notes six a minute of all there is. */
   times: number
   /** When it was noted last. RFC 3339. */
@@ -47,7 +49,7 @@ export function refusedIn(
     const host = byAddress.get(address) ?? address
     const entry = entryFor(host, port, protocol)
     found.set(key, {
-      ...{ host, address, port, protocol, times, last: at },
+      ...{ host, address, ...(port === undefined ? {} : { port }), protocol, times, last: at },
       ...('egress' in parseEgress(entry) ? { entry } : {}),
     })
     if (found.size > most) found.delete(found.keys().next().value!)
@@ -56,17 +58,18 @@ export function refusedIn(
 }
 
 /**
- * The same of what was learned (refused.ts): by name, where it is known. What has no port yet is
- * left out: there is nothing to allow.
+ * The same of what was learned (refused.ts): by name, where it is known. A name alone is left out:
+ * there is nothing to allow.
  */
 export function shownOf(learned: readonly Refused[]): ShownRefusal[] {
   return learned.flatMap(({ name, address, port, protocol, times, last }) => {
     const host = name ?? address
-    if (host === undefined || port === undefined || protocol === undefined) return []
+    if (host === undefined || protocol === undefined) return []
     const entry = entryFor(host, port, protocol)
     return [
       {
-        ...{ host, address: address ?? host, port, protocol, times, last },
+        ...{ host, address: address ?? host, ...(port === undefined ? {} : { port }) },
+        ...{ protocol, times, last },
         ...('egress' in parseEgress(entry) ? { entry } : {}),
       },
     ]
@@ -74,8 +77,15 @@ export function shownOf(learned: readonly Refused[]): ShownRefusal[] {
 }
 
 /** An entry of [node_red] allow. */
-function entryFor(host: string, port: number, protocol: 'tcp' | 'udp'): string {
-  return `${host.includes(':') ? `[${host}]` : host}:${port}${protocol === 'udp' ? '/udp' : ''}`
+function entryFor(
+  host: string,
+  port: number | undefined,
+  protocol: ShownRefusal['protocol'],
+): string {
+  const written = host.includes(':') ? `[${host}]` : host
+  return protocol === 'icmp'
+    ? `${written}:ping`
+    : `${written}:${port}${protocol === 'udp' ? '/udp' : ''}`
 }
 
 /** One line of the kernel's, if it is of this kind (overlays/etc/nftables.conf, drop-out-node-red). */
@@ -94,12 +104,16 @@ function dropOf(
   const field = (name: string): string | undefined =>
     new RegExp(`(?:^| )${name}=(\\S+)`).exec(text)?.[1]
   const [address, protocol, port] = [field('DST'), field('PROTO')?.toLowerCase(), field('DPT')]
-  if (address === undefined || port === undefined) return undefined
-  if (protocol !== 'tcp' && protocol !== 'udp') return undefined
-  return {
-    ...{ address: shortened(address), port: Number(port), protocol },
-    at: new Date(Number(fields.__REALTIME_TIMESTAMP) / 1000).toISOString(),
-  }
+  if (address === undefined) return undefined
+  const at = new Date(Number(fields.__REALTIME_TIMESTAMP) / 1000).toISOString()
+  // An echo request, of all that there is of ICMP: the rest is nothing that could be allowed.
+  if (
+    `${protocol} ${field('TYPE')}` === 'icmp 8' ||
+    `${protocol} ${field('TYPE')}` === 'icmpv6 128'
+  )
+    return { address: shortened(address), protocol: 'icmp', at }
+  if (port === undefined || (protocol !== 'tcp' && protocol !== 'udp')) return undefined
+  return { address: shortened(address), port: Number(port), protocol, at }
 }
 
 /** The kernel writes IPv6 addresses out; people and gatehouse.toml do not (RFC 5952). */

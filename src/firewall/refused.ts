@@ -21,9 +21,13 @@ export interface Refused {
   name?: string
   /** Where it leads; absent where the name alone is known. */
   address?: string
-  /** Absent where the name was refused, so that the flow tried no port: learning finds it. */
+  /**
+   * Absent of a ping, which has none, and where the name was refused, so that the flow tried no
+   * port: learning finds it.
+   */
   port?: number
-  protocol?: 'tcp' | 'udp'
+  /** Absent where the name was refused. `icmp` is a ping. */
+  protocol?: 'tcp' | 'udp' | 'icmp'
   /** Packets, or questions for a name. */
   times: number
   /** ISO 8601. */
@@ -47,7 +51,8 @@ interface NftSet {
     timeout?: number
     elem?: Array<{
       elem: {
-        val: { concat: [address: string, protocol: string | number, port: number] }
+        /** The latter in sets of pings. */
+        val: { concat: [address: string, protocol: string | number, port: number] } | string
         timeout?: number
         expires?: number
         counter?: { packets: number }
@@ -63,8 +68,8 @@ const protocols: Record<string | number, 'tcp' | 'udp' | undefined> = {
 }
 
 /**
- * What the firewall has dropped of Node-RED's, by the kernel's sets `refused-4` and `refused-6`, with
- * the names that lead there.
+ * What the firewall has dropped of Node-RED's, by the kernel's sets `refused-4` and `refused-6`, and
+ * `refused-ping-4` and `refused-ping-6`, with the names that lead there.
  *
  * @param objects of `nft -j list sets table inet gatehouse`
  * @param now milliseconds since the epoch
@@ -82,10 +87,11 @@ export function refusals(
   for (const [name, { address }] of Object.entries(asked))
     if (address !== undefined) names.set(address, name)
   const dropped = objects.flatMap(({ set }): Refused[] => {
-    if (set === undefined || !/^refused-[46]$/.test(set.name)) return []
+    if (set === undefined || !/^refused-(?:ping-)?[46]$/.test(set.name)) return []
     return (set.elem ?? []).flatMap(({ elem }): Refused[] => {
-      const [address, named, port] = elem.val.concat
-      const protocol = protocols[named]
+      const { val } = elem
+      const [address, named, port] = typeof val === 'string' ? [val, 'ping'] : val.concat
+      const protocol = typeof val === 'string' ? 'icmp' : protocols[named]
       if (protocol === undefined) return []
       const timeout = elem.timeout ?? set.timeout ?? 0
       const name = names.get(address)
@@ -96,7 +102,7 @@ export function refusals(
         {
           ...(name === undefined ? {} : { name }),
           ...(standIn ? {} : { address }),
-          port,
+          ...(port === undefined ? {} : { port }),
           protocol,
           times: elem.counter?.packets ?? 1,
           last: new Date(now - (timeout - (elem.expires ?? timeout)) * 1000).toISOString(),
@@ -104,9 +110,9 @@ export function refusals(
       ]
     })
   })
-  const withPort = new Set(dropped.map(({ name }) => name))
+  const tried = new Set(dropped.map(({ name }) => name))
   const byName = Object.entries(asked).flatMap(([name, { times, last }]): Refused[] =>
-    withPort.has(name) ? [] : [{ name, times, last }],
+    tried.has(name) ? [] : [{ name, times, last }],
   )
   return [...dropped, ...byName]
     .filter(({ name, address }) => address !== undefined || matching(entries, name!).length === 0)

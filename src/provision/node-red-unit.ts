@@ -81,6 +81,9 @@ export function nodeRedDropIn(
       'PrivateNetwork=no',
       'IPAddressDeny=',
       'IPAddressDeny=localhost link-local multicast 100.64.0.0/10 fd7a:115c:a1e0::/48',
+      '# ping gives up capabilities that it does not have, and ends where it may not: there are ' +
+        'none to be had.',
+      'SystemCallFilter=capset setuid',
       '# Its own resolver (gatehouse-names.socket), which answers for names on the list and ' +
         'sends no other question out.',
       'IPAddressAllow=127.0.0.55',

@@ -27,7 +27,7 @@ export const candidates: readonly Candidate[] = [
   { name: 'node-red-node-serialport', settings: 'devices = ["serial"]', quick: true },
   { name: 'node-red-node-sqlite', settings: 'allow = ["prebuilt"]', quick: true },
   { name: 'node-red-node-pi-gpio', settings: 'devices = ["gpio"]', quick: true },
-  { name: 'node-red-node-ping', needs: 'the program ping, which is not in the image' },
+  { name: 'node-red-node-ping', settings: 'allow = ["lan:ping"]' },
   { name: 'node-red-contrib-ds18b20-sensor', settings: 'devices = ["1-wire"]' },
   {
     name: 'node-red-node-email',

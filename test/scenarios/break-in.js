@@ -3,7 +3,7 @@
 // JSON an attempt: { attempt, got, held }. node:ffi is the attacker's tool as well: any system
 // call, without a compiler on the machine.
 'use strict'
-const { spawn, execFileSync } = require('node:child_process')
+const { spawn, execFile, execFileSync } = require('node:child_process')
 const dgram = require('node:dgram')
 const dns = require('node:dns').promises
 const ffi = require('node:ffi')
@@ -482,7 +482,7 @@ const kinds = {
   },
 
   /**
-   * Connections by TCP and UDP, and names. What is in `allowed` must work, or silence would prove
+   * Connections by TCP and UDP, pings, and names. What is in `allowed` must work, or silence would prove
    * nothing.
    */
   async network() {
@@ -529,6 +529,15 @@ const kinds = {
       ...options.allowed.map(async ([name, host, port]) => {
         const got = await tcp(host, port)
         note(`(allowed) TCP ${name}`, got, got === 'CONNECTED')
+      }),
+      ...options.pings.map(async ([name, host]) => {
+        const got = await new Promise((resolve) => {
+          execFile('/usr/bin/ping', ['-n', '-c', '1', '-w', '2', host], (error, said, wrong) => {
+            if (error === null) resolve('ANSWERED')
+            else resolve(/not permitted/.test(wrong) ? 'EPERM' : `exit code ${error.code}`)
+          })
+        })
+        note(`ping ${name}`, got, got !== 'ANSWERED')
       }),
       ...options.names.map(async (name) => {
         const got = await dns.lookup(name).then(

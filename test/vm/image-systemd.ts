@@ -42,6 +42,8 @@ export interface ImageSystemdOptions {
   probe: string
   /** /dev/net/tun, as udev has it; and /sys to read alone: systemd-networkd then waits for no udev. */
   tun?: boolean
+  /** A cable from its eth0 to that of a network namespace of the test's, and its own addresses. */
+  cable?: { to: string; addresses: readonly string[] }
 }
 
 /**
@@ -56,6 +58,7 @@ export async function runImageSystemd({
   files = {},
   probe,
   tun = false,
+  cable,
 }: ImageSystemdOptions): Promise<Map<string, string>> {
   const directory = await mkdtemp(path.join(tmpdir(), 'gh-systemd-'))
   const at = (...parts: string[]): string => path.join(directory, ...parts)
@@ -85,7 +88,7 @@ export async function runImageSystemd({
     const namespaces = ['mount', 'pid', 'net', 'uts', 'ipc', 'cgroup'].map((kind) => `--${kind}`)
     const child = spawn(
       'unshare',
-      [...namespaces, '--fork', '--kill-child', 'sh', '-c', start(tun)],
+      [...namespaces, '--fork', '--kill-child', 'sh', '-c', start(tun, cable)],
       {
         env: { ...process.env, DIR: directory, IMAGE: image },
         stdio: ['ignore', 'pipe', 'pipe'],
@@ -110,7 +113,7 @@ export async function runImageSystemd({
   }
 }
 
-const start = (tun: boolean): string => `set -e
+const start = (tun: boolean, cable: ImageSystemdOptions['cable']): string => `set -e
 mount --make-rprivate /
 mount -o loop,ro -t erofs "$IMAGE" "$DIR/image"
 mount -t tmpfs tmpfs "$DIR/over"; mkdir "$DIR/over/upper" "$DIR/over/work" "$DIR/over/dev"
@@ -125,6 +128,12 @@ mknod -m 666 "$DIR/over/dev/tun" c 10 200; mount --bind "$DIR/over/dev/tun" dev/
 }
 mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs tmp
 ip link set lo up
+${
+  cable === undefined
+    ? ''
+    : `ip link add eth0 type veth peer name eth0 netns ${cable.to}
+${cable.addresses.map((address) => `ip addr add ${address} dev eth0 nodad\n`).join('')}ip link set eth0 up`
+}
 mkdir -p mnt/old; pivot_root . mnt/old
 mkdir -p /probe; mount --bind "/mnt/old$DIR/out" /probe; umount -l /mnt/old; mount --make-rshared /
 exec env -i container=gatehouse-test PATH=/usr/sbin:/usr/bin /usr/lib/systemd/systemd systemd.unit=multi-user.target systemd.default_device_timeout_sec=5

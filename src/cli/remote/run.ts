@@ -257,8 +257,10 @@ async function run(
     }
     case 'refused': {
       const { refused } = await device.get<{ refused: ShownRefusal[] }>('refused')
-      const row = ({ host, port, protocol, times, last, entry }: ShownRefusal): string =>
-        `${last}  ${entry ?? `${host} port ${port}/${protocol}, never allowed`}  ${times}\n`
+      const row = ({ host, port, protocol, times, last, entry }: ShownRefusal): string => {
+        const what = port === undefined ? 'ping' : `port ${port}/${protocol}`
+        return `${last}  ${entry ?? `${host} ${what}, never allowed`}  ${times}\n`
+      }
       show(refused, refused.map(row).join('') || 'Nothing since the device was started.\n')
       return 0
     }

@@ -172,8 +172,9 @@ function Refusals(): JSX.Element {
               {value.refused.map(({ host, address, port, protocol, times, last, entry }) => (
                 <tr>
                   <th scope="row">
-                    <code>{entry ?? `${host} port ${port}`}</code>
-                    {host !== address && ` (${address})`} {protocol.toUpperCase()}
+                    <code>{entry ?? (port === undefined ? host : `${host} port ${port}`)}</code>
+                    {host !== address && ` (${address})`}{' '}
+                    {protocol === 'icmp' ? 'ping' : protocol.toUpperCase()}
                   </th>
                   <td>{local(last)}</td>
                   <td>{times === 1 ? 'once' : `${times} times`}</td>

@@ -44,6 +44,18 @@ const good: Array<[string, unknown]> = [
     'svc:mqtt:1883',
     { host: { peer: { service: 'svc:mqtt' } }, ports: [1883, 1883], protocol: 'tcp' },
   ],
+  ['lan:ping', { host: { zone: 'lan' }, ports: [0, 0], protocol: 'icmp' }],
+  ['internet:ping', { host: { zone: 'internet' }, ports: [0, 0], protocol: 'icmp' }],
+  ['Nas.example.org:ping', { host: { name: 'nas.example.org' }, ports: [0, 0], protocol: 'icmp' }],
+  ['*.example.org:ping', { host: { wildcard: 'example.org' }, ports: [0, 0], protocol: 'icmp' }],
+  [
+    '192.168.1.0/24:ping',
+    { host: { address: '192.168.1.0/24', family: 4 }, ports: [0, 0], protocol: 'icmp' },
+  ],
+  [
+    '[fd00::10]:ping',
+    { host: { address: 'fd00::10', family: 6 }, ports: [0, 0], protocol: 'icmp' },
+  ],
   [
     'Broker.Example.org.:8883',
     { host: { name: 'broker.example.org' }, ports: [8883, 8883], protocol: 'tcp' },
@@ -88,6 +100,22 @@ const bad: Array<[string, RegExp]> = [
   ['svc:a.b:1883', /not a Service/],
   ['tag:broker', /not a host and port/],
   ['printer.local:631', /mDNS/],
+  ['lan:ping/udp', /a ping has no protocol.*"lan:ping"/],
+  ['lan:ping-5', /not a host and port.*"lan:ping" for pings/],
+  ['lan:pong', /not a host and port/],
+  ['fd00::10:ping', /needs brackets/],
+  ['127.0.0.1:ping', /this machine itself/],
+  ['localhost:ping', /this machine itself/],
+  ['[::1]:ping', /this machine itself/],
+  ['224.0.0.1:ping', /multicast/],
+  ['[ff02::1]:ping', /multicast/],
+  ['100.101.102.103:ping', /the tailnet/],
+  ['[fe80::1]:ping', /link-local/],
+  ['0.0.0.0/0:ping', /as good as no list/],
+  ['printer.local:ping', /mDNS/],
+  ['nas.tail0a1b2.ts.net:ping', /cannot be pinged.*"nas\.tail0a1b2\.ts\.net:443"/],
+  ['tag:broker:ping', /cannot be pinged.*"tag:broker:443"/],
+  ['svc:mqtt:ping', /cannot be pinged/],
   ['a b:80', /not a host name/],
   ['x" accept; flush ruleset; #:80', /not a host/],
 ]
@@ -245,6 +273,42 @@ test("Node-RED's script: a pair of sets for a name, the device's own network, an
   assert.doesNotMatch(allowed[4]!, /192\.168\.1\.0/, 'ranges that overlap are refused by nft')
   assert.ok(lines.some((line) => /node-red-names ip daddr 127\.0\.0\.55 udp dport 53/.test(line)))
   assert.ok(!nodeRedScript(targets(['lan:1883']), home).includes('127.0.0.55'))
+})
+
+test('pings: echo requests alone, by way of the chain that limits them, whoever they are for', () => {
+  const list = targets(['*.example.org:ping', 'ping', 'internet:ping', '[fd00::1]:ping'])
+  const set = setName('*.example.org:ping')
+  const allowed = nodeRedScript(list, home)
+    .split('\n')
+    .filter((line) => line.startsWith('add rule inet gatehouse node-red-allow'))
+    .map((line) => line.slice('add rule inet gatehouse node-red-allow '.length))
+  const echo = { 4: 'icmp type echo-request', 6: 'icmpv6 type echo-request' }
+  const go = 'goto node-red-ping'
+  assert.equal(allowed.length, 4 + 1 + 2 + 1)
+  assert.match(
+    allowed[0]!,
+    new RegExp(`^ct state established ct mark 0x[4-7][0-9a-f]{7} ${echo[4]} ${go}$`),
+  )
+  assert.match(
+    allowed[1]!,
+    new RegExp(`^ct state established ct mark 0x[4-7][0-9a-f]{7} ${echo[6]} ${go}$`),
+  )
+  for (const [i, family] of [[2, 4] as const, [3, 6] as const])
+    assert.match(
+      allowed[i]!,
+      new RegExp(
+        `^ip6? daddr @${set}-${family} ${echo[family]} ct mark set 0x\\w+ ${go} comment "node-red: \\*\\.example\\.org:ping"$`,
+      ),
+    )
+  assert.equal(
+    allowed[4],
+    `ip daddr { 192.168.1.0/24 } ${echo[4]} ${go} comment "node-red: ping: lan:ping"`,
+  )
+  for (const [i, family] of [[5, 4] as const, [6, 6] as const]) {
+    assert.match(allowed[i]!, new RegExp(`^ip6? daddr != \\{.*\\} ${echo[family]} ${go} `))
+    assert.ok(allowed[i]!.includes(family === 4 ? '100.64.0.0/10' : 'fc00::/7'))
+  }
+  assert.match(allowed[7]!, new RegExp(`^ip6 daddr \\{ fd00::1 \\} ${echo[6]} ${go} `))
 })
 
 test('presets: each stands for entries that are understood', () => {

@@ -44,10 +44,21 @@ test('what was dropped, with the names that lead there and when it was last', ()
         },
       },
       { set: { name: 'refused-6', timeout: 3600 } },
+      // Pings: an address alone.
+      {
+        set: {
+          name: 'refused-ping-4',
+          timeout: 3600,
+          elem: ['192.168.1.9', '240.0.0.4', '240.0.0.5'].map((val, i) => ({
+            elem: { val, expires: 3500 - i, counter: { packets: 2 } },
+          })),
+        },
+      },
       { set: { name: 'rate-4', timeout: 60, elem: [element('203.0.113.9', 'tcp', 1, 0, 1)] } },
     ],
     {
       'api.example.org': { address: '240.0.0.2', times: 2, last: '2026-11-26T11:59:00.000Z' },
+      'ping.example.org': { address: '240.0.0.4', times: 1, last: '2026-11-26T11:58:00.000Z' },
       'other.example.org': { times: 4, last: '2026-11-26T11:00:00.000Z' },
       'listed.example.org': { times: 4, last: '2026-11-26T11:00:00.000Z' },
     },
@@ -78,6 +89,8 @@ test('what was dropped, with the names that lead there and when it was last', ()
       times: 3,
       last: '2026-11-26T11:59:00.000Z',
     },
+    { address: '192.168.1.9', protocol: 'icmp', times: 2, last: '2026-11-26T11:58:20.000Z' },
+    { name: 'ping.example.org', protocol: 'icmp', times: 2, last: '2026-11-26T11:58:19.000Z' },
     { name: 'other.example.org', times: 4, last: '2026-11-26T11:00:00.000Z' },
   ])
 })

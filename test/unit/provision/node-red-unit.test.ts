@@ -29,6 +29,8 @@ test('a list lifts the private network and no more; another list is the same dro
     /^BindReadOnlyPaths=.*node-red-resolv\.conf:\/run\/systemd\/resolve\/stub-resolv\.conf$/m,
   )
   assert.match(text, /^IPAddressAllow=127\.0\.0\.55$/m)
+  // ping calls them, and stops where it may not: with nothing to gain, for it has nothing to lose.
+  assert.match(text, /^SystemCallFilter=capset setuid$/m)
   assert.doesNotMatch(text, /PALETTE|Device|10\.0\.0\.1/)
   assert.equal(dropIn('allow = ["b.example:443", "10.0.0.2:81"]'), text)
 })
