@@ -14,9 +14,11 @@ import { updateLine, updatePaths } from '../update/record.ts'
 import { withCard, withoutAuthKey, withoutKept, writeCard } from '../base/card.ts'
 import { writeToConsoles } from '../base/consoles.ts'
 import { parseConfig } from '../config/config.ts'
+import { loadConfig } from '../config/load.ts'
 import { authorityFile, readRecord, recordFile } from '../certs/record.ts'
 import { readHanded } from '../certs/secrets.ts'
 import { call, unreachable } from '../base/control-client.ts'
+import { writeBuses } from '../provision/buses.ts'
 
 /** Lines on a card for Windows' Notepad too. */
 const crlf = (text: string): string => text.replaceAll('\n', '\r\n')
@@ -163,6 +165,8 @@ async function reportOnce(paths: Paths): Promise<void> {
   const root = await readFile(join(paths.tls, authorityFile), 'utf8').catch(() => undefined)
   if (self && root !== undefined)
     await writeCard(paths.boot, join(paths.boot, 'gatehouse-ca.crt'), root)
+  const config = await loadConfig(paths.config).catch(() => undefined)
+  if (config !== undefined) await writeBuses(paths.boot, config.node_red.devices)
   if (joined) await forgetAuthKey(paths, card)
   await forgetKept(paths)
 }

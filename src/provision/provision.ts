@@ -28,6 +28,7 @@ import {
 import { readCertificate } from './certificate-files.ts'
 import { readImager } from './imager.ts'
 import type { ImagerSettings } from './imager.ts'
+import { busNotes } from './buses.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
 import { applyDropIn, applyNetwork } from './drop-in.ts'
@@ -577,6 +578,7 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     'there are no settings to go by',
     again,
   )
+  notes.push(...(await busNotes(paths.boot, config.node_red.devices)))
   const inForce: Array<[part: string, work: () => Promise<void>]> = [
     [
       '[console]',

@@ -143,6 +143,9 @@ test('firmware, U-Boot and device trees for the boards named lie on the FAT part
   const files = new Set(stdout.trim().split('\n'))
   const wanted = [
     'config.txt',
+    'gatehouse-buses.txt',
+    'overlays/gatehouse-spi.dtbo',
+    'overlays/gatehouse-1-wire.dtbo',
     'bootcode.bin',
     'start.elf',
     'fixup.dat',

@@ -58,21 +58,38 @@ export interface Start {
  *
  * @param files names on it, as they are written, with `/` between folders
  * @param config the content of config.txt
+ * @param contents of files that it includes
  */
-export function started(board: Board, files: Iterable<string>, config: string): Start {
+export function started(
+  board: Board,
+  files: Iterable<string>,
+  config: string,
+  contents: Readonly<Record<string, string>> = {},
+): Start {
   const present = new Set([...files].map((name) => name.toLowerCase()))
   const has = (name: string): boolean => present.has(name.toLowerCase())
   const problems: string[] = []
   const settings = new Map<string, string>()
-  for (const line of config.split(/\r?\n/)) {
+  const overlays: string[] = []
+  const read = (text: string): string[] =>
+    text.split(/\r?\n/).flatMap((line) => {
+      const name = /^include (\S+)$/.exec(line)?.[1]
+      if (name === undefined) return [line]
+      if (!has(name)) problems.push(`${name} is missing`)
+      return read(contents[name] ?? '')
+    })
+  for (const line of read(config)) {
     if (line.length > 98) problems.push(`config.txt: more than 98 characters: ${line}`)
     if (line.startsWith('['))
       problems.push(`config.txt: a filter, which is not understood: ${line}`)
     const match = /^([a-z0-9_]+)=(\S.*)$/.exec(line)
-    if (match !== null) settings.set(match[1]!, match[2]!)
+    if (match?.[1] === 'dtoverlay') overlays.push(match[2]!)
+    else if (match !== null) settings.set(match[1]!, match[2]!)
     else if (line.trim() !== '' && !line.startsWith('#'))
       problems.push(`config.txt: no setting: ${line}`)
   }
+  for (const name of overlays)
+    if (!has(`overlays/${name}.dtbo`)) problems.push(`overlays/${name}.dtbo is missing`)
   if (!has('config.txt')) problems.push('config.txt is missing')
   for (const file of board.firmware) if (!has(file)) problems.push(`${file} is missing`)
   for (const name of ['start_file', 'fixup_file', 'start_x', 'start_debug', 'device_tree'])

@@ -10,6 +10,7 @@ import { report, runReport } from '../../../src/cli/report.ts'
 import { parseConfig } from '../../../src/config/config.ts'
 import { paths, secretFile } from '../../../src/base/paths.ts'
 import { readHanded } from '../../../src/certs/secrets.ts'
+import { busesFile, busesText } from '../../../src/provision/buses.ts'
 import { provision } from '../../../src/provision/provision.ts'
 import { Authority } from '../support/authority.ts'
 import type { GatewayStatus } from '../../../src/gateway/operate/status.ts'
@@ -128,6 +129,26 @@ test('what somebody writes meanwhile is not lost, and what changes meanwhile is 
     readFileSync(join(boot, 'gatehouse-status.txt'), 'utf8'),
     /https:\/\/login\.example\/1/,
   )
+})
+
+test('what the firmware reads of [node_red] devices is written, the gateway answering or not', async () => {
+  const [boot, config] = [join(root, 'pi'), join(root, 'pi-config')]
+  for (const d of [boot, config, join(root, 'pi-reported')]) mkdirSync(d)
+  writeFileSync(join(config, 'gatehouse.toml'), '[node_red]\ndevices = ["1-wire", "i2c"]\n')
+  writeFileSync(join(boot, 'config.txt'), `kernel=u-boot.bin\ninclude ${busesFile}\n`)
+  writeFileSync(join(boot, busesFile), busesText([]))
+  await runReport(
+    paths({
+      GATEHOUSE_BOOT_DIR: boot,
+      GATEHOUSE_CONFIG_DIR: config,
+      GATEHOUSE_REPORT_DIR: join(root, 'pi-reported'),
+      GATEHOUSE_ADMIN_SOCKET: join(root, 'pi.sock'),
+      GATEHOUSE_PROBLEM_FILE: join(root, 'no-problem'),
+      GATEHOUSE_TLS_DIR: join(root, 'tls'),
+    }),
+    10,
+  )
+  assert.equal(readFileSync(join(boot, busesFile), 'utf8'), busesText(['1-wire']))
 })
 
 test('the key stays on the card until the device has joined, and is gone from it then', async () => {

@@ -8,6 +8,7 @@ import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { after, test } from 'node:test'
+import { busesFile, busesText } from '../../../src/provision/buses.ts'
 import { boards, started } from '../../vm/pi-firmware.ts'
 
 const image = resolve(import.meta.dirname, '../../../image')
@@ -36,6 +37,9 @@ const raspios = [
   .concat('overlays/overlay_map.dtb', 'overlays/bcm2712d0.dtbo', 'overlays/upstream.dtbo')
   .map((name) => `usr/lib/linux-image-6.12.47+rpt-rpi-v8/${name}`)
 
+/** Overlays that image/build has put there before. */
+const buses = ['spi', '1-wire']
+
 /** Runs mkosi.finalize over a tree with these files. @returns what is on the FAT partition then */
 function finalized(name: string, kernel: string[]): { files: string[]; config: string } {
   const tree = join(root, name)
@@ -48,7 +52,12 @@ function finalized(name: string, kernel: string[]): { files: string[]; config: s
     'boot',
   ])
     mkdirSync(join(tree, folder), { recursive: true })
-  for (const file of [...firmware, ...kernel, 'usr/lib/u-boot/rpi_arm64/u-boot.bin']) {
+  for (const file of [
+    ...firmware,
+    ...kernel,
+    'usr/lib/u-boot/rpi_arm64/u-boot.bin',
+    ...buses.map((bus) => `efi/overlays/gatehouse-${bus}.dtbo`),
+  ]) {
     mkdirSync(join(tree, dirname(file)), { recursive: true })
     writeFileSync(join(tree, file), file)
   }
@@ -66,11 +75,38 @@ for (const [name, kernel, names] of [
   test(`with ${name} every board finds firmware, U-Boot and its own device tree, and nothing else is applied to that`, () => {
     const { files, config } = finalized(names, kernel)
     for (const board of boards) {
-      const { kernel: loaded, tree, problems } = started(board, files, config)
+      const {
+        kernel: loaded,
+        tree,
+        problems,
+      } = started(board, files, config, {
+        [busesFile]: busesText([]),
+      })
       assert.deepEqual(problems, [], board.name)
       assert.deepEqual([loaded, tree], ['u-boot.bin', board.tree[names]], board.name)
     }
   })
+
+test("buses of the header: the file that config.txt includes is there from the first day, and its overlays; not with Raspberry Pi's own kernel", () => {
+  const { files, config } = finalized('buses', debian)
+  const first = readFileSync(join(root, 'buses/efi', busesFile), 'utf8')
+  assert.equal(first, busesText([]))
+  const [pi] = boards
+  const given = (has: string[]): string[] =>
+    started(pi!, has, config, { [busesFile]: busesText(['spi', '1-wire']) }).problems
+  assert.deepEqual(given(files), [])
+  assert.deepEqual(given(files.filter((name) => !name.endsWith('.dtbo'))), [
+    'overlays/gatehouse-spi.dtbo is missing',
+    'overlays/gatehouse-1-wire.dtbo is missing',
+  ])
+  assert.deepEqual(given(files.filter((name) => name !== busesFile)), [`${busesFile} is missing`])
+  const other = finalized('no-buses', raspios)
+  assert.doesNotMatch(other.config, /include|header/)
+  assert.deepEqual(
+    other.files.filter((name) => name.includes('gatehouse')),
+    [],
+  )
+})
 
 test('a card that lacks something, or says what is for another kernel, is told', () => {
   const { files, config } = finalized('whole', raspios)
