@@ -37,7 +37,7 @@ const raspios = [
   .concat('overlays/overlay_map.dtb', 'overlays/bcm2712d0.dtbo', 'overlays/upstream.dtbo')
   .map((name) => `usr/lib/linux-image-6.12.47+rpt-rpi-v8/${name}`)
 
-/** Overlays that image/build has put there before. */
+/** Overlays that image/build has compiled. */
 const buses = ['spi', '1-wire']
 
 /** Runs mkosi.finalize over a tree with these files. @returns what is on the FAT partition then */
@@ -56,7 +56,7 @@ function finalized(name: string, kernel: string[]): { files: string[]; config: s
     ...firmware,
     ...kernel,
     'usr/lib/u-boot/rpi_arm64/u-boot.bin',
-    ...buses.map((bus) => `efi/overlays/gatehouse-${bus}.dtbo`),
+    ...buses.map((bus) => `usr/lib/gatehouse/overlays/gatehouse-${bus}.dtbo`),
   ]) {
     mkdirSync(join(tree, dirname(file)), { recursive: true })
     writeFileSync(join(tree, file), file)
