@@ -29,7 +29,7 @@ let backup: string
 
 before(async () => {
   if (skip !== false) return
-  lab = await Lab.start({ name: 'vmconsole' })
+  lab = await Lab.start({ name: 'vmcons' })
   client = await lab.client('laptop')
   machine = await bootAppliance(lab, tried, {
     toml: `${settings(lab)}[node_red]\nallow = ["10.77.0.61:1883"]\n`,
