@@ -113,6 +113,8 @@ test("the console's API answers, also what it asks of the part that is root", as
   const { checks } = await ask('doctor')
   const skipped = checks.filter(({ name, result }: any) => name === 'system' && result === 'skip')
   assert.deepEqual(skipped, [])
+  const { stdout } = await machine.run('systemctl show -P NRestarts gatehouse-broker')
+  assert.equal(stdout.trim(), '0')
 })
 
 test('the auth key has left the card, and the card and the console say what to open', async () => {
