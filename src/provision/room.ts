@@ -33,6 +33,16 @@ export function limits(all: Amount, has?: Amount): Amount {
   return { files: limit('files', reservedFiles(all.files)), bytes: limit('bytes', reservedBytes) }
 }
 
+/**
+ * Whether Node-RED's flows stay stopped: it could write nothing, or could again write nothing with
+ * its usual limit. What it was given at the start before would else be taken away at this one, and
+ * the flows that fill the disk would go on.
+ */
+export function short(all: Amount, has: Amount): boolean {
+  const usual = limits(all)
+  return has.files + more.files > usual.files || has.bytes + more.bytes > usual.bytes
+}
+
 /** How much an extension may store: an eighth of the file system, and no more than this. */
 const mostOfExtension: Amount = { files: 10_000, bytes: 256 * 2 ** 20 }
 
@@ -119,6 +129,7 @@ const partition = '/dev/disk/by-partlabel/gatehouse-var'
  * keeps that; whether it is the usual or more is kept in node-red-limit.
  *
  * @param full Node-RED could not write
+ * @returns 0; 3 where its flows are to stay stopped
  */
 export async function runRoom({ full }: { full: boolean }): Promise<number> {
   const { files, blocks, bfree, bavail, bsize } = await statfs('/var')
@@ -126,7 +137,8 @@ export async function runRoom({ full }: { full: boolean }): Promise<number> {
   const quotas = await Quotas.open(join('/dev', basename(await readlink(partition))))
   for (const { id } of extensionUsers) quotas.limit(id, extensionLimit(all))
   const has = quotas.has(nodeRed)
-  const limit = limits(all, full ? has : undefined)
+  const stopped = full || short(all, has)
+  const limit = limits(all, stopped ? has : undefined)
   quotas.limit(nodeRed, limit)
   const usual = limits(all)
   await writeFileAtomic(
@@ -138,5 +150,5 @@ export async function runRoom({ full }: { full: boolean }): Promise<number> {
     `Node-RED has ${has.files} files and ${Math.ceil(has.bytes / 2 ** 20)} MiB, and may have ` +
       `${limit.files} and ${Math.floor(limit.bytes / 2 ** 20)} MiB\n`,
   )
-  return 0
+  return stopped ? 3 : 0
 }

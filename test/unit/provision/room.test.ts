@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { reservedBytes, reservedFiles } from '../../../src/base/room.ts'
-import { Quotas, extensionLimit, limits } from '../../../src/provision/room.ts'
+import { Quotas, extensionLimit, limits, short } from '../../../src/provision/room.ts'
 
 const MiB = 2 ** 20
 
@@ -23,6 +23,16 @@ test('Node-RED has a usual limit; found full it gets a little more each time, an
   assert.deepEqual(given.slice(0, 3), [64, 128, 192])
   assert.equal(limit.files, all.files - reservedFiles(all.files) / 2)
   assert.equal(limit.bytes, all.bytes - reservedBytes / 2)
+})
+
+test('flows stay stopped until what fills the disk is gone, also with what was given before', () => {
+  const all = { files: 47_040, bytes: 640 * MiB }
+  const usual = limits(all)
+  // Found full at the start before, and given 64 files more, of which it has used some.
+  assert.equal(short(all, usual), true)
+  assert.equal(short(all, { files: usual.files + 9, bytes: MiB }), true)
+  assert.equal(short(all, { files: 100, bytes: usual.bytes }), true)
+  assert.equal(short(all, { files: 100, bytes: 300 * MiB }), false)
 })
 
 test('a file system that does not count what users have is named, with the error', async () => {
