@@ -37,9 +37,15 @@ export function Trial({ first }: { first: OnTrial | undefined }): JSX.Element {
       setError(undefined)
       setReached(undefined)
     }
+    // How one ended is no news on the next page.
+    const forget = (): void => {
+      setSaid('')
+    }
     addEventListener('gatehouse-trial', begin)
+    addEventListener('hashchange', forget)
     return () => {
       removeEventListener('gatehouse-trial', begin)
+      removeEventListener('hashchange', forget)
     }
   }, [])
 
