@@ -168,15 +168,43 @@ export async function backup(root: string, file: string, passphrase: string): Pr
   }
 }
 
-/**
- * Puts a backup in place of what is there; the secret key of a recipient will do for its
- * passphrase. All of it is decrypted and unpacked beside first: a wrong passphrase or a damaged file
- * changes nothing. What was there is kept as `<name>.before-restore` until the next restore.
- */
+/** A backup, decrypted and unpacked beside what is there. */
+export interface Staged {
+  /** What it holds, by the names of its folders. */
+  names: string[]
+  /**
+   * Puts it in place of what is there, which is kept as `<name>.before-restore` until the next
+   * restore. Who writes there must be stopped ({@link quiet}).
+   */
+  put: () => Promise<void>
+  /** Removes what has not been put in place. */
+  drop: () => Promise<void>
+}
+
+/** Puts a backup in place of what is there, as {@link stage} and then `put` do; what it held. */
 export async function restore(root: string, file: string, passphrase: string): Promise<string[]> {
+  const staged = await stage(root, file, passphrase)
+  try {
+    await staged.put()
+    return staged.names
+  } finally {
+    await staged.drop()
+  }
+}
+
+/**
+ * Decrypts a backup and unpacks it beside what is there, which stays as it is; the secret key of a
+ * recipient will do for its passphrase.
+ *
+ * @throws GatehouseError GH_RESTORE_PASSPHRASE, GH_RESTORE_DAMAGED
+ */
+export async function stage(root: string, file: string, passphrase: string): Promise<Staged> {
   const fresh = join(root, '.restore')
   await rm(fresh, { recursive: true, force: true })
   await mkdir(fresh, { mode: 0o700 })
+  const drop = async (): Promise<void> => {
+    await rm(fresh, { recursive: true, force: true })
+  }
   try {
     const age = new Decrypter()
     // A nightly one is for a key, not a passphrase.
@@ -221,25 +249,29 @@ export async function restore(root: string, file: string, passphrase: string): P
         `${file} holds nothing of a Gatehouse`,
         'Nothing was changed. Take a file that the page Backup of the console gave, or gatehouse backup wrote',
       )
-    for (const name of names) {
-      const old = join(root, `${name}.before-restore`)
-      await rm(old, { recursive: true, force: true })
-      await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => {
-        if (err.code !== 'ENOENT') throw err
-      })
-      await rename(join(fresh, name), join(root, name))
-    }
-    await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => {
+    return { names, put: async () => await put(root, fresh, names), drop }
+  } catch (err) {
+    await drop()
+    throw err
+  }
+}
+
+async function put(root: string, fresh: string, names: readonly string[]): Promise<void> {
+  for (const name of names) {
+    const old = join(root, `${name}.before-restore`)
+    await rm(old, { recursive: true, force: true })
+    await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => {
       if (err.code !== 'ENOENT') throw err
     })
-    const directory = await open(root, 'r')
-    await directory.sync().finally(async () => {
-      await directory.close()
-    })
-    return names
-  } finally {
-    await rm(fresh, { recursive: true, force: true })
+    await rename(join(fresh, name), join(root, name))
   }
+  await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => {
+    if (err.code !== 'ENOENT') throw err
+  })
+  const directory = await open(root, 'r')
+  await directory.sync().finally(async () => {
+    await directory.close()
+  })
 }
 
 /**

@@ -21,7 +21,7 @@ import { readApplied } from '../firewall/apply.ts'
 import { refusedIn, shownOf } from '../firewall/drop-log.ts'
 import { readRefused } from '../firewall/refused.ts'
 import { generateX25519Identity, identityToRecipient } from 'age-encryption'
-import { archive, checkPassphrase, partsOf, quiet, rehearse, restore } from './archive.ts'
+import { archive, checkPassphrase, partsOf, quiet, rehearse, stage } from './archive.ts'
 import { examineSystem } from './checks.ts'
 import { devices } from './devices.ts'
 import { journal, journalUnits } from './journal.ts'
@@ -45,6 +45,9 @@ export interface BrokerOptions {
   /** Runs work with the services stopped. Default: by systemd. */
   quiet?: <T>(work: () => Promise<T>) => Promise<T>
 }
+
+/** How long an answer has to reach whoever asked before the gateway is stopped. Milliseconds. */
+const answerTime = 2_000
 
 /** Read at boot by gatehouse-reset.service: the data partition is formatted then. */
 export const resetFile = 'gatehouse-reset'
@@ -324,18 +327,32 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
         },
       },
     },
-    async (request) => {
+    async (request, reply) => {
       const name = request.headers['x-gatehouse-by'] as string
       const secret = request.headers['x-gatehouse-passphrase'] as string
       const passphrase = Buffer.from(secret, 'base64').toString()
       const given = request.headers['x-gatehouse-code'] as string | undefined
       await settings.demandCode('what a backup puts in place', given)
-      await takeUpload(request.body as Readable, options, async (file) => {
-        say(`a backup is put in place, as ${name} asks`)
-        const stopped = options.quiet ?? quiet
-        await stopped(async () => await restore(options.root ?? '/var/lib', file, passphrase))
+      const { put, drop } = await takeUpload(
+        request.body as Readable,
+        options,
+        async (file) => await stage(options.root ?? '/var/lib', file, passphrase),
+      )
+      say(`a backup is put in place, as ${name} asks`)
+      const finish = async (): Promise<void> => {
+        try {
+          await (options.quiet ?? quiet)(put)
+          await system.systemctl('--no-block', 'reboot')
+        } catch (err) {
+          say(`a backup could not be put in place: ${reason(err)}`)
+        } finally {
+          await drop()
+        }
+      }
+      // The gateway is stopped for it, and it is through the gateway that whoever asked hears of it.
+      reply.raw.once('close', () => {
+        setTimeout(() => void finish(), answerTime)
       })
-      await system.systemctl('--no-block', 'reboot')
       return { done: true }
     },
   )
@@ -409,11 +426,11 @@ async function readTested(directory: string): Promise<Tested | undefined> {
 }
 
 /** Keeps an upload until it has been used, no larger than half of what is free. */
-async function takeUpload(
+async function takeUpload<T>(
   upload: Readable,
   { uploads = '/var/lib/gatehouse-broker' }: BrokerOptions,
-  use: (file: string) => Promise<void>,
-): Promise<void> {
+  use: (file: string) => Promise<T>,
+): Promise<T> {
   await mkdir(uploads, { recursive: true, mode: 0o700 })
   const { bavail, bsize } = await statfs(uploads)
   const most = (bavail * bsize) / 2
@@ -435,7 +452,7 @@ async function takeUpload(
   })
   try {
     await pipeline(upload, bounded, createWriteStream(file, { mode: 0o600 }))
-    await use(file)
+    return await use(file)
   } finally {
     await rm(file, { force: true })
   }

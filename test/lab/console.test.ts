@@ -380,8 +380,8 @@ test(
     await page.getByRole('alert').filter({ hasText: 'GH_SETTINGS_CODE' }).waitFor()
     await code(1)
     await button('Replace and restart').click()
-    await page.getByText('The backup is in place.').waitFor()
-    assert.ok(systemd.includes('--no-block reboot'))
+    await page.getByText('The backup is whole, and is put in place now.').waitFor()
+    await eventually('the restart', 10, async () => systemd.includes('--no-block reboot'))
   },
 )
 

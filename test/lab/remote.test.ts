@@ -224,7 +224,10 @@ test('a backup is made and put in place', { timeout: 120_000 }, async () => {
   assert.equal((await gatehouse(['restore', file], passphrase)).code, 1)
   const restore = await gatehouse(['restore', file, '--code', device.codes.at(-1)!], passphrase)
   assert.equal(restore.code, 0, restore.stderr)
-  assert.equal(await readFile(path.join(lab.dir, 'lib/node-red/flows.json'), 'utf8'), '[]')
+  const flows = path.join(lab.dir, 'lib/node-red/flows.json')
+  await eventually('the flows of the backup', 10, async () =>
+    (await readFile(flows, 'utf8')) === '[]' ? true : undefined,
+  )
   assert.deepEqual(
     (await readdir(lab.dir)).filter((one) => one.endsWith('.part')),
     [],

@@ -216,7 +216,7 @@ test('Backup: what was deployed since is gone after a restore', { skip }, async 
     .nth(1)
     .fill(await codeOnScreen(old))
   await button('Replace and restart').click()
-  await page.getByText('The backup is in place.').waitFor()
+  await page.getByText('The backup is whole, and is put in place now.').waitFor()
   await eventually('it has started anew', 300, async () => (await bootId()) !== before || undefined)
   await editor(client, name)
   assert.equal(await flows(), kept)

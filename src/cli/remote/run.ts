@@ -553,7 +553,9 @@ async function restore(
       bar.end()
     }
   }, manner)
-  return done('The backup is in place, and the device restarts. Do not run the other one too.')
+  return done(
+    'The backup is whole, and is put in place now. The device restarts; do not run the other one too.',
+  )
 }
 
 function counting(count: (bytes: number) => void): Transform {

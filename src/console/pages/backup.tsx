@@ -196,7 +196,7 @@ function Restore(): JSX.Element {
             },
             0,
           )
-          return 'The backup is in place. The device restarts, which takes about a minute.'
+          return 'The backup is whole, and is put in place now. The device restarts, which takes about a minute.'
         })
       }}
     >

@@ -290,8 +290,12 @@ test('a backup is made and put in place, whole', async () => {
   assert.deepEqual(asked, [])
   assert.equal((await send('correct horse')).status, 422)
   assert.equal((await send('correct horse', codes.at(-1))).status, 200)
+  // The answer first: for what follows the gateway is stopped.
+  assert.equal(readFileSync(flows, 'utf8'), '[2]')
+  for (let i = 0; i < 100 && asked.length === 0; i++) await sleep(50)
   assert.equal(readFileSync(flows, 'utf8'), '[1]')
   assert.deepEqual(asked, [['--no-block', 'reboot']])
+  assert.equal(existsSync(join(directory, 'lib/.restore')), false)
   assert.equal(existsSync(join(directory, 'uploads/upload.age')), false)
 })
 
