@@ -71,8 +71,8 @@ const overlays = [
   ...['disable-bt.dtbo', 'i2c-rtc.dtbo'],
 ]
 
-/** WiFi chips' files in the two folders below /usr/lib/firmware: links have where they lead. */
-const wifi: Record<string, string> = wifiFiles()
+/** WiFi chips' files below /usr/lib/firmware: of links where they lead, of files ''. */
+export const wifi: Readonly<Record<string, string>> = wifiFiles()
 function wifiFiles(): Record<string, string> {
   const found: Record<string, string> = {}
   const board = (chip: string, name: string, to: string, endings = ['bin', 'clm_blob', 'txt']) => {

@@ -4,11 +4,23 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { after, test } from 'node:test'
 import { busesFile, busesText } from '../../../src/provision/buses.ts'
+import { wifi } from '../../raspios/archive.ts'
 import { boards, started } from '../../vm/pi-firmware.ts'
 
 const image = resolve(import.meta.dirname, '../../../image')
@@ -42,6 +54,19 @@ const buses = ['spi', '1-wire']
 
 /** Runs mkosi.finalize over a tree with these files. @returns what is on the FAT partition then */
 function finalized(name: string, kernel: string[]): { files: string[]; config: string } {
+  finalize(name, [
+    ...firmware,
+    ...kernel,
+    'usr/lib/u-boot/rpi_arm64/u-boot.bin',
+    ...buses.map((bus) => `usr/lib/gatehouse/overlays/gatehouse-${bus}.dtbo`),
+  ])
+  const efi = join(root, name, 'efi')
+  const files = readdirSync(efi, { recursive: true, encoding: 'utf8' })
+  return { files, config: readFileSync(join(efi, 'config.txt'), 'utf8') }
+}
+
+/** mkosi.finalize over a tree of these files, each with its name in it, and these links. */
+function finalize(name: string, own: string[], links: Record<string, string> = {}): string {
   const tree = join(root, name)
   for (const folder of [
     'etc/default',
@@ -52,20 +77,19 @@ function finalized(name: string, kernel: string[]): { files: string[]; config: s
     'boot',
   ])
     mkdirSync(join(tree, folder), { recursive: true })
-  for (const file of [
-    ...firmware,
-    ...kernel,
-    'usr/lib/u-boot/rpi_arm64/u-boot.bin',
-    ...buses.map((bus) => `usr/lib/gatehouse/overlays/gatehouse-${bus}.dtbo`),
-  ]) {
+  for (const file of own) {
     mkdirSync(join(tree, dirname(file)), { recursive: true })
     writeFileSync(join(tree, file), file)
   }
+  for (const [file, to] of Object.entries(links)) {
+    mkdirSync(join(tree, dirname(file)), { recursive: true })
+    symlinkSync(to, join(tree, file))
+  }
   execFileSync('sh', [join(image, 'mkosi.finalize')], {
     env: { ...process.env, BUILDROOT: tree, SRCDIR: image, SOURCE_DATE_EPOCH: '1700000000' },
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
-  const files = readdirSync(join(tree, 'efi'), { recursive: true, encoding: 'utf8' })
-  return { files, config: readFileSync(join(tree, 'efi/config.txt'), 'utf8') }
+  return tree
 }
 
 for (const [name, kernel, names] of [
@@ -129,4 +153,55 @@ test('a card that lacks something, or says what is for another kernel, is told',
     'kernel8.img is missing',
   ])
   assert.deepEqual(told('3B+', files, `arm_freq\n${'#'.padEnd(99, 'x')}\n${config}`).length, 2)
+})
+
+/** Raspberry Pi's firmware-brcm80211, configured: of the chip most boards have there is a choice. */
+const blob = 'cypress/cyfmac43455-sdio'
+const wifiFiles = Object.keys(wifi)
+  .filter((name) => wifi[name] === '')
+  .concat('cypress/cyfmac43439-sdio.bin', 'brcm/brcmfmac4356-pcie.bin')
+  .map((name) => `usr/lib/firmware/${name}`)
+const wifiLinks = {
+  ...Object.fromEntries(
+    Object.entries(wifi)
+      .filter(([, to]) => to !== '')
+      .map(([name, to]) => [`usr/lib/firmware/${name}`, to]),
+  ),
+  [`usr/lib/firmware/${blob}.bin`]: '/etc/alternatives/cyfmac43455-sdio.bin',
+  'etc/alternatives/cyfmac43455-sdio.bin': `/lib/firmware/${blob}-standard.bin`,
+}
+
+test("with Raspberry Pi's package every board's WiFi firmware is there, through its links, and other chips' is not", () => {
+  const tree = finalize('wifi', wifiFiles, { ...wifiLinks, lib: 'usr/lib' })
+  const brcm = join(tree, 'usr/lib/firmware/brcm')
+  /** What a file of the image is in the end, as the running system finds it. */
+  const reached = (file: string): string => {
+    if (!lstatSync(file).isSymbolicLink()) return readFileSync(file, 'utf8')
+    const to = readlinkSync(file)
+    return reached(to.startsWith('/') ? join(tree, to) : join(dirname(file), to))
+  }
+  const names = readdirSync(brcm)
+  const boardNames = names.filter((name) => name.includes('-sdio.raspberrypi,'))
+  assert.equal(boardNames.length, Object.keys(wifi).filter((name) => name.includes(',')).length)
+  for (const name of names) reached(join(brcm, name))
+  for (const board of ['3-model-b-plus', '4-model-b', '5-model-b']) {
+    const of = join(brcm, `brcmfmac43455-sdio.raspberrypi,${board}`)
+    assert.equal(reached(`${of}.bin`), `usr/lib/firmware/${blob}-standard.bin`)
+    assert.equal(reached(`${of}.txt`), 'usr/lib/firmware/brcm/brcmfmac43455-sdio.txt')
+  }
+  for (const name of [`${blob}-minimal.bin`, 'cypress/cyfmac43439-sdio.bin'])
+    assert.ok(!existsSync(join(tree, 'usr/lib/firmware', name)), name)
+  assert.ok(!existsSync(join(brcm, 'brcmfmac4356-pcie.bin')))
+})
+
+test('a link to WiFi firmware that leads nowhere ends the build', () => {
+  assert.throws(
+    () =>
+      finalize(
+        'nowhere',
+        wifiFiles.filter((name) => !name.endsWith('-standard.bin')),
+        { ...wifiLinks, lib: 'usr/lib' },
+      ),
+    /WiFi: \/usr\/lib\/firmware\/cypress\/cyfmac43455-sdio-standard\.bin, which a link leads to, is not there/,
+  )
 })
