@@ -1,6 +1,8 @@
 # Gatehouse. `make run` builds everything and shows it working; `make test` tests it; `make image` makes what is flashed.
 
 ARCH ?= arm64
+# What the files of an image are called after.
+VARIANT = $(if $(PROFILE),$(PROFILE)-)$(ARCH)
 # The image that `make run` boots: of this machine's own kind, which is emulated fastest.
 RUN_ARCH ?= $(if $(filter aarch64,$(shell uname -m)),arm64,amd64)
 NODE := node_modules/.bin/node --disable-warning=ExperimentalWarning
@@ -24,7 +26,7 @@ run: lab image-$(RUN_ARCH) ## build the image, boot it in QEMU in an offline tai
 
 image: export GATEHOUSE_PROFILE = $(PROFILE)
 image: export GATEHOUSE_NODES = $(NODES)
-image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios; NODES='…': nodes to build in)
+image: app ## the flashable image: out/gatehouse-$(ARCH).img.zst and what belongs to it (ARCH=arm64 or amd64; PROFILE=raspios: out/gatehouse-raspios-arm64…; NODES='…': nodes to build in)
 	@$(SUDO) image/build $(ARCH)
 
 # With a version of today, so that devices take it. What moved (package.json, the lock files, go.mod) is to be committed.
@@ -40,18 +42,19 @@ extension: setup ## a program beside Node-RED, signed: make extension NAME=mosqu
 
 rebuild-image: export SOURCE_DATE_EPOCH := $(shell date +%s)
 rebuild-image: export GATEHOUSE_FRESH = 1
+rebuild-image: export GATEHOUSE_PROFILE = $(PROFILE)
 rebuild-image: app
-	@[ ! -e out/gatehouse-$(ARCH).packages.txt ] || cp out/gatehouse-$(ARCH).packages.txt out/packages-before-$(ARCH).txt
+	@[ ! -e out/gatehouse-$(VARIANT).packages.txt ] || cp out/gatehouse-$(VARIANT).packages.txt out/packages-before-$(VARIANT).txt
 	@$(SUDO) image/build $(ARCH)
-	@[ ! -e out/packages-before-$(ARCH).txt ] || { \
-		$(NODE) tools/changes.ts out/packages-before-$(ARCH).txt out/gatehouse-$(ARCH).packages.txt >out/changes-$(ARCH).txt; \
-		[ "$(FORWARD)" = no ] || [ ! -e out/forward.txt ] || sed -n '/^Advisories:/,$$p' out/forward.txt >>out/changes-$(ARCH).txt; \
-		cat out/changes-$(ARCH).txt; $(SUDO) $(NODE) tools/release.ts changes out/update-$(ARCH) out/changes-$(ARCH).txt; }
+	@[ ! -e out/packages-before-$(VARIANT).txt ] || { \
+		$(NODE) tools/changes.ts out/packages-before-$(VARIANT).txt out/gatehouse-$(VARIANT).packages.txt >out/changes-$(VARIANT).txt; \
+		[ "$(FORWARD)" = no ] || [ ! -e out/forward.txt ] || sed -n '/^Advisories:/,$$p' out/forward.txt >>out/changes-$(VARIANT).txt; \
+		cat out/changes-$(VARIANT).txt; $(SUDO) $(NODE) tools/release.ts changes out/update-$(VARIANT) out/changes-$(VARIANT).txt; }
 
 # Its address, for Imager's list, is GATEHOUSE_DOWNLOAD_URL.
 channel: ## adds what was built to a folder that any web server serves as updates.url: make channel FOLDER=… [ARCH=…] [PERCENTAGE=10] [XZ=1]
 	@[ -n "$(FOLDER)" ] || { echo "make channel FOLDER=…: the folder that the web server serves" >&2; exit 2; }
-	@$(NODE) tools/channel.ts "$(FOLDER)" --percentage $(or $(PERCENTAGE),100) $(if $(XZ),--xz) out/update-$(ARCH)
+	@$(NODE) tools/channel.ts "$(FOLDER)" --percentage $(or $(PERCENTAGE),100) $(if $(XZ),--xz) out/update-$(VARIANT)
 
 # In a folder of its own, a clone of the commit, without what this one has cached but downloads.
 reproduce: app ## builds the image twice, here and in a clone in another folder, and compares: ARCH=…; lists what differs in out/reproduce-$(ARCH).txt
@@ -74,7 +77,7 @@ format: setup ## lays out the code as `make check` wants it
 	@$(NODE) node_modules/prettier/bin/prettier.cjs --write --log-level warn .
 
 flash: ## write the image to a card: make flash DEVICE=/dev/sdX [IMAGE=…]; refuses what is not removable, asks, verifies; KEEP=1: the card's data stay
-	@$(SUDO) $(NODE) tools/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(ARCH).img.zst)
+	@$(SUDO) $(NODE) tools/flash.ts $(if $(KEEP),--keep) "$(DEVICE)" $(or $(IMAGE),out/gatehouse-$(VARIANT).img.zst)
 
 # The image that is flashed is built beside the tests that do not need it, with what they leave: of a fresh clone it takes eight minutes.
 test: ## all tests; ends with a line "N passed, N failed"

@@ -9,8 +9,8 @@
  *     gatehouse.json        Imager's list of all images here; gatehouse-icon.svg its icon
  *
  * Usage: node tools/channel.ts FOLDER [--percentage N] [--xz] UPDATE…
- * UPDATE: folders as image/build leaves them (out/update-<arch>). Beside such a folder the image's
- * files are taken along where they are; with --xz packed by xz too, which Etcher and every Imager
+ * UPDATE: folders as image/build leaves them (out/update-<arch>, out/update-<profile>-<arch>). Beside
+ * such a folder the image's files are taken along where they are; with --xz packed by xz too, which Etcher and every Imager
  * read (minutes). Signs with GATEHOUSE_KEYS (default keys/);
  * GATEHOUSE_DOWNLOAD_URL: the address that FOLDER is served at, for Imager's list.
  */
@@ -79,6 +79,8 @@ async function add(channel: string, update: string): Promise<string> {
   await signed(log, said ? text : appendRelease(text, { date, arch: arch!, version, sums }))
   // The image itself, where it lies beside: a channel may be for updates alone.
   const beside = path.dirname(path.resolve(update))
+  // With a profile it has that in its name, as the update's folder has.
+  const image = `gatehouse-${/^update-([\w-]+)$/.exec(path.basename(path.resolve(update)))?.[1] ?? arch}`
   for (const extension of [
     'img.zst',
     'imager.json',
@@ -87,7 +89,7 @@ async function add(channel: string, update: string): Promise<string> {
     'SHA256SUMS',
     'SHA256SUMS.sig',
   ]) {
-    const name = `gatehouse-${arch}.${extension}`
+    const name = `${image}.${extension}`
     await copyFile(path.join(beside, name), path.join(channel, name)).catch(
       (err: NodeJS.ErrnoException) => {
         if (err.code !== 'ENOENT') throw err
@@ -95,14 +97,10 @@ async function add(channel: string, update: string): Promise<string> {
     )
   }
   if (values.xz) {
-    const image = path.join(channel, `gatehouse-${arch}.img`)
-    await pipeline(
-      createReadStream(`${image}.zst`),
-      createZstdDecompress(),
-      createWriteStream(image),
-    )
+    const raw = path.join(channel, `${image}.img`)
+    await pipeline(createReadStream(`${raw}.zst`), createZstdDecompress(), createWriteStream(raw))
     // The root in it is packed: higher levels take longer and save nothing.
-    execFileSync('xz', ['--force', '--threads=0', '-3', image])
+    execFileSync('xz', ['--force', '--threads=0', '-3', raw])
   }
   return `${version} for ${arch}: ${said ? 'in the log already' : 'a line more in the log'}`
 }
@@ -139,7 +137,7 @@ async function atHome(channel: string, entries: ImagerEntry[]): Promise<ImagerEn
 async function list(channel: string): Promise<void> {
   const entries: ImagerEntry[] = []
   for (const name of (await readdir(channel)).toSorted())
-    if (/^gatehouse-\w+\.imager\.json$/.test(name)) {
+    if (/^gatehouse-[\w-]+\.imager\.json$/.test(name)) {
       const part = JSON.parse(await readFile(path.join(channel, name), 'utf8')) as {
         os_list: ImagerEntry[]
       }

@@ -26,10 +26,14 @@ export interface ImagerEntry {
 }
 
 /**
- * The boards that the image is made for, as Imager calls them: Pi 3B, 3B+, Zero 2 W; Pi 4, 400, CM4.
- * A list without boards would be shown for every one.
+ * The boards that the image is made for, as Imager calls them: Pi 3B, 3B+, Zero 2 W; Pi 4, 400, CM4;
+ * with Raspberry Pi's own kernel the Pi 5. A list without boards would be shown for every one.
  */
-export const devices = { arm64: ['pi4-64bit', 'pi3-64bit'], amd64: [] }
+export const devices = {
+  arm64: ['pi4-64bit', 'pi3-64bit'],
+  raspios: ['pi5-64bit', 'pi4-64bit', 'pi3-64bit'],
+  amd64: [],
+}
 
 /** The list, as a file's text. */
 export function imagerList(entries: readonly ImagerEntry[]): string {

@@ -17,7 +17,8 @@
  *
  * Environment: SOURCE_DATE_EPOCH; GATEHOUSE_UPDATE_ONLY, a folder: only the update is written,
  * there; GATEHOUSE_KEYS (default keys/); GATEHOUSE_DOWNLOAD_URL, where the files will lie (default:
- * a file: URL).
+ * a file: URL); GATEHOUSE_PROFILE, the image's (image/mkosi.profiles): everything is called
+ * gatehouse-<profile>-<arch> then, and update-<profile>-<arch>.
  */
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
@@ -39,6 +40,12 @@ if (key.made)
       'take updates signed with it alone',
   )
 
+const profile = process.env.GATEHOUSE_PROFILE ?? ''
+/** The image by its processor and profile, as its files' names have it. */
+function variant(arch: Arch): string {
+  return profile === '' ? arch : `${profile}-${arch}`
+}
+
 async function sha256(path: string): Promise<string> {
   const hash = createHash('sha256')
   await pipeline(createReadStream(path), hash)
@@ -59,7 +66,7 @@ async function signText(sums: string, text: string): Promise<void> {
 }
 
 async function release(arch: Arch, version: string, seconds: number): Promise<void> {
-  const name = `gatehouse-${arch}`
+  const name = `gatehouse-${variant(arch)}`
   const file = (extension: string): string => join(out, `${name}.${extension}`)
   const image = file('img')
   const zst = file('img.zst')
@@ -78,7 +85,7 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
   )
 
   const created = Number(process.env.SOURCE_DATE_EPOCH ?? Math.floor(Date.now() / 1000))
-  const all = await parts(root, arch)
+  const all = await parts(root, arch, profile)
   await writeFile(
     file('packages.txt'),
     all
@@ -96,7 +103,7 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
     file('imager.json'),
     imagerList([
       {
-        name: `Gatehouse ${version}`,
+        name: `Gatehouse ${version}${profile === '' ? '' : ` (${profile})`}`,
         description: 'Node-RED, reachable from your tailnet and from nowhere else',
         icon: url(join(root, 'docs/gatehouse-icon.svg')),
         url: url(zst),
@@ -106,7 +113,7 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
         image_download_sha256: await sha256(zst),
         release_date: new Date(created * 1000).toISOString().slice(0, 10),
         init_format: 'cloudinit',
-        devices: devices[arch],
+        devices: profile === 'raspios' ? devices.raspios : devices[arch],
       },
     ]),
   )
@@ -118,7 +125,7 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
     file('imager.json'),
   ])
 
-  await publishUpdate(arch, version, join(out, `update-${arch}`))
+  await publishUpdate(arch, version, join(out, `update-${variant(arch)}`))
   console.log(
     `RESULT image_mb=${((await stat(zst)).size / 1e6).toFixed(1)} build_s=${seconds} packages=${all.length}`,
   )
@@ -126,7 +133,7 @@ async function release(arch: Arch, version: string, seconds: number): Promise<vo
 
 /** The folder for a web server or a USB stick. */
 async function publishUpdate(arch: Arch, version: string, update: string): Promise<void> {
-  const name = `gatehouse-${arch}`
+  const name = `gatehouse-${variant(arch)}`
   await rm(update, { recursive: true, force: true })
   await mkdir(update)
   const pieces: string[] = []

@@ -4,7 +4,7 @@
  * nothing is looked up: two builds of one commit give the same bytes.
  */
 import { createHash } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 
 /** One thing in the image. */
@@ -39,20 +39,27 @@ interface Lock {
 }
 
 /**
- * Everything in the image for `arch`, sorted by package URL. @param root the checkout, after a
- * build
+ * Everything in the image for `arch`, sorted by package URL.
+ *
+ * @param root the checkout, after a build
+ * @param profile the image's (image/mkosi.profiles), or ''
  */
-export async function parts(root: string, arch: 'amd64' | 'arm64'): Promise<Part[]> {
+export async function parts(root: string, arch: 'amd64' | 'arm64', profile = ''): Promise<Part[]> {
   const json = async <T>(path: string): Promise<T> =>
     JSON.parse(await readFile(join(root, path), 'utf8')) as T
-  const manifest = await json<Manifest>(`out/mkosi/gatehouse-${arch}.manifest`)
+  const manifest = await json<Manifest>(
+    `out/mkosi/gatehouse-${profile === '' ? '' : `${profile}-`}${arch}.manifest`,
+  )
   // The tree that the image is made from, as apt left it: mkosi keeps it from build to build.
-  const tree = `out/cache/mkosi-cache/debian~trixie~${arch === 'amd64' ? 'x86-64' : arch}.cache`
+  const kept = `out/cache/mkosi-cache${profile === '' ? '' : `-${profile}`}`
+  const tree = `${kept}/debian~trixie~${arch === 'amd64' ? 'x86-64' : arch}.cache`
+  const lists = `${kept}/debian~trixie~${arch === 'amd64' ? 'x86-64' : arch}.metadata.cache/lib/apt/lists`
+  const foreign = profile === '' ? new Set<string>() : await raspberryPis(join(root, lists))
   const debian = await Promise.all(
     manifest.packages.map(async ({ name, version, architecture }): Promise<Part> => ({
       name,
       version,
-      purl: `pkg:deb/debian/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
+      purl: `pkg:deb/${foreign.has(`${name} ${version}`) ? 'raspberrypi' : 'debian'}/${name}@${encodeURIComponent(version)}?arch=${architecture}&distro=trixie`,
       ...debianLicences(
         await readFile(join(root, tree, 'usr/share/doc', name, 'copyright'), 'utf8').catch(
           () => '',
@@ -82,6 +89,27 @@ export async function parts(root: string, arch: 'amd64' | 'arm64'): Promise<Part
   return [...new Map(all.map((part) => [part.purl, part])).values()].toSorted((a, b) =>
     a.purl < b.purl ? -1 : 1,
   )
+}
+
+/**
+ * Packages of Raspberry Pi's archive, each as its name, a space and its version, from what apt keeps
+ * of archives. Not to be looked up in Debian's advisories: their versions bear an epoch, by which
+ * they would be newer than whatever mends anything.
+ */
+export async function raspberryPis(lists: string): Promise<Set<string>> {
+  const found = new Set<string>()
+  for (const file of await readdir(lists).catch(() => [])) {
+    if (!file.endsWith('_InRelease')) continue
+    if (!/^Origin: Raspberry Pi/m.test(await readFile(join(lists, file), 'utf8'))) continue
+    const index = file.replace(/_InRelease$/, '_main_binary-arm64_Packages')
+    const text = await readFile(join(lists, index), 'utf8')
+    for (const stanza of text.split('\n\n')) {
+      const field = (name: string): string | undefined =>
+        new RegExp(`^${name}: (.*)$`, 'm').exec(stanza)?.[1]
+      found.add(`${field('Package')} ${field('Version')}`)
+    }
+  }
+  return found
 }
 
 /**

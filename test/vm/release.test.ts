@@ -149,6 +149,13 @@ test("PROFILE=raspios: Raspberry Pi's kernel instead of Debian's, from the archi
     sources,
     /^URIs: http:\/\/raspios\.invalid\/debian\nSuites: trixie\nComponents: main\nSigned-By: \/usr\/share\/keyrings\/gatehouse-raspios\.gpg$/m,
   )
+  assert.match(
+    await readFile(
+      path.join(out, 'cache/apt-raspios/etc/apt/preferences.d/gatehouse-raspios'),
+      'utf8',
+    ),
+    /^Package: \*\nPin: release o=Raspberry Pi Foundation\nPin-Priority: 1$/m,
+  )
   const debian = build({})
   assert.match(debian.stdout, /linux-image-arm64/)
   assert.doesNotMatch(debian.stdout, /linux-image-rpi|raspios/)

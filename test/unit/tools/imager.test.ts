@@ -58,52 +58,57 @@ const entry: ImagerEntry = {
 test('the list has what Imager’s schema requires, and boards as Imager names them', () => {
   assert.equal(check(imagerList([entry])).length, 1)
   assert.deepEqual(devices.arm64, ['pi4-64bit', 'pi3-64bit'])
+  assert.deepEqual(devices.raspios, ['pi5-64bit', ...devices.arm64])
   // A measure of the check itself.
   for (const key of Object.keys(required))
     assert.throws(() => check(imagerList([{ ...entry, [key]: undefined } as never])), key)
 })
 
-test('a channel’s list has its own addresses, and the image packed by xz where asked for', () => {
-  const root = mkdtempSync(path.join(tmpdir(), 'gh-channel-'))
-  try {
-    const [update, channel] = [path.join(root, 'update-arm64'), path.join(root, 'channel')]
-    mkdirSync(update)
-    for (const name of ['1.0_arm64.efi', '1.0_arm64.root', '1.0_arm64.verity'])
-      writeFileSync(path.join(update, `gatehouse_${name}`), name)
-    writeFileSync(
-      path.join(root, 'gatehouse-arm64.img.zst'),
-      zstdCompressSync(Buffer.from('image')),
-    )
-    writeFileSync(path.join(root, 'gatehouse-arm64.imager.json'), imagerList([entry]))
-    const { status, stderr } = spawnSync(
-      process.execPath,
-      [
-        '--disable-warning=ExperimentalWarning',
-        path.resolve(import.meta.dirname, '../../../tools/channel.ts'),
-        channel,
-        '--xz',
-        update,
-      ],
-      {
-        encoding: 'utf8',
-        env: {
-          ...process.env,
-          GATEHOUSE_KEYS: path.join(root, 'keys'),
-          GATEHOUSE_DOWNLOAD_URL: 'https://cards.example.org/g/',
+for (const variant of ['arm64', 'raspios-arm64'])
+  test(`a channel’s list has its own addresses, and the image packed by xz where asked for: ${variant}`, () => {
+    const root = mkdtempSync(path.join(tmpdir(), 'gh-channel-'))
+    try {
+      const [update, channel] = [path.join(root, `update-${variant}`), path.join(root, 'channel')]
+      mkdirSync(update)
+      for (const name of ['1.0_arm64.efi', '1.0_arm64.root', '1.0_arm64.verity'])
+        writeFileSync(path.join(update, `gatehouse_${name}`), name)
+      writeFileSync(
+        path.join(root, `gatehouse-${variant}.img.zst`),
+        zstdCompressSync(Buffer.from('image')),
+      )
+      writeFileSync(
+        path.join(root, `gatehouse-${variant}.imager.json`),
+        imagerList([{ ...entry, url: entry.url.replace('arm64', variant) }]),
+      )
+      const { status, stderr } = spawnSync(
+        process.execPath,
+        [
+          '--disable-warning=ExperimentalWarning',
+          path.resolve(import.meta.dirname, '../../../tools/channel.ts'),
+          channel,
+          '--xz',
+          update,
+        ],
+        {
+          encoding: 'utf8',
+          env: {
+            ...process.env,
+            GATEHOUSE_KEYS: path.join(root, 'keys'),
+            GATEHOUSE_DOWNLOAD_URL: 'https://cards.example.org/g/',
+          },
         },
-      },
-    )
-    assert.equal(status, 0, stderr)
-    const [listed] = check(readFileSync(path.join(channel, 'gatehouse.json'), 'utf8'))
-    assert.equal(listed!.url, 'https://cards.example.org/g/gatehouse-arm64.img.xz')
-    assert.equal(listed!.icon, 'https://cards.example.org/g/gatehouse-icon.svg')
-    const packed = readFileSync(path.join(channel, 'gatehouse-arm64.img.xz'))
-    assert.equal(listed!.image_download_size, packed.length)
-    assert.equal(listed!.image_download_sha256, createHash('sha256').update(packed).digest('hex'))
-    const { stdout } = spawnSync('xz', ['-dc', path.join(channel, 'gatehouse-arm64.img.xz')])
-    assert.equal(String(stdout), 'image')
-    assert.match(readFileSync(path.join(channel, 'gatehouse-icon.svg'), 'utf8'), /^<svg/)
-  } finally {
-    rmSync(root, { recursive: true, force: true })
-  }
-})
+      )
+      assert.equal(status, 0, stderr)
+      const [listed] = check(readFileSync(path.join(channel, 'gatehouse.json'), 'utf8'))
+      assert.equal(listed!.url, `https://cards.example.org/g/gatehouse-${variant}.img.xz`)
+      assert.equal(listed!.icon, 'https://cards.example.org/g/gatehouse-icon.svg')
+      const packed = readFileSync(path.join(channel, `gatehouse-${variant}.img.xz`))
+      assert.equal(listed!.image_download_size, packed.length)
+      assert.equal(listed!.image_download_sha256, createHash('sha256').update(packed).digest('hex'))
+      const { stdout } = spawnSync('xz', ['-dc', path.join(channel, `gatehouse-${variant}.img.xz`)])
+      assert.equal(String(stdout), 'image')
+      assert.match(readFileSync(path.join(channel, 'gatehouse-icon.svg'), 'utf8'), /^<svg/)
+    } finally {
+      rmSync(root, { recursive: true, force: true })
+    }
+  })

@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { after, before, test } from 'node:test'
 import { gunzipSync } from 'node:zlib'
+import { raspberryPis } from '../../../tools/sbom.ts'
 import { makeArchive, renamed } from '../../raspios/archive.ts'
 import type { Made } from '../../raspios/archive.ts'
 
@@ -67,6 +68,7 @@ const options = (): string[] => {
     'APT::Architectures': 'arm64',
     'APT::Sandbox::User': 'root',
     'Acquire::Languages': 'none',
+    'Acquire::GzipIndexes': 'false',
   }).flatMap(([name, value]) => ['-o', `${name}=${value}`])
 }
 const apt = (...args: string[]): { status: number | null; stdout: string; stderr: string } =>
@@ -127,7 +129,7 @@ before(async () => {
   )
 })
 
-test('apt takes the archive by its signature, for trixie and arm64, and refuses it with another key or another index', (t) => {
+test('apt takes the archive by its signature, for trixie and arm64, and refuses it with another key or another index', async (t) => {
   sources(made.keyring)
   const update = apt('update')
   assert.equal(update.status, 0, update.stderr)
@@ -148,6 +150,10 @@ test('apt takes the archive by its signature, for trixie and arm64, and refuses 
     assert.match(policy(name), / 990$/m, name)
   for (const name of ['wireless-regdb', 'raspberrypi-archive-keyring'])
     assert.match(policy(name), /^ +\S+ 1\n/m, name)
+  // Which are its own is told by what apt has kept: the SBOM names them otherwise than Debian's.
+  const own = await raspberryPis(join(folder, 'apt/state/lists'))
+  assert.ok(own.has('raspi-firmware 1:1.20240424-1'))
+  assert.equal(own.size, index.size)
 
   rmSync(join(folder, 'apt/state'), { recursive: true })
   sources('/usr/share/keyrings/debian-archive-keyring.gpg')
