@@ -155,24 +155,33 @@ test('a card that lacks something, or says what is for another kernel, is told',
   assert.deepEqual(told('3B+', files, `arm_freq\n${'#'.padEnd(99, 'x')}\n${config}`).length, 2)
 })
 
-/** Raspberry Pi's firmware-brcm80211, configured: of the chip most boards have there is a choice. */
+/**
+ * Raspberry Pi's firmware-brcm80211, configured: of the chip most boards have there is a choice. As
+ * mkosi.postinst.chroot has put it aside; in its place is what mkosi has left of it.
+ */
 const blob = 'cypress/cyfmac43455-sdio'
+const aside = 'usr/lib/firmware.whole'
 const wifiFiles = Object.keys(wifi)
   .filter((name) => wifi[name] === '')
   .concat('cypress/cyfmac43439-sdio.bin', 'brcm/brcmfmac4356-pcie.bin')
-  .map((name) => `usr/lib/firmware/${name}`)
+  .map((name) => `${aside}/${name}`)
+const left = ['brcm/brcmfmac43436-sdio.bin', `${blob}-standard.bin`].map(
+  (name) => `usr/lib/firmware/${name}`,
+)
 const wifiLinks = {
   ...Object.fromEntries(
     Object.entries(wifi)
       .filter(([, to]) => to !== '')
-      .map(([name, to]) => [`usr/lib/firmware/${name}`, to]),
+      .map(([name, to]) => [`${aside}/${name}`, to]),
   ),
-  [`usr/lib/firmware/${blob}.bin`]: '/etc/alternatives/cyfmac43455-sdio.bin',
+  [`${aside}/${blob}.bin`]: '/etc/alternatives/cyfmac43455-sdio.bin',
   'etc/alternatives/cyfmac43455-sdio.bin': `/lib/firmware/${blob}-standard.bin`,
+  lib: 'usr/lib',
 }
 
 test("with Raspberry Pi's package every board's WiFi firmware is there, through its links, and other chips' is not", () => {
-  const tree = finalize('wifi', wifiFiles, { ...wifiLinks, lib: 'usr/lib' })
+  const tree = finalize('wifi', [...wifiFiles, ...left], wifiLinks)
+  assert.ok(!existsSync(join(tree, aside)))
   const brcm = join(tree, 'usr/lib/firmware/brcm')
   /** What a file of the image is in the end, as the running system finds it. */
   const reached = (file: string): string => {
@@ -183,11 +192,11 @@ test("with Raspberry Pi's package every board's WiFi firmware is there, through 
   const names = readdirSync(brcm)
   const boardNames = names.filter((name) => name.includes('-sdio.raspberrypi,'))
   assert.equal(boardNames.length, Object.keys(wifi).filter((name) => name.includes(',')).length)
-  for (const name of names) reached(join(brcm, name))
+  for (const name of names) assert.ok(reached(join(brcm, name)).startsWith(`${aside}/`), name)
   for (const board of ['3-model-b-plus', '4-model-b', '5-model-b']) {
     const of = join(brcm, `brcmfmac43455-sdio.raspberrypi,${board}`)
-    assert.equal(reached(`${of}.bin`), `usr/lib/firmware/${blob}-standard.bin`)
-    assert.equal(reached(`${of}.txt`), 'usr/lib/firmware/brcm/brcmfmac43455-sdio.txt')
+    assert.equal(reached(`${of}.bin`), `${aside}/${blob}-standard.bin`)
+    assert.equal(reached(`${of}.txt`), `${aside}/brcm/brcmfmac43455-sdio.txt`)
   }
   for (const name of [`${blob}-minimal.bin`, 'cypress/cyfmac43439-sdio.bin'])
     assert.ok(!existsSync(join(tree, 'usr/lib/firmware', name)), name)
@@ -200,7 +209,7 @@ test('a link to WiFi firmware that leads nowhere ends the build', () => {
       finalize(
         'nowhere',
         wifiFiles.filter((name) => !name.endsWith('-standard.bin')),
-        { ...wifiLinks, lib: 'usr/lib' },
+        wifiLinks,
       ),
     /WiFi: \/usr\/lib\/firmware\/cypress\/cyfmac43455-sdio-standard\.bin, which a link leads to, is not there/,
   )
