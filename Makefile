@@ -16,7 +16,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date 
 # For the RESULT line of an image build: from the command to the image, the program included.
 export BUILD_BEGAN := $(shell date +%s)
 
-.PHONY: run rebuild channel flash format test test-long test-update test-faults test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance soak image app cli wasm gpio lab setup clean help package rebuild-image reproduce extension
+.PHONY: run rebuild channel flash format test test-long test-update test-faults test-raspios test-nodes test-runtimes docs-tsnet check bench-tsnet bench-gateway bench-lines bench-appliance soak image app cli wasm gpio lab setup clean help package rebuild-image reproduce extension
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -104,6 +104,10 @@ test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image
 
 test-faults: lab image-$(TRIED) ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_CARD=honest or lying for a card with a cache, GATEHOUSE_FAULTS=name,… for some
 	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts faults
+
+test-raspios: app ## PROFILE=raspios built against a stand-in for Raspberry Pi's archive, and looked at: its image is for no board; some 15 minutes, 2 with what the last left
+	@$(SUDO) $(NODE) test/raspios/build.ts
+	@$(SUDO) $(NODE) test/run.ts raspios
 
 test-nodes: lab image-amd64 ## the 40 nodes that people install most, on the booted image; writes docs/nodes.md; an hour and more; GATEHOUSE_TRY=name,… for some
 	@$(NODE) test/nodes/fetch.ts quick all

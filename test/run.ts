@@ -1,6 +1,6 @@
 /**
  * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `faults`,
- * `update`, `nodes`), in that order, and ends with one line `N passed, N failed` (`, N skipped` where any
+ * `update`, `nodes`, `raspios`), in that order, and ends with one line `N passed, N failed` (`, N skipped` where any
  * were). Exit code 1 when a test failed or none ran.
  *
  * Usage: node test/run.ts [--save FILE | --add FILE] [--record FILE] unit lab
@@ -27,6 +27,7 @@ const folders: Record<string, string> = {
   faults: 'test/scenarios/faults.ts',
   update: 'test/update/*.test.ts',
   nodes: 'test/nodes/*.test.ts',
+  raspios: 'test/raspios/*.test.ts',
 }
 
 const { values, positionals: asked } = parseArgs({

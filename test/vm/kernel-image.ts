@@ -1,4 +1,14 @@
-/** What tests change in a unified kernel image: sections of a PE file, in place. */
+/** What tests read and change in a unified kernel image: sections of a PE file, in place. */
+
+/**
+ * A section's content.
+ *
+ * @param name such as `.linux`, `.cmdline`, `.uname`, `.initrd`; an Error if there is none
+ */
+export function sectionOf(image: Buffer, name: string): Buffer {
+  const { at, size } = section(image, name)
+  return image.subarray(at, at + size)
+}
 
 /** Finds a section: where it lies in the file, and how much of it is content. */
 function section(image: Buffer, name: string): { at: number; size: number } {
