@@ -151,7 +151,7 @@ export async function createApp({
   await app.register(consoleApi, { ...console, log, status })
   await app.register(consolePages, { directory: pages })
   await app.register(statusPage, { status })
-  await app.register(websocket, { metrics, log })
+  await app.register(websocket, { metrics, limits, log })
   await app.register(deliver, { delivery })
   await app.register(proxy, { apps, delivery, log })
   await app.ready()

@@ -31,8 +31,6 @@ declare module 'fastify' {
     assertion?: string | undefined
     /** Its body, of any method; undefined when it has none (apps/proxy.ts). */
     payload?: Readable
-    /** True once it has become a WebSocket (apps/websocket.ts). */
-    upgrade?: boolean
   }
 
   interface FastifyInstance {

@@ -29,7 +29,6 @@ const brief = 1_000
  */
 export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { guard }) => {
   const underWay = new Set<{
-    request: FastifyRequest
     reply: FastifyReply
     peer: Peer
     rights: Right[]
@@ -49,15 +48,16 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
       // is for the editor does not go to them.
       if (request.route.right === undefined) request.assertion = assertion
       const one = {
-        request,
         reply,
         peer: peerOf(request.raw.socket),
         rights,
         since: performance.now(),
       }
       underWay.add(one)
+      // A WebSocket's rights go with its tunnel.
       whenClosed(reply.raw, () => {
         underWay.delete(one)
+        return undefined
       })
       done()
       return
@@ -85,8 +85,8 @@ export const authorize = plugin<{ guard: Guard }>('authorize', async (app, { gua
     const asked = new Map<Peer, Promise<Verdict>>()
     const now = (peer: Peer): Promise<Verdict> =>
       asked.getOrInsertComputed(peer, async () => await guard.ask(peer, true))
-    for (const { request, reply, peer, rights, since } of underWay) {
-      if (request.upgrade === true || performance.now() - since < brief) continue
+    for (const { reply, peer, rights, since } of underWay) {
+      if (performance.now() - since < brief) continue
       const { access } = await now(peer)
       if (!rights.every((right) => access.rights.has(right))) reply.raw.destroy()
     }

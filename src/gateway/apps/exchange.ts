@@ -111,9 +111,16 @@ export class Exchange implements Dispatcher.DispatchHandler {
       }, totalTimeout)
     }
     // A peer that takes its request back, or is gone, has no use for an answer.
-    whenClosed(this.#raw, () => {
+    whenClosed(this.#raw, (tunnel) => {
       this.#giveUp()
+      const held = this.#held
+      if (tunnel && held !== undefined) {
+        // It goes on counting as open there.
+        this.#held = undefined
+        return closing(held)
+      }
       this.#hold(undefined)
+      return undefined
     })
     if (!this.#over) this.#dispatch()
   }
@@ -474,6 +481,13 @@ export class Exchange implements Dispatcher.DispatchHandler {
   #withoutRemoved(headers: Headers): Headers {
     for (const name of this.#app.rules?.answer.remove ?? []) delete headers[name]
     return headers
+  }
+}
+
+/** What ends a tunnel's part at an upstream; made here, where it holds nothing but that. */
+function closing(upstream: Upstream): () => void {
+  return () => {
+    upstream.open--
   }
 }
 

@@ -119,15 +119,23 @@ export function readLeniently(socket: Socket): void {
   release.set(socket, () => {
     readers.delete(socket)
     socket.off('end', ended)
-    socket.off('error', mark)
-    for (const name of ['read', 'unshift', '_write', '_writev'] as const)
-      delete (socket as Partial<Socket>)[name]
+    // undici's too, which still has in it what the connection was made with.
+    socket.removeAllListeners('error').on('error', ignore)
+    // Not deleted: that would give the socket a dictionary for its properties, 3 KB of it.
+    const own = Object.getPrototypeOf(socket) as Record<string, unknown>
+    for (const name of ['read', 'unshift', '_write', '_writev'])
+      Object.assign(socket, { [name]: own[name] })
   })
 }
 
 const release = new WeakMap<object, () => void>()
 
-/** Gives a connection back as it was: it is no longer HTTP, and undici is done with it. */
+function ignore(): void {}
+
+/**
+ * Gives a connection back as it was: it is no longer HTTP, and undici is done with it. Its errors
+ * are nobody's until somebody listens.
+ */
 export function releaseConnection(socket: object): void {
   release.get(socket)?.()
   release.delete(socket)

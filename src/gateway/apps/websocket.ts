@@ -3,10 +3,12 @@ import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { leaks } from '../../config/header-names.ts'
+import { becomeTunnel } from '../shared/on-close.ts'
 import type { Logger } from '../shared/log.ts'
 import { plugin } from '../shared/plugin.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import type { Tunnel } from '../request/drain.ts'
+import type { Limits } from '../request/limits.ts'
 import type { Metrics } from '../request/metrics.ts'
 import type { App } from './apps.ts'
 import { Exchange } from './exchange.ts'
@@ -17,6 +19,7 @@ import { headersFor } from './headers.ts'
 /** Options of {@link websocket}. */
 export interface WebSocketOptions {
   metrics: Metrics
+  limits: Limits
   log: Logger
   /** How long the upstream may take to answer the handshake. Milliseconds, default 30 s. */
   handshakeTimeout?: number
@@ -46,10 +49,10 @@ const upgrades = new WeakMap<IncomingMessage, Upgrade>()
  */
 export const websocket = plugin<WebSocketOptions>(
   'websocket',
-  async (app, { metrics, log, handshakeTimeout = 30_000 }) => {
+  async (app, { metrics, limits, log, handshakeTimeout = 30_000 }) => {
     app.server.on('upgrade', (raw: IncomingMessage, socket: Duplex, head: Buffer) => {
       upgrades.set(raw, { socket, head })
-      socket.on('error', () => socket.destroy())
+      socket.on('error', destroyIt)
       // Through the router like any request: the same hooks, the same log.
       const response = new ServerResponse(raw)
       response.shouldKeepAlive = false
@@ -93,25 +96,21 @@ export const websocket = plugin<WebSocketOptions>(
       // upstream as a request.
       delete headers['content-length']
       delete request.payload
-      const agreed = (answer: Agreed): void => {
-        request.upgrade = true
+      const agreed = ({ rawHeaders, socket }: Agreed): void => {
         reply.hijack()
         reply.raw.statusCode = 101
         reply.raw.detachSocket(upgrade.socket as never)
         upgrades.delete(request.raw)
-        const opened = tunnel(upgrade, answer, request.route, {
-          peer: peerOf(request.raw.socket),
-          access: request.access!,
-        })
-        app.tunnels.add(opened)
+        limits.unwatch(upgrade.socket)
         metrics.websockets.inc({ route: request.route.name })
-        // It may be open for days, and what the handshake said is of no use any more.
-        request.raw.rawHeaders = []
-        request.raw.headers = {}
-        upgrade.socket.once('close', () => {
-          app.tunnels.delete(opened)
-          // Nothing was written through it, but the access log waits for its end.
-          reply.raw.emit('close')
+        upgrade.socket.write(head(rawHeaders, request.route), 'latin1')
+        // It may be open for days, and nothing of request and answer is of use any more: whatever
+        // is called at its end must not hold them.
+        new WebSocketTunnel(upgrade, socket, {
+          peer: peerOf(upgrade.socket),
+          access: request.access!,
+          tunnels: app.tunnels,
+          ended: becomeTunnel(reply.raw),
         })
       }
       new Exchange(request, reply, headers, {
@@ -122,12 +121,13 @@ export const websocket = plugin<WebSocketOptions>(
   },
 )
 
-function tunnel(
-  client: Upgrade,
-  { rawHeaders, socket: origin }: Agreed,
-  { rules }: App,
-  who: Pick<Tunnel, 'peer' | 'access'>,
-): Tunnel {
+/** A listener that holds nothing. */
+function destroyIt(this: Duplex): void {
+  this.destroy()
+}
+
+/** The head of the answer to a handshake, as the peer gets it. */
+function head(rawHeaders: readonly string[], { rules }: App): string {
   const lines = ['HTTP/1.1 101 Switching Protocols']
   for (let i = 0; i < rawHeaders.length; i += 2) {
     const name = rawHeaders[i]!.toLowerCase()
@@ -141,54 +141,128 @@ function tunnel(
   }
   for (const [name, value] of [...(rules?.answer.set ?? []), ...(rules?.answer.add ?? [])])
     lines.push(`${name}: ${value}`)
-  const { socket } = client
-  socket.write(`${lines.join('\r\n')}\r\n\r\n`, 'latin1')
-  const gate = new FrameGate()
-  let closing = false
-  const give = (piece: Buffer | undefined): void => {
+  return `${lines.join('\r\n')}\r\n\r\n`
+}
+
+/** By this both ends of a tunnel know it. */
+const tunnelOf: unique symbol = Symbol('tunnel')
+
+type End = Duplex & { [tunnelOf]?: WebSocketTunnel }
+
+/** What a {@link WebSocketTunnel} is made with, beside its ends. */
+interface About extends Pick<Tunnel, 'peer' | 'access'> {
+  /** It is one of these while it is open. */
+  tunnels: Set<Tunnel>
+  /** Called at its end. */
+  ended: Array<() => void>
+}
+
+/**
+ * Passes bytes both ways. Not by pipe(), and its listeners are not closures: thousands may be open
+ * for days, and each pipe is some ten listeners with what they hold.
+ */
+class WebSocketTunnel implements Tunnel {
+  readonly peer: Tunnel['peer']
+  readonly access: Tunnel['access']
+  readonly client: Duplex
+  readonly origin: Duplex
+  readonly gate: FrameGate = new FrameGate()
+  closing = false
+  readonly tunnels: Set<Tunnel>
+  readonly ended: Array<() => void>
+
+  constructor({ socket, head }: Upgrade, origin: Duplex, about: About) {
+    this.peer = about.peer
+    this.access = about.access
+    this.client = socket
+    this.origin = origin
+    this.tunnels = about.tunnels
+    this.ended = about.ended
+    about.tunnels.add(this)
+    ;(socket as End)[tunnelOf] = this
+    ;(origin as End)[tunnelOf] = this
+    origin.on('data', fromOrigin)
+    origin.on('end', originEnds)
+    origin.on('drain', originDrains)
+    origin.on('error', originFails)
+    origin.on('close', originCloses)
+    socket.on('data', fromClient)
+    socket.on('end', clientEnds)
+    socket.on('drain', clientDrains)
+    socket.on('error', clientFails)
+    socket.on('close', clientCloses)
+    if (head.length > 0) origin.write(head)
+  }
+
+  close(code: number, reason: string): void {
+    this.closing = true
+    this.give(this.gate.close(code, reason))
+    const timer = setTimeout(() => {
+      this.client.destroy()
+      this.origin.destroy()
+    }, closeTimeout)
+    timer.unref()
+    this.client.once('close', () => clearTimeout(timer))
+  }
+
+  give(piece: Buffer | undefined): void {
     if (piece === undefined) return
-    if (!socket.write(piece)) origin.pause()
-    if (!gate.over) return
+    if (!this.client.write(piece)) this.origin.pause()
+    if (!this.gate.over) return
     // The peer's answer is of no use to an origin that does not know of the end; but it must be
     // read, or the connection never ends.
-    socket.end()
-    origin.destroy()
-    socket.resume()
+    this.client.end()
+    this.origin.destroy()
+    this.client.resume()
   }
-  // Not pipe(): thousands may be open for days, and each pipe is some ten listeners with what they
-  // hold.
-  origin.on('data', (piece: Buffer) => {
-    give(gate.pass(piece))
-  })
-  origin.on('end', () => socket.end())
-  origin.on('drain', () => socket.resume())
-  socket.on('data', (piece: Buffer) => {
-    if (!origin.destroyed && !origin.write(piece)) socket.pause()
-  })
-  socket.on('end', () => origin.end())
-  socket.on('drain', () => origin.resume())
-  socket.on('error', () => origin.destroy())
-  origin.on('error', () => socket.destroy())
-  // A side that breaks off without an end must not leave the other open.
-  socket.once('close', () => {
-    if (socket.readableEnded) origin.end()
-    else origin.destroy()
-  })
-  origin.once('close', () => {
-    if (!origin.readableEnded && !closing) socket.destroy()
-  })
-  if (client.head.length > 0) origin.write(client.head)
-  return {
-    ...who,
-    close: (code, reason) => {
-      closing = true
-      give(gate.close(code, reason))
-      const timer = setTimeout(() => {
-        socket.destroy()
-        origin.destroy()
-      }, closeTimeout)
-      timer.unref()
-      socket.once('close', () => clearTimeout(timer))
-    },
-  }
+}
+
+// The listeners: `this` is the end that says so.
+
+function fromOrigin(this: End, piece: Buffer): void {
+  const tunnel = this[tunnelOf]!
+  tunnel.give(tunnel.gate.pass(piece))
+}
+
+function originEnds(this: End): void {
+  this[tunnelOf]!.client.end()
+}
+
+function originDrains(this: End): void {
+  this[tunnelOf]!.client.resume()
+}
+
+function originFails(this: End): void {
+  this[tunnelOf]!.client.destroy()
+}
+
+/** A side that breaks off without an end must not leave the other open. */
+function originCloses(this: End): void {
+  const tunnel = this[tunnelOf]!
+  if (!this.readableEnded && !tunnel.closing) tunnel.client.destroy()
+}
+
+function fromClient(this: End, piece: Buffer): void {
+  const origin = this[tunnelOf]!.origin
+  if (!origin.destroyed && !origin.write(piece)) this.pause()
+}
+
+function clientEnds(this: End): void {
+  this[tunnelOf]!.origin.end()
+}
+
+function clientDrains(this: End): void {
+  this[tunnelOf]!.origin.resume()
+}
+
+function clientFails(this: End): void {
+  this[tunnelOf]!.origin.destroy()
+}
+
+function clientCloses(this: End): void {
+  const tunnel = this[tunnelOf]!
+  if (this.readableEnded) tunnel.origin.end()
+  else tunnel.origin.destroy()
+  tunnel.tunnels.delete(tunnel)
+  for (const ended of tunnel.ended.splice(0)) ended()
 }

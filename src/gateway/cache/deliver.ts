@@ -203,7 +203,10 @@ export class Delivery {
       over = true
       this.#comingIn -= length
     }
-    whenClosed(reply.raw, taken)
+    whenClosed(reply.raw, () => {
+      taken()
+      return undefined
+    })
     return taken
   }
 

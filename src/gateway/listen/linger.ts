@@ -23,6 +23,7 @@ export function lingering(server: Server): (socket: TLSSocket) => void {
   server.on('request', (request) => {
     last.set(request.socket, request)
   })
+  server.on('upgrade', ({ socket }) => last.delete(socket))
   return (socket) => {
     const destroySoon = socket.destroySoon.bind(socket)
     socket.destroySoon = () => {

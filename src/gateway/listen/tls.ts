@@ -76,7 +76,7 @@ export function acceptTLS({
       log.debug({ peer: peer.address }, `connection: ${err.message}`)
       socket.destroy()
     })
-    socket.once('close', () => {
+    socket.on('close', () => {
       clearTimeout(timer)
       open.delete(socket)
       conn.destroy()

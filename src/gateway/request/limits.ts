@@ -137,7 +137,7 @@ export class Limits {
     }
     this.#admitted.set(conn, { peer, use })
     use.connections++
-    conn.once('close', () => this.#release(conn))
+    conn.on('close', () => this.#release(conn))
     this.#learn(peer, use)
     return true
   }
@@ -233,39 +233,14 @@ export class Limits {
       this.refuse('stalled', address)
       socket.destroy()
     }, this.settings.headerTimeout)
-    socket.once('close', () => clearTimeout(late))
-    const request = (): IncomingMessage | undefined => this.#requestOn.get(socket)
-    this.trackFlow(address, socket, {
-      // A body that nobody takes here waits for the upstream, not for the peer.
-      get reading() {
-        const body = request()
-        return (
-          body !== undefined &&
-          !body.complete &&
-          !body.destroyed &&
-          body.readableLength < body.readableHighWaterMark &&
-          !socket.isPaused()
-        )
-      },
-      get writing() {
-        return socket.writableLength > 0 || conn.writableLength > 0
-      },
-      get read() {
-        return socket.bytesRead
-      },
-      // bytesWritten counts what the socket was given, which is what it still holds and what has
-      // gone.
-      get written() {
-        return socket.bytesWritten - conn.writableLength
-      },
-      end: () => socket.destroy(),
-    })
+    socket.on('close', () => clearTimeout(late))
+    this.trackFlow(address, socket, new ConnectionFlow(conn, socket, this.#requestOn))
   }
 
   /** Ends what a peer stalls; it is watched until `stream` closes. */
   trackFlow(address: string, stream: Duplex, flow: Flow): void {
     this.#watched.set(stream, { address, flow, read: 0, written: 0, at: performance.now() })
-    stream.once('close', () => this.#watched.delete(stream))
+    stream.on('close', () => this.#watched.delete(stream))
   }
 
   /** Seconds until a request from an address may come; 0 when it may now. */
@@ -288,6 +263,11 @@ export class Limits {
     this.#requestOn.set(socket, request)
   }
 
+  /** No more requests come on a connection. */
+  unwatch(socket: Duplex): void {
+    this.#requestOn.delete(socket)
+  }
+
   /**
    * Counts a request that is under way until its answer has ended. False when its peer has as many
    * as it may.
@@ -302,6 +282,7 @@ export class Limits {
     use.underWay++
     whenClosed(response, () => {
       current(use).underWay--
+      return undefined
     })
     return true
   }
@@ -373,6 +354,48 @@ export class Limits {
       this.refuse('stalled', watched.address)
       flow.end()
     }
+  }
+}
+
+/** A {@link Flow} of HTTP/1.1. One class: an object of accessors for each connection is a kilobyte. */
+class ConnectionFlow implements Flow {
+  #conn: Duplex
+  #socket: TLSSocket
+  #requestOn: WeakMap<Duplex, IncomingMessage>
+
+  constructor(conn: Duplex, socket: TLSSocket, requestOn: WeakMap<Duplex, IncomingMessage>) {
+    this.#conn = conn
+    this.#socket = socket
+    this.#requestOn = requestOn
+  }
+
+  /** A body that nobody takes here waits for the upstream, not for the peer. */
+  get reading(): boolean {
+    const body = this.#requestOn.get(this.#socket)
+    return (
+      body !== undefined &&
+      !body.complete &&
+      !body.destroyed &&
+      body.readableLength < body.readableHighWaterMark &&
+      !this.#socket.isPaused()
+    )
+  }
+
+  get writing(): boolean {
+    return this.#socket.writableLength > 0 || this.#conn.writableLength > 0
+  }
+
+  get read(): number {
+    return this.#socket.bytesRead
+  }
+
+  /** bytesWritten counts what the socket was given, which is what it still holds and what has gone. */
+  get written(): number {
+    return this.#socket.bytesWritten - this.#conn.writableLength
+  }
+
+  end(): void {
+    this.#socket.destroy()
   }
 }
 

@@ -165,12 +165,24 @@ export class Metrics {
 export const measure = plugin<{ metrics: Metrics }>('measure', async (app, { metrics }) => {
   app.addHook('onRequest', (request, reply, done) => {
     const start = performance.now()
-    whenClosed(reply.raw, () => {
+    whenClosed(reply.raw, (tunnel) => {
       const route = request.upstream ?? 'gatehouse'
-      metrics.requests.inc({ route, status: `${Math.trunc(reply.raw.statusCode / 100)}xx` })
-      if (request.upgrade === true) return
+      const status = `${Math.trunc(reply.raw.statusCode / 100)}xx`
+      if (tunnel) return counting(metrics.requests, { route, status })
+      metrics.requests.inc({ route, status })
       metrics.duration.observe({ route }, (performance.now() - start) / 1000)
+      return undefined
     })
     done()
   })
 })
+
+/** Counts a request when it is called; made here, where it holds nothing but what it is given. */
+function counting(
+  requests: Metrics['requests'],
+  labels: { route: string; status: string },
+): () => void {
+  return () => {
+    requests.inc(labels)
+  }
+}

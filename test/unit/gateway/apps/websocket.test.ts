@@ -2,7 +2,9 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { test } from 'node:test'
 import { text } from 'node:stream/consumers'
+import { ServerResponse } from 'node:http'
 import type { IncomingMessage } from 'node:http'
+import { queryObjects } from 'node:v8'
 import { WebSocket } from 'ws'
 import { Bench, name } from '../../support/bench.ts'
 
@@ -123,4 +125,26 @@ test('an upgrade sent behind a request that is not answered yet ends the connect
     response.end('well')
   }
   assert.equal((await bench.fetch()).text, 'well')
+})
+
+test('an open WebSocket holds nothing of its handshake, and counts at its app until it ends', async () => {
+  await using bench = await Bench.start()
+  // After a collection of garbage. Whatever is held of a handshake holds its answer.
+  const held = (): unknown => queryObjects(ServerResponse, { format: 'count' })
+  const before = held()
+  const opened = await Promise.all([open(bench), open(bench)])
+  assert.equal(bench.gateway.upstream.open, 2)
+  await bench.until(() => held() === before)
+  for (const { ws } of opened) ws.close()
+  await bench.until(() => bench.gateway.upstream.open === 0)
+  await bench.until(() => bench.lines.filter((line) => line.status === 101).length === 2)
+  const line = bench.lines.find((one) => one.status === 101)!
+  assert.deepEqual(
+    [line.peer, line.user, line.method, line.host, line.path, line.aborted],
+    ['100.64.0.7', 'alice@example.com', 'GET', name, '/comms', undefined],
+  )
+  assert.match(
+    await bench.gateway.metrics.registry.metrics(),
+    /^gatehouse_http_requests_total\{route="node-red",status="1xx"\} 2$/m,
+  )
 })
