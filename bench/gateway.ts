@@ -348,8 +348,10 @@ try {
   for (const file of ['loopback', 'floor'])
     await build({
       ...common,
+      splitting: true,
       entryPoints: [path.join(root, `bench/${file}.ts`)],
-      outfile: at(`${file}.mjs`),
+      outdir: directory,
+      outExtension: { '.js': '.mjs' },
     })
   mkdirSync(at('www'))
   writeFileSync(

@@ -14,6 +14,7 @@
  * [--snapshot FILE: heap snapshots, FILE-0 before and FILE-1 after] [--maps FILE: likewise smaps]. Ports from 8443 must be free.
  */
 import { build } from 'esbuild'
+import type { BuildOptions } from 'esbuild'
 import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -24,7 +25,6 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Authority } from '../test/unit/support/authority.ts'
-import { common } from '../tools/options.ts'
 
 const { values: options } = parseArgs({
   options: {
@@ -188,15 +188,18 @@ process.on('SIGUSR2', async () => {
   for (const [i, root] of [here, ...options.root.split(',').filter((one) => one !== '')].entries())
     for (const only of options.only.split(',')) {
       if (i > 0 && only === 'node') continue
-      const bundle = at(`${only}-${i}.mjs`)
+      const { common } = (await import(path.join(root, 'tools/options.ts'))) as {
+        common: BuildOptions
+      }
+      // In parts, as tools/bundle.ts does it: what is not loaded is not read.
       await build({
         ...common,
-        entryPoints: [path.join(root, only === 'node' ? 'bench/floor.ts' : 'bench/loopback.ts')],
-        alias: existsSync(path.join(root, 'tools/undici.cjs'))
-          ? { undici: path.join(root, 'tools/undici.cjs') }
-          : {},
-        outfile: bundle,
+        splitting: true,
+        entryPoints: [path.join(root, `bench/${only === 'node' ? 'floor' : 'loopback'}.ts`)],
+        outdir: at(`${only}-${i}`),
+        outExtension: { '.js': '.mjs' },
       })
+      const bundle = at(`${only}-${i}`, `${only === 'node' ? 'floor' : 'loopback'}.mjs`)
       for (const set of options.flags.split(','))
         subjects.push({
           label: [only, i > 0 ? path.basename(root) : '', set]

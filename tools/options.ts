@@ -8,6 +8,11 @@ export const common = {
   platform: 'node',
   target: 'node26',
   legalComments: 'none',
+  // V8 keeps the text that it has read, and two bytes for each character where one of them, in a
+  // comment, is not Latin: 7 MB of the gateway's memory in the place of 2.4. Names stay as they are,
+  // and lines short, for errors that are shown with theirs.
+  minifyWhitespace: true,
+  lineLimit: 120,
   logLevel: 'warning',
   alias: { undici: path.join(import.meta.dirname, 'undici.cjs') },
   // CommonJS dependencies call require and know __dirname; an ES module has neither.
