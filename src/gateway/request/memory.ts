@@ -8,6 +8,8 @@ import type { Logger } from '../shared/log.ts'
 const after = {
   /** What is free is given back to the system no more often than this: it takes a moment. */
   givingBack: 5_000,
+  /** So often it is given back in any case: how much is free cannot be asked. */
+  givingBackAnyway: 60_000,
   /** Memory that is short for so long is a problem. */
   problem: 10_000,
   /** So long with nothing under way that could be the reason, and a new start is the cure. */
@@ -15,6 +17,9 @@ const after = {
   /** So long, whatever is under way: nobody new has been let in all the while. */
   whole: 600_000,
 }
+
+/** More than this since what is free was given back last, and it is again. Bytes. */
+const growth = 8 * 1024 * 1024
 
 /** Short of memory no more below this part of the limit. */
 const enough = 0.95
@@ -35,7 +40,9 @@ export interface MemoryMeasured {
   rss: () => number
   /** Milliseconds. */
   now: () => number
-  /** Gives back what is free; asks before the second half, which takes longer. */
+  /** Gives back what the C library holds free: some milliseconds. */
+  trim: () => void
+  /** Gives back all that is free; asks before the second half, which takes longer. */
   giveBack: (stillTooMuch: () => boolean) => void
 }
 
@@ -52,6 +59,8 @@ export class Memory {
   #log: Logger
   #short: Shortage | undefined
   #gaveBack = -Infinity
+  /** When {@link MemoryMeasured.trim} was last called, and what the process had then. */
+  #trimmed = { at: -Infinity, rss: 0 }
   #stuck = false
   #measured: MemoryMeasured
 
@@ -61,6 +70,7 @@ export class Memory {
     this.#measured = {
       rss: () => process.memoryUsage.rss(),
       now: () => performance.now(),
+      trim,
       giveBack,
       ...measured,
     }
@@ -86,6 +96,11 @@ export class Memory {
       this.#gaveBack = now
       this.#measured.giveBack(() => this.#measured.rss() > bound)
       rss = this.#measured.rss()
+      this.#trimmed = { at: now, rss }
+    } else if (this.#isToTrim(rss, now)) {
+      this.#measured.trim()
+      rss = this.#measured.rss()
+      this.#trimmed = { at: now, rss }
     }
     if (rss <= bound) {
       if (this.#short !== undefined) this.#pass(rss, most)
@@ -101,6 +116,18 @@ export class Memory {
     }
     this.events.short?.()
     this.#judge(this.#short, now, underWay, rss, most)
+  }
+
+  /**
+   * What a burst leaves behind (handshakes, V8's compiler in its threads) is not kept: soon after
+   * the process has grown, and from time to time, for what has become free since.
+   */
+  #isToTrim(rss: number, now: number): boolean {
+    const since = now - this.#trimmed.at
+    return (
+      (rss - this.#trimmed.rss > growth && since >= after.givingBack) ||
+      since >= after.givingBackAnyway
+    )
   }
 
   #pass(rss: number, most: number): void {

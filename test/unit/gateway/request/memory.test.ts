@@ -14,15 +14,20 @@ const mib = 1024 * 1024
 /** A process of 50 MiB whose limit is 100, and its clock. */
 function measured(): {
   memory: Memory
-  has: { mib: number }
+  has: { mib: number; free: number; trims: number }
   told: string[]
   pass: (seconds: number, underWay: number) => void
 } {
-  const [has, told] = [{ mib: 50 }, [] as string[]]
+  const [has, told] = [{ mib: 50, free: 0, trims: 0 }, [] as string[]]
   let now = 0
   const memory = new Memory(pino({ level: 'silent' }), {
     rss: () => has.mib * mib,
     now: () => now,
+    trim: () => {
+      has.trims++
+      has.mib -= has.free
+      has.free = 0
+    },
     giveBack: () => {},
   })
   memory.events = {
@@ -41,6 +46,25 @@ function measured(): {
     },
   }
 }
+
+test('what is free is given back soon after growth, and once a minute', () => {
+  const { has, pass } = measured()
+  pass(1, 0)
+  assert.equal(has.trims, 1)
+  // A burst, half of which is free again.
+  has.mib += 20
+  has.free = 10
+  pass(2, 0)
+  assert.equal(has.trims, 1, 'not more often than every five seconds')
+  pass(3, 0)
+  assert.deepEqual([has.trims, has.mib], [2, 60])
+  has.mib += 7
+  has.free = 5
+  pass(50, 0)
+  assert.equal(has.trims, 2, 'little growth')
+  pass(10, 0)
+  assert.deepEqual([has.trims, has.mib], [3, 62])
+})
 
 test('memory that is short for a moment is no problem, for ten seconds it is one, and over when it is enough', () => {
   const { memory, has, told, pass } = measured()
