@@ -216,7 +216,13 @@ test('Backup: what was deployed since is gone after a restore', { skip }, async 
     .nth(1)
     .fill(await codeOnScreen(old))
   await button('Replace and restart').click()
-  await page.getByText('The backup is whole, and is put in place now.').waitFor()
+  await page
+    .getByText('The backup is whole, and is put in place now.')
+    .waitFor()
+    .catch(async (err: unknown) => {
+      const journal = await machine.run('journalctl -b -u gatehouse -u gatehouse-broker -n 30')
+      throw new Error(`${await shown.text()}\n${journal.stdout}`, { cause: err })
+    })
   await eventually('it has started anew', 300, async () => (await bootId()) !== before || undefined)
   await editor(client, name)
   assert.equal(await flows(), kept)
@@ -227,7 +233,18 @@ test('Device: a restart, of which the page tells when it is over', { skip }, asy
   await shown.open('device', 'Device')
   await button('Restart').click()
   await page.getByRole('button', { name: /^Yes, restart/ }).click()
-  await page.getByText('The device is back.').waitFor({ timeout: 320_000 })
+  await page
+    .getByText('The device is back.')
+    .waitFor({ timeout: 320_000 })
+    .catch(async (err: unknown) => {
+      const answers = await client.fetch(`https://${name}:10000/api/v1/status`).then(
+        ({ status }) => status,
+        (failed: Error) => failed.message,
+      )
+      const journal = await machine.run('journalctl -b -u gatehouse -u gatehouse-broker -n 30')
+      const said = `${await shown.text()}\nAPI: ${answers}\n${journal.stdout}`
+      throw new Error(said, { cause: err })
+    })
   assert.notEqual(await bootId(), before)
   await shown.open('', 'Overview')
   await page.getByText('All is well').waitFor()
