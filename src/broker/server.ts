@@ -1,5 +1,5 @@
 import fastify from 'fastify'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply } from 'fastify'
 import { createWriteStream } from 'node:fs'
 import { mkdir, readFile, rm, statfs, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
@@ -146,6 +146,23 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       },
     )
 
+  const reboot = async (): Promise<void> => {
+    await system.systemctl('--no-block', 'reboot')
+  }
+  /**
+   * Does what stops the gateway once the answer has had the time to get through it: whoever asked
+   * hears of it by no other way.
+   */
+  const afterAnswer = (reply: FastifyReply, work: () => Promise<void>): void => {
+    reply.raw.once('close', () => {
+      setTimeout(() => {
+        work().catch((err: unknown) => {
+          say(`broker: what was asked for could not be done: ${reason(err)}`)
+        })
+      }, answerTime)
+    })
+  }
+
   const asked = { schema: { body: body(['by'], { by }) } }
   app.post<{ Body: { by: string } }>('/v1/node-red/restart', asked, async ({ body: { by } }) => {
     say(`node-red is restarted, as ${by} asks`)
@@ -156,18 +173,20 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     ['restart', 'reboot'],
     ['power-off', 'poweroff'],
   ] as const)
-    app.post<{ Body: { by: string } }>(`/v1/device/${verb}`, asked, async ({ body: { by } }) => {
-      say(`the device does ${command}, as ${by} asks`)
-      await system.systemctl('--no-block', command)
+    app.post<{ Body: { by: string } }>(`/v1/device/${verb}`, asked, async (request, reply) => {
+      say(`the device does ${command}, as ${request.body.by} asks`)
+      afterAnswer(reply, async () => {
+        await system.systemctl('--no-block', command)
+      })
       return { done: true }
     })
-  app.post<{ Body: { by: string } }>('/v1/device/reset', asked, async ({ body: { by } }) => {
+  app.post<{ Body: { by: string } }>('/v1/device/reset', asked, async ({ body: { by } }, reply) => {
     say(`the device forgets everything and starts as new, as ${by} asks`)
     const { boot } = options.paths
     await withCard(boot, async () => {
       await writeFile(join(boot, resetFile), 'reset asked for from the tailnet\n')
     })
-    await system.systemctl('--no-block', 'reboot')
+    afterAnswer(reply, reboot)
     return { done: true }
   })
 
@@ -211,10 +230,10 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     }
     return { offered: await readOffered(where), attempt: await attemptLine(where) }
   })
-  app.post<{ Body: { by: string } }>('/v1/update/back', asked, async ({ body: { by } }) => {
+  app.post<{ Body: { by: string } }>('/v1/update/back', asked, async ({ body: { by } }, reply) => {
     const version = await goBack(updatePaths(), options.paths.boot, by)
     say(`the device goes back to ${version}, as ${by} asks`)
-    await system.systemctl('--no-block', 'reboot')
+    afterAnswer(reply, reboot)
     return { version }
   })
   app.post<{ Body: { by: string } }>('/v1/update/check', asked, async ({ body: { by } }) => {
@@ -339,19 +358,13 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
         async (file) => await stage(options.root ?? '/var/lib', file, passphrase),
       )
       say(`a backup is put in place, as ${name} asks`)
-      const finish = async (): Promise<void> => {
+      afterAnswer(reply, async () => {
         try {
           await (options.quiet ?? quiet)(put)
-          await system.systemctl('--no-block', 'reboot')
-        } catch (err) {
-          say(`a backup could not be put in place: ${reason(err)}`)
         } finally {
           await drop()
         }
-      }
-      // The gateway is stopped for it, and it is through the gateway that whoever asked hears of it.
-      reply.raw.once('close', () => {
-        setTimeout(() => void finish(), answerTime)
+        await reboot()
       })
       return { done: true }
     },

@@ -324,7 +324,7 @@ test(
       'gatehouse_9.0.efi',
       'gatehouse_9.1+0.efi',
     ])
-    assert.ok(systemd.includes('--no-block reboot'))
+    await eventually('the restart', 10, async () => systemd.includes('--no-block reboot'))
   },
 )
 

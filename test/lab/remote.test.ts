@@ -245,7 +245,7 @@ test('restart, update, reboot and power-off reach systemd, and the audit log say
     '--no-block reboot',
     '--no-block poweroff',
   ])
-    assert.ok(device.systemd.includes(call), call)
+    await eventually(call, 10, async () => device.systemd.includes(call))
   const audit = JSON.parse(await well('audit', '--json')) as { what: string }[]
   const whats = audit.map(({ what }) => what)
   for (const what of ['device.power-off', 'device.restart', 'update.check', 'backup', 'restore'])
