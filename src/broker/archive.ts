@@ -289,10 +289,15 @@ export async function quiet<T>(work: () => Promise<T>): Promise<T> {
   const systemctl = async (...args: string[]): Promise<void> => {
     await tool('systemctl', args, {})
   }
-  await systemctl('stop', ...units)
-  try {
-    return await work()
-  } finally {
+  const start = async (): Promise<void> => {
     await systemctl('start', 'node-red.service', 'gatehouse.service', 'gatehouse-certs.path')
   }
+  await systemctl('stop', ...units)
+  const result = await work().catch(async (err: unknown) => {
+    // What went wrong first is what is told.
+    await start().catch(() => {})
+    throw err
+  })
+  await start()
+  return result
 }
