@@ -33,7 +33,6 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs'
-import { connect } from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -44,7 +43,7 @@ import type { Load } from './h2load.ts'
 import { common } from '../tools/options.ts'
 import { ratioPlot } from './plot.ts'
 import type { Row } from './plot.ts'
-import { memory } from './proc.ts'
+import { accepts, memory } from './proc.ts'
 import { measureTailnet } from './tailnet.ts'
 import type { TailnetResult } from './tailnet.ts'
 
@@ -88,22 +87,6 @@ async function stop(child: ChildProcess): Promise<void> {
   const hard = setTimeout(() => child.kill('SIGKILL'), 5_000)
   await ended
   clearTimeout(hard)
-}
-
-/** Waits until something accepts connections, at most a minute. */
-async function accepts(where: { port: number; host: string } | { path: string }): Promise<void> {
-  for (const end = Date.now() + 60_000; Date.now() < end; await sleep(50)) {
-    if (
-      await new Promise<boolean>((resolve) => {
-        const probe = connect(where, () => {
-          probe.destroy()
-          resolve(true)
-        }).on('error', () => resolve(false))
-      })
-    )
-      return
-  }
-  throw new Error(`nothing accepts connections at ${JSON.stringify(where)}`)
 }
 
 /** A process and all below it. */

@@ -1,6 +1,8 @@
-/** What the kernel counts of a process: proc(5). */
+/** What the kernel counts of a process (proc(5)), and whether it has begun to serve. */
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 
 const ticks = Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }))
 
@@ -23,4 +25,23 @@ export function cpuSeconds(pid: number, threads: 'all' | 'main' = 'all'): number
     .replace(/^.*\) /, '')
     .split(' ')
   return (Number(fields[11]) + Number(fields[12])) / ticks
+}
+
+/**
+ * Waits until something accepts connections, at most a minute.
+ *
+ * @throws Error when nothing did
+ */
+export async function accepts(
+  where: { port: number; host: string } | { path: string },
+): Promise<void> {
+  for (const end = Date.now() + 60_000; Date.now() < end; await sleep(50)) {
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const probe = connect(where, () => {
+      probe.destroy()
+      resolve(true)
+    }).on('error', () => resolve(false))
+    if (await promise) return
+  }
+  throw new Error(`nothing accepts connections at ${JSON.stringify(where)}`)
 }

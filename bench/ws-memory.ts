@@ -19,12 +19,12 @@ import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { connect } from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Authority } from '../test/unit/support/authority.ts'
+import { accepts } from './proc.ts'
 
 const { values: options } = parseArgs({
   options: {
@@ -73,18 +73,6 @@ async function stop(child: ChildProcess): Promise<void> {
   const ended = once(child, 'exit')
   child.kill('SIGKILL')
   await ended
-}
-
-async function accepts(where: { port: number; host: string } | { path: string }): Promise<void> {
-  for (const end = Date.now() + 60_000; Date.now() < end; await sleep(50)) {
-    const { promise, resolve } = Promise.withResolvers<boolean>()
-    const probe = connect(where, () => {
-      probe.destroy()
-      resolve(true)
-    }).on('error', () => resolve(false))
-    if (await promise) return
-  }
-  throw new Error(`nothing accepts connections at ${JSON.stringify(where)}`)
 }
 
 /** Of smaps (proc(5)), then of V8, which is asked last, since it allocates to answer. */
