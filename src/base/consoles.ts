@@ -1,13 +1,13 @@
 import { open, readFile } from 'node:fs/promises'
 
 /**
- * The lines that the kernel has as its console, by name below /dev: ttyAMA0, ttyS0, tty0.
+ * The lines that the kernel has as its console, by name below /dev, with a space between: `tty0
+ * ttyAMA0`. The last one is /dev/console.
  *
  * @throws the system's error when they cannot be read
  */
-export async function kernelConsoles(): Promise<string[]> {
-  const active = await readFile('/sys/class/tty/console/active', 'utf8')
-  return active.trim().split(/\s+/).filter(Boolean)
+export async function activeConsoles(): Promise<string> {
+  return await readFile('/sys/class/tty/console/active', 'utf8')
 }
 
 /**
@@ -17,7 +17,8 @@ export async function kernelConsoles(): Promise<string[]> {
  * @returns those that took it, by name; nobody need be there to read it
  */
 export async function writeToConsoles(text: string): Promise<string[]> {
-  const names = new Set([...(await kernelConsoles().catch(() => [])), 'tty1'])
+  const active = await activeConsoles().catch(() => '')
+  const names = new Set([...active.trim().split(/\s+/).filter(Boolean), 'tty1'])
   const took: string[] = []
   for (const name of names) {
     try {

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { ConfigError, defaults, parseConfig, serialize } from '../config/config.ts'
 import type { Config } from '../config/config.ts'
+import { activeConsoles } from '../base/consoles.ts'
 import { GatehouseError, oneLine, reason } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Moved } from '../config/migrate.ts'
@@ -689,10 +690,7 @@ async function extensionPaths(
 
 /** The lines on which [console] login has root's shell. */
 async function consoles(): Promise<string[] | 'unknown'> {
-  return await readFile('/sys/class/tty/console/active', 'utf8').then(
-    consoleLines,
-    () => 'unknown' as const,
-  )
+  return await activeConsoles().then(consoleLines, () => 'unknown' as const)
 }
 
 /**
