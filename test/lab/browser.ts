@@ -13,9 +13,12 @@ import path from 'node:path'
 import type { Duplex } from 'node:stream'
 import { chromium } from 'playwright-core'
 import type { Browser } from 'playwright-core'
+import { eventually } from './appliance.ts'
 import type { Lab, LabClient } from './lab.ts'
 
 const program = '/usr/bin/chromium-headless-shell'
+/** Prints the addresses that nobody may use yet, since somebody else may have them. */
+const tentative = ['ip', '-6', 'address', 'show', 'tentative']
 
 /**
  * Starts a browser beside a tailnet client, in its namespace: what it sends anywhere but to the
@@ -28,7 +31,7 @@ export async function browse(
   origin: string,
 ): Promise<{ browser: Browser; url: string }> {
   const port = await forward(lab, client, await client.proxy(origin))
-  return { browser: await launch(client), url: `http://127.0.0.1:${port}/` }
+  return { browser: await launch(lab, client), url: `http://127.0.0.1:${port}/` }
 }
 
 /** A page, or anything else, of a site that is not in the tailnet or is another node of it. */
@@ -95,7 +98,7 @@ export async function browseNames(
       .update(new X509Certificate(pem).publicKey.export({ type: 'spki', format: 'der' }))
       .digest('base64'),
   )
-  return await launch(client, [
+  return await launch(lab, client, [
     `--proxy-server=http://127.0.0.1:${port}`,
     `--ignore-certificate-errors-spki-list=${keys.join(',')}`,
   ])
@@ -149,12 +152,22 @@ export async function reachable(
   await writeFile(`/etc/netns/${client.ns}/hosts`, `127.0.0.1 localhost ${name}\n`)
 }
 
-async function launch(client: LabClient, more: readonly string[] = []): Promise<Browser> {
+/**
+ * Starts the browser once the namespace's addresses are settled: Chromium ends all that is under
+ * way when one changes (ERR_NETWORK_CHANGED), and a namespace that was just made has its IPv6
+ * address after a second or two (RFC 4862, 5.4).
+ */
+async function launch(lab: Lab, client: LabClient, more: readonly string[] = []): Promise<Browser> {
   await access(program).catch(() => {
     throw new Error(
       `${program} is not there: run tools/setup, which installs the package chromium-headless-shell`,
     )
   })
+  await eventually(
+    `the addresses of ${client.ns} are settled`,
+    30,
+    async () => (await lab.run(client.ns, tentative)).stdout === '',
+  )
   const wrapper = path.join(client.dir, 'browser')
   await writeFile(
     wrapper,

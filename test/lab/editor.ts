@@ -1,11 +1,46 @@
 /** What a person does with Node-RED's editor in a browser. */
 import type { Page } from 'playwright-core'
 
-/** Opens the editor and waits until it is all there. */
+/**
+ * Opens the editor and waits until it is all there. One that does not come is loaded again, as a
+ * person does; what went wrong until then is printed, so that it is seen when it lasts.
+ *
+ * @throws Error when three loads brought none: what failed, and what the page says
+ */
 export async function openEditor(page: Page, url: string): Promise<void> {
-  await page.goto(url)
-  await page.locator('.red-ui-palette-node[data-palette-type="inject"]').waitFor()
-  await page.locator('#red-ui-loading-progress').waitFor({ state: 'hidden' })
+  const wrong: string[] = []
+  page.on('requestfailed', (request) =>
+    wrong.push(`${request.method()} ${request.url()}: ${request.failure()?.errorText}`),
+  )
+  page.on('response', (answer) => {
+    if (answer.status() >= 400) wrong.push(`${answer.url()}: HTTP ${answer.status()}`)
+  })
+  page.on('pageerror', (error) => wrong.push(`in the page: ${error.message}`))
+  for (let tries = 1; tries <= 3; tries++) {
+    try {
+      await page.goto(url, { timeout: 60_000 })
+      await page
+        .locator('.red-ui-palette-node[data-palette-type="inject"]')
+        .waitFor({ timeout: 60_000 })
+      await page.locator('#red-ui-loading-progress').waitFor({ state: 'hidden' })
+      return
+    } catch (error) {
+      wrong.push(String(error), `the page says: ${await textOf(page)}`)
+      console.log(`the editor did not come, try ${tries}:\n${wrong.join('\n')}`)
+    }
+  }
+  throw new Error(`three loads of ${url} brought no editor: ${wrong.join('; ')}`)
+}
+
+/** What a page says, for a message: its first 300 characters, or why it says nothing. */
+async function textOf(page: Page): Promise<string> {
+  return await page
+    .locator('body')
+    .innerText({ timeout: 5_000 })
+    .then(
+      (text) => JSON.stringify(text.slice(0, 300)),
+      (error: unknown) => String(error),
+    )
 }
 
 /** Drags a node from the palette to a place on the sheet, once the palette has come to rest. */
