@@ -9,6 +9,8 @@ export interface Paths {
   boot: string
   /** GATEHOUSE_CONFIG_DIR, default /var/lib/gatehouse-config: the last good configuration. */
   config: string
+  /** GATEHOUSE_STATE_ROOT, default /var/lib: the folders that a backup is of. */
+  data: string
   /** GATEHOUSE_PROBLEM_FILE, default /run/gatehouse-provision/problem. */
   problem: string
   /**
@@ -61,6 +63,7 @@ export function paths(env: NodeJS.ProcessEnv = process.env): Paths {
   return {
     boot: env.GATEHOUSE_BOOT_DIR ?? '/efi',
     config: env.GATEHOUSE_CONFIG_DIR ?? '/var/lib/gatehouse-config',
+    data: env.GATEHOUSE_STATE_ROOT ?? '/var/lib',
     problem: env.GATEHOUSE_PROBLEM_FILE ?? '/run/gatehouse-provision/problem',
     channel: env.GATEHOUSE_CHANNEL_KEY ?? '/run/gatehouse-provision/channel',
     reported: env.GATEHOUSE_REPORT_DIR ?? '/run/gatehouse-report',

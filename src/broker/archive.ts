@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { createReadStream } from 'node:fs'
+import { createReadStream, existsSync } from 'node:fs'
 import { mkdir, open, readFile, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PassThrough, Readable, Writable } from 'node:stream'
@@ -28,6 +28,10 @@ const kept = [
  * cannot be read, so it goes along.
  */
 const hostKey = 'systemd/credential.secret'
+
+/** Where a backup is unpacked, and the file in there that says that it is on its way into place. */
+const unpacked = '.restore'
+const whole = 'whole'
 
 /** Runs a program with pipes. @throws Error with what it said when it ends other than well */
 export async function tool(
@@ -177,7 +181,7 @@ export interface Staged {
    * restore. Who writes there must be stopped ({@link quiet}).
    */
   put: () => Promise<void>
-  /** Removes what has not been put in place. */
+  /** Removes what has not been put in place; what was on its way stays for {@link finishRestore}. */
   drop: () => Promise<void>
 }
 
@@ -199,11 +203,11 @@ export async function restore(root: string, file: string, passphrase: string): P
  * @throws GatehouseError GH_RESTORE_PASSPHRASE, GH_RESTORE_DAMAGED
  */
 export async function stage(root: string, file: string, passphrase: string): Promise<Staged> {
-  const fresh = join(root, '.restore')
+  const fresh = join(root, unpacked)
   await rm(fresh, { recursive: true, force: true })
   await mkdir(fresh, { mode: 0o700 })
   const drop = async (): Promise<void> => {
-    await rm(fresh, { recursive: true, force: true })
+    if (!existsSync(join(fresh, whole))) await rm(fresh, { recursive: true, force: true })
   }
   try {
     const age = new Decrypter()
@@ -249,29 +253,57 @@ export async function stage(root: string, file: string, passphrase: string): Pro
         `${file} holds nothing of a Gatehouse`,
         'Nothing was changed. Take a file that the page Backup of the console gave, or gatehouse backup wrote',
       )
-    return { names, put: async () => await put(root, fresh, names), drop }
+    return { names, put: async () => await put(root, fresh), drop }
   } catch (err) {
     await drop()
     throw err
   }
 }
 
-async function put(root: string, fresh: string, names: readonly string[]): Promise<void> {
-  for (const name of names) {
-    const old = join(root, `${name}.before-restore`)
-    await rm(old, { recursive: true, force: true })
-    await rename(join(root, name), old).catch((err: NodeJS.ErrnoException) => {
-      if (err.code !== 'ENOENT') throw err
-    })
+/**
+ * Puts what lies unpacked in place, so that power may go at any moment: before `whole` is written
+ * nothing has changed, and from then on {@link finishRestore} can go on with it.
+ */
+async function put(root: string, fresh: string): Promise<void> {
+  await tool('sync', ['--file-system', fresh], {})
+  const mark = await open(join(fresh, whole), 'w')
+  await mark.sync().finally(async () => await mark.close())
+  await syncFolder(fresh)
+  await finishRestore(root)
+}
+
+/** Moves what lies unpacked in place, or what is left of it. */
+async function move(root: string, fresh: string): Promise<void> {
+  for (const name of kept) {
+    if (!existsSync(join(fresh, name))) continue
+    if (existsSync(join(root, name))) {
+      const old = join(root, `${name}.before-restore`)
+      await rm(old, { recursive: true, force: true })
+      await rename(join(root, name), old)
+    }
     await rename(join(fresh, name), join(root, name))
   }
-  await rename(join(fresh, hostKey), join(root, hostKey)).catch((err: NodeJS.ErrnoException) => {
-    if (err.code !== 'ENOENT') throw err
-  })
-  const directory = await open(root, 'r')
-  await directory.sync().finally(async () => {
-    await directory.close()
-  })
+  if (existsSync(join(fresh, hostKey))) await rename(join(fresh, hostKey), join(root, hostKey))
+  await syncFolder(root)
+}
+
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, 'r')
+  await handle.sync().finally(async () => await handle.close())
+}
+
+/**
+ * Ends what a restore left that lost its power, or its process: what was on its way into place is
+ * put there, what was not is removed. Who writes there must not run.
+ *
+ * @returns true when something was put in place
+ */
+export async function finishRestore(root: string): Promise<boolean> {
+  const fresh = join(root, unpacked)
+  const begun = existsSync(join(fresh, whole))
+  if (begun) await move(root, fresh)
+  await rm(fresh, { recursive: true, force: true })
+  return begun
 }
 
 /**

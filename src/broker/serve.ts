@@ -2,6 +2,7 @@ import { writeToConsoles } from '../base/consoles.ts'
 import type { Paths } from '../base/paths.ts'
 import { reason } from '../base/errors.ts'
 import { listenOn, systemdSockets } from '../base/sockets.ts'
+import { finishRestore } from './archive.ts'
 import { createBroker } from './server.ts'
 import { Settings, recover } from './settings.ts'
 import { system } from './system.ts'
@@ -9,7 +10,8 @@ import { system } from './system.ts'
 /**
  * `gatehouse broker`: serves the socket that systemd made (gatehouse-broker.socket), as root, and
  * ends by itself when it is not needed. With `recover` as its argument: takes back a change that
- * was on trial when the power went, and ends (gatehouse-recover.service, before provisioning).
+ * was on trial when the power went, finishes a restore that was under way, and ends
+ * (gatehouse-recover.service, before provisioning).
  *
  * @param idle it ends when nobody has asked for this long and nothing is on trial. Milliseconds.
  * @returns 0, or 1 when the card cannot be written to
@@ -26,6 +28,8 @@ export async function runBroker(
     try {
       if (await recover(paths.boot))
         say('settings: a change was on trial when the device stopped, and is taken back')
+      if (await finishRestore(paths.data))
+        say('a backup was being put in place when the device stopped: that is finished now')
       return 0
     } catch (err) {
       process.stderr.write(`gatehouse broker: ${reason(err)}\n`)
@@ -46,6 +50,12 @@ export async function runBroker(
   if (await recover(paths.boot)) {
     say('settings: a change was on trial when the broker stopped, and is taken back')
     await system.systemctl('restart', 'gatehouse-provision.service')
+  }
+  if (await finishRestore(paths.data)) {
+    say(
+      'a backup was being put in place when the broker stopped: that is finished, and it restarts',
+    )
+    await system.systemctl('--no-block', 'reboot')
   }
   const settings = new Settings({
     paths,

@@ -31,13 +31,11 @@ import type { System } from './system.ts'
 
 /** Options of {@link createBroker}. */
 export interface BrokerOptions {
-  paths: Pick<Paths, 'boot' | 'problem'> & Partial<Pick<Paths, 'firewall' | 'config'>>
+  paths: Pick<Paths, 'boot' | 'problem' | 'data'> & Partial<Pick<Paths, 'firewall' | 'config'>>
   settings: Settings
   system: System
   /** One line for the journal: every verb that changes something says who asked for it. */
   say: (line: string) => void
-  /** What a backup holds. Default: /var/lib. */
-  root?: string
   /** State directory of who sends alerts. Default: /var/lib/gatehouse-alerts. */
   alerts?: string
   /** Where an upload waits until it is whole. Default: /var/lib/gatehouse-broker. */
@@ -265,7 +263,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       await settings.demandCode('a backup', code)
       say(`a backup is made, as ${by} asks`)
       const output = new PassThrough()
-      archive(options.root ?? '/var/lib', { passphrase }, output).catch((err: unknown) => {
+      archive(options.paths.data, { passphrase }, output).catch((err: unknown) => {
         say(`a backup broke off: ${reason(err)}`)
         output.destroy(err as Error)
       })
@@ -288,7 +286,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
           'Set recipient in [backup] (page Settings)',
         )
       say(`a backup is made for ${backup.recipient}, as ${by} asks`)
-      const root = options.root ?? '/var/lib'
+      const root = options.paths.data
       const identity = await generateX25519Identity()
       const names = await partsOf(root)
       await mkdir(dirname(rehearsal), { recursive: true, mode: 0o700 })
@@ -355,16 +353,17 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
       const { put, drop } = await takeUpload(
         request.body as Readable,
         options,
-        async (file) => await stage(options.root ?? '/var/lib', file, passphrase),
+        async (file) => await stage(options.paths.data, file, passphrase),
       )
       say(`a backup is put in place, as ${name} asks`)
       afterAnswer(reply, async () => {
+        // Restarted in any case: that finishes what could not be done.
         try {
           await (options.quiet ?? quiet)(put)
         } finally {
           await drop()
+          await reboot()
         }
-        await reboot()
       })
       return { done: true }
     },

@@ -1,6 +1,7 @@
 import { mkdir } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { GatehouseError, reason } from '../base/errors.ts'
+import { paths } from '../base/paths.ts'
 import { backup, quiet, restore } from '../broker/archive.ts'
 import { askSecret } from './ask.ts'
 
@@ -18,7 +19,7 @@ export async function runBackup(
     )
     return 64
   }
-  const root = process.env.GATEHOUSE_STATE_ROOT ?? '/var/lib'
+  const root = paths().data
   try {
     const passphrase = await askSecret('Passphrase: ')
     if (command === 'backup') {

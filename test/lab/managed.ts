@@ -65,6 +65,7 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
     config: path.dirname(provisioned),
     problem: path.join(appliance.dir, 'problem'),
     admin: appliance.env['GATEHOUSE_ADMIN_SOCKET']!,
+    data: path.join(lab.dir, 'lib'),
   }
   const system = {
     systemctl: async (...args: string[]): Promise<string> => {
@@ -104,11 +105,10 @@ export async function startManaged(lab: Lab, options: ManagedOptions): Promise<M
       codes.push(code)
     },
   })
-  const root = path.join(lab.dir, 'lib')
-  await mkdir(path.join(root, 'node-red'), { recursive: true })
-  await writeFile(path.join(root, 'node-red', 'flows.json'), '[]')
+  await mkdir(path.join(paths.data, 'node-red'), { recursive: true })
+  await writeFile(path.join(paths.data, 'node-red', 'flows.json'), '[]')
   const broker = await createBroker({
-    ...{ paths, system, say, settings, root },
+    ...{ paths, system, say, settings },
     ...(options.alerts === undefined ? {} : { alerts: options.alerts }),
     uploads: path.join(lab.dir, 'uploads'),
     quiet: async (work) => await work(),

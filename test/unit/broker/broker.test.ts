@@ -66,7 +66,8 @@ async function device(text = first, { trialTime = 60_000 } = {}) {
     response.end(JSON.stringify({ changed: ['access.view'], restart: [] }))
   }).listen(admin)
   gateway.unref()
-  const paths = { boot, problem, admin, config: join(directory, 'config') }
+  const data = join(directory, 'lib')
+  const paths = { boot, problem, admin, config: join(directory, 'config'), data }
   const settings = new Settings({
     ...{ paths, system, trialTime },
     say: (line) => void said.push(line),
@@ -75,7 +76,6 @@ async function device(text = first, { trialTime = 60_000 } = {}) {
   const app = await createBroker({
     ...{ paths, settings, system },
     say: (line) => void said.push(line),
-    root: join(directory, 'lib'),
     uploads: join(directory, 'uploads'),
     quiet: async (work) => await work(),
   })

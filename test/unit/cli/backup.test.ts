@@ -15,7 +15,9 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { backup, restore } from '../../../src/broker/archive.ts'
+import fs from 'node:fs/promises'
+import { syncBuiltinESMExports } from 'node:module'
+import { backup, finishRestore, restore, stage } from '../../../src/broker/archive.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'gh-backup-'))
 after(() => {
@@ -104,4 +106,49 @@ test('a passphrase that is too short, and a place that cannot be written to: no 
   })
   assert.ok(!existsSync(join(root, 'e.age')))
   chmodSync(root, 0o700)
+})
+
+test('power that goes at any moment of a restore: the next start finishes it, or nothing has changed', async (t) => {
+  const one = device('one')
+  const file = join(root, 'f.age')
+  await backup(one, file, passphrase)
+  const identity = readFileSync(join(one, 'gatehouse/tailscaled.state'))
+  let cuts = 0
+  for (let done = 0, cut = true; cut; done++) {
+    const two = device('two')
+    const { put } = await stage(two, file, passphrase)
+    // Each thing that it does to a folder is a moment; from this one on nothing is done any more.
+    let left = done
+    const methods = (['rename', 'rm'] as const).map((name) => {
+      const real = fs[name] as (...args: unknown[]) => Promise<void>
+      return t.mock.method(fs, name, async (...args: unknown[]) => {
+        if (left-- <= 0) throw new Error('the power is gone')
+        await real(...args)
+      })
+    })
+    syncBuiltinESMExports()
+    cut = await put().then(
+      () => false,
+      () => true,
+    )
+    for (const method of methods) method.mock.restore()
+    syncBuiltinESMExports()
+    assert.equal(await finishRestore(two), cut)
+    assert.equal(readFileSync(join(two, 'node-red/flows.json'), 'utf8'), 'flows of one')
+    assert.ok(readFileSync(join(two, 'gatehouse/tailscaled.state')).equals(identity))
+    assert.equal(readFileSync(join(two, 'systemd/credential.secret'), 'utf8'), 'host key of one')
+    assert.equal(
+      readFileSync(join(two, 'node-red.before-restore/flows.json'), 'utf8'),
+      'flows of two',
+    )
+    assert.equal(existsSync(join(two, '.restore')), false)
+    if (cut) cuts++
+  }
+  assert.ok(cuts >= 8, `${cuts} moments`)
+
+  const three = device('three')
+  await stage(three, file, passphrase)
+  assert.equal(await finishRestore(three), false, 'unpacked, and not on its way')
+  assert.equal(readFileSync(join(three, 'node-red/flows.json'), 'utf8'), 'flows of three')
+  assert.equal(existsSync(join(three, '.restore')), false)
 })

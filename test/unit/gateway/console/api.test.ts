@@ -62,6 +62,7 @@ async function start({ owned = false } = {}) {
   const paths = {
     ...{ boot, admin: bench.admin, config: join(boot, '../config') },
     problem: join(boot, '../problem'),
+    data: join(boot, '../lib'),
   }
   const say = (): void => {}
   const settings = new Settings({ paths, system, say, showCode: async () => {} })

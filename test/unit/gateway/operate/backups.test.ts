@@ -28,7 +28,7 @@ after(() => {
 async function device() {
   const directory = mkdtempSync(join(tmpdir(), 'gh-backups-'))
   directories.push(directory)
-  const [boot, config, root, state] = ['efi', 'config', 'lib', 'state'].map((name) => {
+  const [boot, config, data, state] = ['efi', 'config', 'lib', 'state'].map((name) => {
     mkdirSync(join(directory, name))
     return join(directory, name)
   }) as [string, string, string, string]
@@ -38,13 +38,13 @@ async function device() {
     join(config, 'gatehouse.toml'),
     serialize({ ...defaults(), backup: { recipient, to: 'http://nas.example/' } }),
   )
-  mkdirSync(join(root, 'node-red'))
-  writeFileSync(join(root, 'node-red/flows.json'), '[{"id":"meter in the cellar"}]')
+  mkdirSync(join(data, 'node-red'))
+  writeFileSync(join(data, 'node-red/flows.json'), '[{"id":"meter in the cellar"}]')
   const system = { systemctl: async () => '', stream: () => assert.fail('nothing is streamed') }
-  const paths = { boot, config, problem: join(directory, 'problem'), admin: 'none' }
+  const paths = { boot, config, data, problem: join(directory, 'problem'), admin: 'none' }
   const say = (): void => {}
   const broker = await createBroker({
-    ...{ paths, system, say, root, uploads: join(directory, 'uploads') },
+    ...{ paths, system, say, uploads: join(directory, 'uploads') },
     settings: new Settings({ paths, system, say, showCode: async () => {} }),
   })
   const socket = join(directory, 'broker.sock')
