@@ -94,9 +94,9 @@ test: ## all tests; ends with a line "N passed, N failed"
 	$(SUDO) $(NODE) test/run.ts --add out/tally.json vm scenarios || failed=1; \
 	exit $$failed
 
-test-long: lab wasm image-amd64 update-$(TRIED) image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some 90 minutes
+test-long: lab wasm image-amd64 update-$(TRIED) image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some hours, noted in docs/test-long.md; TESTS="vm/names scenarios" for some
 	@$(SUDO) image/extension mosquitto $(TRIED)
-	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH GATEHOUSE_CARD GATEHOUSE_CUTS) $(NODE) test/run.ts --record docs/test-long.md tsnet vm scenarios
+	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH GATEHOUSE_CARD GATEHOUSE_CUTS) $(NODE) test/run.ts --record docs/test-long.md $(or $(TESTS),tsnet vm scenarios)
 
 test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts; GATEHOUSE_ARCH=arm64 GATEHOUSE_FIRMWARE=u-boot through a Pi's boot chain
 	@[ "$(GATEHOUSE_FIRMWARE)" != u-boot ] || $(SUDO) test/vm/fetch-u-boot

@@ -1,48 +1,58 @@
-/** What a run of many tests leaves behind for whoever reads the docs: when, of what, how many. */
+/** What long tests leave behind for whoever reads the docs: of each file when, of what, how many. */
 
-/** The counts of one folder. */
-export interface Folder {
-  name: string
-  files: number
+/** What one file of tests gave. */
+export interface Result {
+  /** Its path below test/ or src/, without its ending. */
+  test: string
+  /** When it ended: "2026-11-27 14:05", UTC. */
+  at: string
+  /** Of what; with a + where the checkout had changes beside it. */
+  commit: string
   passed: number
   failed: number
   skipped: number
-  seconds: number
+  minutes: number
+  /** Names of the tests that failed. */
+  failures: readonly string[]
 }
 
-/** The file's text. @param failures names of the tests that failed, with their file */
-export function record(
-  {
-    date,
-    commit,
-    changed,
-    command,
-  }: Record<'date' | 'commit' | 'command', string> & {
-    /** Whether the checkout had changes beside the commit. */
-    changed: boolean
-  },
-  folders: readonly Folder[],
-  failures: readonly string[],
-): string {
-  const sum = (key: 'passed' | 'failed' | 'skipped' | 'seconds'): number =>
-    folders.reduce((all, folder) => all + folder[key], 0)
-  const minutes = (seconds: number): string => (seconds / 60).toFixed(0)
+const head = [
+  '# What the long tests gave last',
+  '',
+  'Written by the runs themselves (`make test-long`, or some of them: docs/developing.md), a line for',
+  'each file of tests, in UTC. A + after the commit: with changes beside it. What has no line has not',
+  'been run since these lines are kept.',
+  '',
+]
+const columns = ['test', 'at', 'commit', 'passed', 'failed', 'skipped', 'minutes', 'what failed']
+
+/** Names as a cell of a table holds them, not too many. */
+function cell(failures: readonly string[]): string {
+  const shown = failures.slice(0, 3).map((name) => name.replaceAll(/[|\s]+/g, ' ').slice(0, 60))
+  return [...shown, ...(failures.length > 3 ? [`and ${failures.length - 3} more`] : [])].join('; ')
+}
+
+/**
+ * The page with what has come of some files, in the place of what it said of them before.
+ *
+ * @param page the page so far; empty where there is none
+ */
+export function record(page: string, results: readonly Result[]): string {
+  const lines = new Map<string, string>()
+  for (const line of page.split('\n')) {
+    const test = /^\| ([^|]+\/[^|]+?) +\|/.exec(line)?.[1]
+    if (test !== undefined) lines.set(test, line)
+  }
+  for (const { test, at, commit, passed, failed, skipped, minutes, failures } of results)
+    lines.set(
+      test,
+      `| ${[test, at, commit, passed, failed, skipped, minutes.toFixed(1), cell(failures)].join(' | ')} |`,
+    )
   return [
-    '# The last full run of the long tests',
-    '',
-    `Written by \`${command}\` on ${date} UTC, of commit ${commit}${changed ? ' with changes' : ''}:`,
-    `**${sum('passed')} passed, ${sum('failed')} failed, ${sum('skipped')} skipped** in ` +
-      `${minutes(sum('seconds'))} minutes.`,
-    '',
-    '| folder | files | passed | failed | skipped | minutes |',
-    '|---|---|---|---|---|---|',
-    ...folders.map(
-      ({ name, files, passed, failed, skipped, seconds }) =>
-        `| ${name} | ${files} | ${passed} | ${failed} | ${skipped} | ${minutes(seconds)} |`,
-    ),
-    ...(failures.length === 0
-      ? []
-      : ['', 'Failed:', '', ...failures.map((one) => `- ${one}`.slice(0, 98))]),
+    ...head,
+    `| ${columns.join(' | ')} |`,
+    `|${columns.map(() => '---').join('|')}|`,
+    ...[...lines].toSorted(([a], [b]) => (a < b ? -1 : 1)).map(([, line]) => line),
     '',
   ].join('\n')
 }

@@ -1,21 +1,21 @@
 /**
  * Runs the tests of the folders named (`unit`, `tsnet`, `lab`, `vm`, `scenarios`, `faults`,
- * `update`, `nodes`, `raspios`), in that order, and ends with one line `N passed, N failed` (`, N skipped` where any
- * were). Exit code 1 when a test failed or none ran.
+ * `update`, `nodes`, `raspios`) or files of them (`vm/service`), in that order, and ends with one line
+ * `N passed, N failed` (`, N skipped` where any were). Exit code 1 when a test failed or none ran.
  *
- * Usage: node test/run.ts [--save FILE | --add FILE] [--record FILE] unit lab
+ * Usage: node test/run.ts [--save FILE | --add FILE] [--record FILE] unit lab vm/service
  * --save keeps the counts and what failed in a file, --add begins with those kept there: `make test`
- * runs the quick tests before it builds the images. --record writes what came of it as a page of the
- * docs (record.ts).
+ * runs the quick tests before it builds the images. --record writes what came of each file into a
+ * page of the docs (record.ts), as soon as the file has ended.
  */
 import { execFileSync } from 'node:child_process'
-import { globSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, globSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
 import { parseArgs } from 'node:util'
 import { record } from './record.ts'
-import type { Folder } from './record.ts'
+import type { Result } from './record.ts'
 
 const root = path.resolve(import.meta.dirname, '..')
 const folders: Record<string, string> = {
@@ -34,11 +34,17 @@ const { values, positionals: asked } = parseArgs({
   options: { save: { type: 'string' }, add: { type: 'string' }, record: { type: 'string' } },
   allowPositionals: true,
 })
-const unknown = asked.filter((name) => !(name in folders))
+/** The files of what was asked for: a folder, or `folder/name`. */
+function filesOf(what: string): string[] {
+  const [folder = '', name] = what.split('/')
+  const files = folder in folders ? globSync(folders[folder]!, { cwd: root }).sort() : []
+  return files.filter((file) => name === undefined || path.basename(file, '.test.ts') === name)
+}
+const unknown = asked.filter((what) => filesOf(what).length === 0)
 if (asked.length === 0 || unknown.length > 0) {
   console.error(
-    `test/run.ts: ${unknown.length ? `no such folder: ${unknown.join(', ')}` : 'name the folders'}; ` +
-      `there are ${Object.keys(folders).join(', ')}`,
+    `test/run.ts: ${unknown.length ? `no tests there: ${unknown.join(', ')}` : 'name the folders'}; ` +
+      `there are ${Object.keys(folders).join(', ')}, and folder/name for one file`,
   )
   process.exit(2)
 }
@@ -53,7 +59,6 @@ function atOnce(folder: string): number {
 }
 
 const count = { passed: 0, failed: 0, skipped: 0 }
-const ran: Folder[] = []
 const failures: string[] = []
 /** The same with the reason, a line each: said again beside the counts, where one looks first. */
 const reasons: string[] = []
@@ -64,19 +69,49 @@ if (values.add) {
   reasons.push(...earlier.reasons)
   for (const one of ['passed', 'failed', 'skipped'] as const) count[one] = earlier[one]
 }
-for (const name of asked) {
-  const before = { ...count }
-  const files = globSync(folders[name]!, { cwd: root })
-    .sort()
-    .map((f) => path.join(root, f))
+/** Notes what one file of tests gave, beside what is noted of the others. */
+function note(file: string, result: Omit<Result, 'test' | 'at' | 'commit'>): void {
+  if (values.record === undefined) return
+  const git = (...args: string[]): string =>
+    execFileSync('git', ['-c', `safe.directory=${root}`, ...args], {
+      cwd: root,
+      encoding: 'utf8',
+    }).trim()
+  // What it writes itself is no change.
+  const changed = git('status', '--porcelain', '--untracked-files=no', '--', `:!${values.record}`)
+  const page = existsSync(values.record) ? readFileSync(values.record, 'utf8') : ''
+  const about = {
+    test: path.relative(root, file).replace(/(?:\.test)?\.ts$/, ''),
+    at: new Date().toISOString().slice(0, 16).replace('T', ' '),
+    commit: git('rev-parse', '--short=12', 'HEAD') + (changed === '' ? '' : '+'),
+  }
+  writeFileSync(values.record, record(page, [{ ...about, ...result }]))
+}
+
+for (const what of asked) {
+  const name = what.split('/')[0]!
+  const files = filesOf(what).map((f) => path.join(root, f))
   const begun = performance.now()
   // A file that hangs fails, and the others still run. The longest take five minutes on two busy
-  // cores, and power cuts as often as there are rounds; a file of unit tests takes seconds.
-  const timeout = (name === 'unit' ? 2 : 15 * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1)) * 60_000
+  // cores, half an hour where it is not `make test`, and power cuts as often as there are rounds; a
+  // file of unit tests takes seconds.
+  const usual = process.env['GATEHOUSE_LONG'] === '1' ? 60 : 15
+  const minutes = name === 'unit' ? 2 : usual * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1)
+  const timeout = minutes * 60_000
   // What tells why it hangs is printed before (src/tsnet/test/support.ts).
   process.env['GATEHOUSE_TEST_LIMIT'] = String(timeout)
   const events = run({ files, cwd: root, concurrency: atOnce(name), timeout })
   const took = new Map<string, number>()
+  const results = new Map<string, { passed: number; failed: number; skipped: number }>()
+  const failed = new Map<string, string[]>()
+  let since = begun
+  const resultOf = (
+    file: string | undefined,
+  ): { passed: number; failed: number; skipped: number } => {
+    const result = results.get(file ?? '') ?? { passed: 0, failed: 0, skipped: 0 }
+    results.set(file ?? '', result)
+    return result
+  }
   // Of each file: its tests of the first level, one after the other. What it waits for is in it.
   for (const event of ['test:pass', 'test:fail'] as const)
     events.on(event, (t) => {
@@ -85,12 +120,15 @@ for (const name of asked) {
     })
   events.on('test:pass', (t) => {
     if (t.details.type === 'suite') return
-    if (t.skip !== undefined || t.todo !== undefined) count.skipped++
-    else count.passed++
+    const kind = t.skip !== undefined || t.todo !== undefined ? 'skipped' : 'passed'
+    count[kind]++
+    resultOf(t.file)[kind]++
   })
   events.on('test:fail', (t) => {
     if (t.details.type === 'suite') return
     count.failed++
+    resultOf(t.file).failed++
+    failed.set(t.file ?? '', [...(failed.get(t.file ?? '') ?? []), t.name])
     failures.push(`${path.relative(root, t.file ?? name)}: ${t.name}`)
     // The reporter gives the details at its end; in a long run one wants to know now.
     const why = String(
@@ -99,35 +137,26 @@ for (const name of asked) {
     console.log(`${failures.at(-1)}: ${why.slice(0, 1000)}`)
     reasons.push(`${failures.at(-1)}: ${why.replaceAll(/\s+/g, ' ').slice(0, 300)}`)
   })
+  // Files are run one after another where this is noted; the last of them has ended with the run.
+  const noteAll = (): void => {
+    for (const [file, result] of results)
+      note(file, {
+        ...result,
+        minutes: (performance.now() - since) / 60_000,
+        failures: failed.get(file) ?? [],
+      })
+    results.clear()
+    since = performance.now()
+  }
+  events.on('test:summary', noteAll)
   const shown = events.compose(new spec())
   for await (const chunk of shown) process.stdout.write(chunk)
   const longest = [...took].toSorted(([, a], [, b]) => b - a).slice(0, 5)
-  ran.push({
-    name,
-    files: files.length,
-    passed: count.passed - before.passed,
-    failed: count.failed - before.failed,
-    skipped: count.skipped - before.skipped,
-    seconds: (performance.now() - begun) / 1000,
-  })
+  noteAll()
   console.log(
-    `${name}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s; longest: ` +
+    `${what}: ${files.length} files, ${((performance.now() - begun) / 1000).toFixed(0)} s; longest: ` +
       `${longest.map(([file, s]) => `${path.basename(file, '.test.ts')} ${s.toFixed(0)}`).join(', ')}\n`,
   )
-}
-if (values.record !== undefined) {
-  const git = (...args: string[]): string =>
-    execFileSync('git', ['-c', `safe.directory=${root}`, ...args], {
-      cwd: root,
-      encoding: 'utf8',
-    }).trim()
-  const about = {
-    date: new Date().toISOString().slice(0, 16).replace('T', ' '),
-    commit: git('rev-parse', '--short=12', 'HEAD'),
-    changed: git('status', '--porcelain', '--untracked-files=no') !== '',
-    command: 'make test-long',
-  }
-  writeFileSync(values.record, record(about, ran, failures))
 }
 if (values.save) writeFileSync(values.save, JSON.stringify({ ...count, reasons }))
 for (const reason of reasons) console.log(`failed: ${reason}`)

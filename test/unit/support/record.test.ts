@@ -1,21 +1,29 @@
-/** The page that a long run of tests leaves (test/record.ts). */
+/** The page that long runs of tests leave (test/record.ts). */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { record } from '../../record.ts'
 
-const about = { date: '2026-11-27 01:00', commit: 'abc', changed: false, command: 'make test-long' }
-const folder = { name: 'vm', files: 3, passed: 7, failed: 1, skipped: 2, seconds: 630 }
+const result = {
+  ...{ test: 'test/vm/names', at: '2026-01-02 03:04', commit: 'abc', passed: 6, failed: 0 },
+  ...{ skipped: 1, minutes: 12.34, failures: [] },
+}
 
-test('counts, minutes and what failed', () => {
-  const text = record(about, [folder, { ...folder, name: 'tsnet', failed: 0 }], ['a.test.ts: b'])
-  assert.match(text, /2026-11-27 01:00 UTC, of commit abc:/)
-  assert.match(text, /\*\*14 passed, 1 failed, 4 skipped\*\* in 21 minutes/)
-  assert.match(text, /^\| vm \| 3 \| 7 \| 1 \| 2 \| 11 \|$/m)
-  assert.match(text, /^- a\.test\.ts: b$/m)
+test('each file of tests has a line, which says when, of what and how many', () => {
+  const page = record('', [result])
+  assert.match(page, /^# [^\n]+\n/)
+  assert.match(
+    page,
+    /^\| test\/vm\/names \| 2026-01-02 03:04 \| abc \| 6 \| 0 \| 1 \| 12\.3 \|  \|$/m,
+  )
 })
 
-test('a run of a changed checkout says so, and one without failures lists none', () => {
-  const text = record({ ...about, changed: true }, [{ ...folder, failed: 0 }], [])
-  assert.match(text, /of commit abc with changes:/)
-  assert.doesNotMatch(text, /Failed/)
+test('a later run takes the place of the line of its file, and leaves the others', () => {
+  const before = record('', [result, { ...result, test: 'src/tsnet/test/loss' }])
+  const page = record(before, [
+    { ...result, at: '2026-02-02 03:04', failed: 4, failures: ['a | b', 'c', 'd\ne', 'f'] },
+  ])
+  assert.doesNotMatch(page, /names \| 2026-01-02/)
+  assert.match(page, /names \| 2026-02-02 .* \| a b; c; d e; and 1 more \|$/m)
+  assert.match(page, /^\| src\/tsnet\/test\/loss \| 2026-01-02/m)
+  assert.equal(page.split('\n').filter((line) => line.startsWith('| ')).length, 3)
 })
