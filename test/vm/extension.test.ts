@@ -96,7 +96,9 @@ async function fromLan(ip: string, topic: string, say?: string, what = ''): Prom
   const program = `const mqtt = require('${mqttModule}');
     const c = mqtt.connect('mqtt://${address}:1883', { connectTimeout: 6000, reconnectPeriod: 0 });
     setTimeout(() => { console.log('silence'); process.exit() }, 15000);
-    c.on('error', (e) => { console.log(e.code ?? e.message); process.exit() });
+    let there = 'silence';
+    c.stream.once('connect', () => { there = 'connected, then silence' });
+    c.on('error', (e) => { console.log(e.message === 'connack timeout' ? there : e.code ?? e.message); process.exit() });
     c.on('close', () => { console.log('silence'); process.exit() });
     c.on('message', (t, m, p) => { console.log(t + ' ' + m + (p.retain ? ' (kept)' : '')); process.exit() });
     c.on('connect', () => c.subscribe('${topic}', () => { ${say === undefined ? '' : `c.publish('${say}', '${what}', { qos: 1, retain: true })`} }));`
