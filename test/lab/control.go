@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -18,9 +19,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 	"tailscale.com/control/controlhttp/controlhttpserver"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tstest/integration/testcontrol"
@@ -143,6 +146,23 @@ func newControl(cfg controlConfig) *controlServer {
 	return c
 }
 
+// goneAfter is when a node that says nothing more, as one that lost its power, is away, and another host of a Tailscale Service
+// takes over. How long Tailscale's own server waits is not published.
+const goneAfter = 15 * time.Second
+
+// mortal accepts connections that end when the other side is gone for goneAfter, whether something waits for it or not (tcp(7):
+// TCP_USER_TIMEOUT; accepted sockets have what the listening one has).
+var mortal = net.ListenConfig{
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: goneAfter / 3, Interval: goneAfter / 3, Count: 2},
+	Control: func(_, _ string, conn syscall.RawConn) error {
+		var failed error
+		err := conn.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(goneAfter.Milliseconds()))
+		})
+		return cmp.Or(err, failed)
+	},
+}
+
 // start puts the server on the network. It is an error to start it twice.
 func (c *controlServer) start() error {
 	c.mu.Lock()
@@ -153,7 +173,7 @@ func (c *controlServer) start() error {
 	var lns []net.Listener
 	for _, ip := range []string{controlIP, controlIP6} {
 		for _, port := range []string{"80", "443"} {
-			ln, err := net.Listen("tcp", net.JoinHostPort(ip, port))
+			ln, err := mortal.Listen(context.Background(), "tcp", net.JoinHostPort(ip, port))
 			if err != nil {
 				for _, ln := range lns {
 					ln.Close()
