@@ -33,12 +33,18 @@ export interface Validity {
   floor: number
   /** The longest. */
   ceiling: number
-  /** For how much longer the firewall takes an address than the resolver tells it. */
+  /**
+   * For how much longer the firewall takes an address than the resolver tells it: programs keep
+   * answers for longer than they are valid.
+   */
   grace: number
 }
 
-/** The appliance's. */
-export const validity: Validity = { floor: 30, ceiling: 3600, grace: 10 }
+/**
+ * The appliance's. npm keeps an answer for five minutes, whatever it says (@npmcli/agent, lib/dns.js),
+ * and is given it in its last second: what it then connects to must not meet silence.
+ */
+export const validity: Validity = { floor: 30, ceiling: 3600, grace: 330 }
 
 /**
  * What may be asked under a wildcard, names that were not asked lately: each is a question that

@@ -10,6 +10,8 @@ import type { Found, ResolverOptions } from '../../../src/firewall/names/resolve
 import { batched, openScript } from '../../../src/firewall/names/serve.ts'
 import { generator } from '../support/random.ts'
 
+const { grace } = validity
+
 const egress = (text: string): Egress => {
   const entry = parseEgress(text)
   if (!('egress' in entry)) throw new Error(text)
@@ -160,19 +162,23 @@ test('an answer opens the firewall first, for as long as it is valid and within 
     'long.zone.example': [{ address: '203.0.113.4', ttl: 86_400 }],
   })
   assert.deepEqual(await ask('a.zone.example'), [0, 2])
-  assert.deepEqual(opened, ['203.0.113.1 210', '203.0.113.2 210'])
+  assert.deepEqual(opened, [`203.0.113.1 ${200 + grace}`, `203.0.113.2 ${200 + grace}`])
   assert.deepEqual(await ask('short.zone.example'), [0, 1])
   assert.deepEqual(await ask('long.zone.example'), [0, 1])
   assert.deepEqual(opened.slice(2), [
-    `203.0.113.3 ${validity.floor + validity.grace}`,
-    `203.0.113.4 ${validity.ceiling + validity.grace}`,
+    `203.0.113.3 ${validity.floor + grace}`,
+    `203.0.113.4 ${validity.ceiling + grace}`,
   ])
   await ask('a.zone.example')
   assert.equal(asked.length, 3, 'kept while it is valid')
   pass(201)
   await ask('a.zone.example')
   assert.equal(asked.length, 4)
-  assert.deepEqual(opened.slice(-2), ['203.0.113.1 210', '203.0.113.2 210'], 'its time begins anew')
+  assert.deepEqual(
+    opened.slice(-2),
+    [`203.0.113.1 ${200 + grace}`, `203.0.113.2 ${200 + grace}`],
+    'its time begins anew',
+  )
 })
 
 test('a shorter answer does not take back what another has opened', async () => {
@@ -182,7 +188,7 @@ test('a shorter answer does not take back what another has opened', async () => 
   })
   await ask('a.cdn.example')
   await ask('b.cdn.example')
-  assert.deepEqual(opened, ['203.0.113.1 3010'])
+  assert.deepEqual(opened, [`203.0.113.1 ${3000 + grace}`])
 })
 
 test('where names may lead: a name that a person wrote into the local network, a wildcard not', async () => {
@@ -204,7 +210,11 @@ test('where names may lead: a name that a person wrote into the local network, a
   assert.deepEqual(await ask('a.lan'), [0, 4])
   opened.length = 0
   assert.deepEqual(await ask('v6.wild.example', types.AAAA), [0, 1])
-  assert.deepEqual(opened, ['2001:db8:2::7 70'], 'this network has public addresses of IPv6')
+  assert.deepEqual(
+    opened,
+    [`2001:db8:2::7 ${60 + grace}`],
+    'this network has public addresses of IPv6',
+  )
 })
 
 test('other types, names that are not there, and a resolver that does not answer', async () => {
