@@ -25,7 +25,12 @@ export interface Candidate {
 export const candidates: readonly Candidate[] = [
   { name: 'node-red-node-random' },
   { name: 'node-red-node-serialport', settings: 'devices = ["serial"]', quick: true },
-  { name: 'node-red-node-sqlite', settings: 'allow = ["prebuilt"]', quick: true },
+  {
+    name: 'node-red-node-sqlite',
+    needs: 'what its maker has compiled, from GitHub, which the lab does not have',
+    settings: 'allow = ["prebuilt"]',
+    quick: true,
+  },
   { name: 'node-red-node-pi-gpio', settings: 'devices = ["gpio"]', quick: true },
   { name: 'node-red-node-ping', settings: 'allow = ["lan:ping"]' },
   { name: 'node-red-contrib-ds18b20-sensor', settings: 'devices = ["1-wire"]' },
