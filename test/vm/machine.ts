@@ -471,7 +471,11 @@ export class Machine {
     await monitor(this.#sockets, { execute: 'chardev-add', arguments: { id, backend } })
     await monitor(this.#sockets, {
       execute: 'device_add',
-      arguments: { driver: 'usb-serial', bus: 'sticks.0', id: `${id}-device`, chardev: id },
+      arguments: {
+        ...{ driver: 'usb-serial', bus: 'sticks.0', id: `${id}-device`, chardev: id },
+        // Without it is there only while somebody is at the socket.
+        'always-plugged': true,
+      },
     })
     return async () => {
       await monitor(this.#sockets, { execute: 'device_del', arguments: { id: `${id}-device` } })
