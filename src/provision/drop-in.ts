@@ -5,8 +5,8 @@ import { promisify } from 'node:util'
 import { writeFileAtomic } from '../base/files.ts'
 
 /**
- * Puts a drop-in of a unit in force, by what gatehouse.toml says: systemd reads it anew, and a unit
- * that runs is started again. Does nothing when it is in force.
+ * Puts a drop-in of a unit in force, by what gatehouse.toml says: systemd reads it anew, what the
+ * drop-in wants is started, and a unit that runs is started again. Does nothing when it is in force.
  *
  * @param text the drop-in; the empty string: none
  * @param units systemd's directory for units of this boot
@@ -14,6 +14,10 @@ import { writeFileAtomic } from '../base/files.ts'
 export async function applyDropIn(unit: string, text: string, units: string): Promise<void> {
   if (!(await replace(join(units, `${unit}.d/50-gatehouse.conf`), text))) return
   await systemctl('daemon-reload')
+  // At boot the unit's start is queued already, and systemd does not add to it what a drop-in wants
+  // that comes later; After= it heeds.
+  const wanted = /^Wants=(.+)$/m.exec(text)?.[1]?.split(' ') ?? []
+  if (wanted.length > 0) await systemctl('--no-block', 'start', ...wanted)
   // Not at boot, when it has yet to start and waits for this very program.
   if (
     await systemctl('is-active', '--quiet', unit).then(

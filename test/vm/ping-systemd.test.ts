@@ -24,6 +24,7 @@ const sandbox = (unit: string, settings: readonly string[] = []): string =>
 const dropIn = '/run/systemd/system/node-red.service.d/50-gatehouse.conf'
 const probe = `install -d -o node-red -g node-red /var/lib/node-red /run/node-red
 for i in $(seq 100); do nft list chain inet gatehouse node-red-allow | grep -q node-red-ping && break; sleep 0.2; done
+part drivers; grep -o 'Wants=.*' ${dropIn}; ls /probe/driver
 part range; cat /proc/sys/net/ipv4/ping_group_range; id -g node-red
 part rules; nft list chain inet gatehouse node-red-allow
 part caps; getfattr -m - /usr/bin/ping 2>&1; stat -c %a /usr/bin/ping
@@ -42,7 +43,11 @@ before(async () => {
   const there = runImageSystemd({
     masked: ['gatehouse.service', 'systemd-networkd.service'],
     laid: {
-      'efi/gatehouse.toml': '[node_red]\nallow = ["192.168.84.2:ping", "[fd84::2]:ping"]\n',
+      'efi/gatehouse.toml':
+        '[node_red]\nallow = ["192.168.84.2:ping", "[fd84::2]:ping"]\ndevices = ["1-wire"]\n',
+      // A driver that [node_red] devices needs: no namespace may load one.
+      'etc/systemd/system/modprobe@w1_gpio.service':
+        '[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart=touch /probe/driver\n',
     },
     probe,
     cable: { to: far, addresses: ['192.168.84.1/24', 'fd84::1/64'] },
@@ -68,6 +73,13 @@ test("sockets for pings are Node-RED's group's, and ping has no capability", { s
   assert.doesNotMatch(seen.get('caps')!, /security\.capability/)
   assert.match(seen.get('caps')!, /755$/)
   assert.match(seen.get('others')!, /not permitted|Permission denied/)
+})
+
+test('drivers that a drop-in of this boot wants are loaded at this boot', { skip }, () => {
+  assert.equal(
+    seen.get('drivers'),
+    'Wants=modprobe@w1_gpio.service modprobe@w1_therm.service\n/probe/driver',
+  )
 })
 
 test('as shipped, without a list, ping does not even start', { skip }, () => {
