@@ -68,7 +68,7 @@ for i in $(seq 60); do grep -q 1 /var/lib/node-red/flows.json && break; sleep 0.
 part restored; cat /var/lib/node-red/flows.json; stat -c '%a %U:%G' /var/lib/gatehouse-tls /var/lib/node-red
 part unit; systemctl show -P NRestarts -P ActiveState gatehouse-broker
 # As power leaves it that went in the middle: one folder in place, of another not even the old one.
-systemctl stop gatehouse-broker node-red gatehouse
+systemctl stop gatehouse-broker.socket gatehouse-broker node-red gatehouse 2>/dev/null
 rm -rf /var/lib/.restore /var/lib/*.before-restore
 install -d -m 0700 /var/lib/.restore; touch /var/lib/.restore/whole
 install -d -m 0700 -o node-red -g node-red /var/lib/.restore/node-red
