@@ -128,7 +128,9 @@ for (const what of asked) {
     if (t.details.type === 'suite') return
     count.failed++
     resultOf(t.file).failed++
-    failed.set(t.file ?? '', [...(failed.get(t.file ?? '') ?? []), t.name])
+    // A file that ended too early or too late is named by its path.
+    const one = path.isAbsolute(t.name) ? 'the file did not come to its end' : t.name
+    failed.set(t.file ?? '', [...(failed.get(t.file ?? '') ?? []), one])
     failures.push(`${path.relative(root, t.file ?? name)}: ${t.name}`)
     // The reporter gives the details at its end; in a long run one wants to know now.
     const why = String(
