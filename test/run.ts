@@ -69,6 +69,13 @@ if (values.add) {
   reasons.push(...earlier.reasons)
   for (const one of ['passed', 'failed', 'skipped'] as const) count[one] = earlier[one]
 }
+/** What a file of tests has given so far. */
+interface Tally {
+  passed: number
+  skipped: number
+  failures: string[]
+}
+
 /** Notes what one file of tests gave, beside what is noted of the others. */
 function note(file: string, result: Omit<Result, 'test' | 'at' | 'commit'>): void {
   if (values.record === undefined) return
@@ -102,14 +109,11 @@ for (const what of asked) {
   process.env['GATEHOUSE_TEST_LIMIT'] = String(timeout)
   const events = run({ files, cwd: root, concurrency: atOnce(name), timeout })
   const took = new Map<string, number>()
-  const results = new Map<string, { passed: number; failed: number; skipped: number }>()
-  const failed = new Map<string, string[]>()
+  const results = new Map<string, Tally>()
   let since = begun
-  const resultOf = (
-    file: string | undefined,
-  ): { passed: number; failed: number; skipped: number } => {
-    const result = results.get(file ?? '') ?? { passed: 0, failed: 0, skipped: 0 }
-    results.set(file ?? '', result)
+  const resultOf = (file = ''): Tally => {
+    const result = results.get(file) ?? { passed: 0, skipped: 0, failures: [] }
+    results.set(file, result)
     return result
   }
   // Of each file: its tests of the first level, one after the other. What it waits for is in it.
@@ -127,10 +131,9 @@ for (const what of asked) {
   events.on('test:fail', (t) => {
     if (t.details.type === 'suite') return
     count.failed++
-    resultOf(t.file).failed++
     // A file that ended too early or too late is named by its path.
     const one = path.isAbsolute(t.name) ? 'the file did not come to its end' : t.name
-    failed.set(t.file ?? '', [...(failed.get(t.file ?? '') ?? []), one])
+    resultOf(t.file).failures.push(one)
     failures.push(`${path.relative(root, t.file ?? name)}: ${t.name}`)
     // The reporter gives the details at its end; in a long run one wants to know now.
     const why = String(
@@ -144,8 +147,8 @@ for (const what of asked) {
     for (const [file, result] of results)
       note(file, {
         ...result,
+        failed: result.failures.length,
         minutes: (performance.now() - since) / 60_000,
-        failures: failed.get(file) ?? [],
       })
     results.clear()
     since = performance.now()
