@@ -6,6 +6,7 @@ import { whenClosed } from '../shared/on-close.ts'
 import type { Delivery } from '../cache/deliver.ts'
 import { applyRules } from '../../config/header-rules.ts'
 import type { Logger } from '../shared/log.ts'
+import { countBody } from '../request/garbage.ts'
 import { secure } from '../request/hygiene.ts'
 import { NotHTTP } from './answer-reader.ts'
 import type { App } from './apps.ts'
@@ -290,6 +291,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
       return
     }
     this.#written = true
+    countBody(piece.length)
     const sink = this.#through ?? this.#raw
     if (sink.write(piece)) return
     controller.pause()

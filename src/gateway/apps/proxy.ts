@@ -7,6 +7,7 @@ import type { Delivery } from '../cache/deliver.ts'
 import { Exchange } from './exchange.ts'
 import { headersFor } from './headers.ts'
 import type { Logger } from '../shared/log.ts'
+import { countBodyOf } from '../request/garbage.ts'
 import { pathOf } from '../shared/path.ts'
 import { plugin } from '../shared/plugin.ts'
 
@@ -81,8 +82,10 @@ function passBodies(scope: FastifyInstance): void {
   })
   scope.addHook('preParsing', (request, _reply, payload, done) => {
     const { headers } = request.raw
-    if (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0)
+    if (headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0) {
       request.payload = payload as Readable
+      countBodyOf(request.raw)
+    }
     if (headers['content-type'] !== undefined && parsed.test(request.method)) {
       types.set(request.raw, headers['content-type'])
       headers['content-type'] = 'application/octet-stream'

@@ -8,6 +8,7 @@ import type { Logger } from '../shared/log.ts'
 import { plugin } from '../shared/plugin.ts'
 import { peerOf } from '../tailnet/peer.ts'
 import type { Tunnel } from '../request/drain.ts'
+import { countBody } from '../request/garbage.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Metrics } from '../request/metrics.ts'
 import type { App } from './apps.ts'
@@ -220,6 +221,7 @@ class WebSocketTunnel implements Tunnel {
 // The listeners: `this` is the end that says so.
 
 function fromOrigin(this: End, piece: Buffer): void {
+  countBody(piece.length)
   const tunnel = this[tunnelOf]!
   tunnel.give(tunnel.gate.pass(piece))
 }
@@ -243,6 +245,7 @@ function originCloses(this: End): void {
 }
 
 function fromClient(this: End, piece: Buffer): void {
+  countBody(piece.length)
   const origin = this[tunnelOf]!.origin
   if (!origin.destroyed && !origin.write(piece)) this.pause()
 }

@@ -7,6 +7,7 @@ import { ClientHello } from './client-hello.ts'
 import { mayUse, stillMayUse, targetAway } from './forward-rights.ts'
 import type { Forward } from './forward-rights.ts'
 import type { Guard } from '../access/guard.ts'
+import { countBody } from '../request/garbage.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
 import { Peer } from '../tailnet/peer.ts'
@@ -244,6 +245,7 @@ export class Forwards {
           else to.destroy()
         })
         from.pipe(to)
+        from.on('data', (piece: Buffer) => countBody(piece.length))
       }
     })
     conn.once('close', () =>

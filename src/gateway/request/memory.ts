@@ -1,8 +1,7 @@
 import { totalmem } from 'node:os'
-import v8 from 'node:v8'
-import vm from 'node:vm'
 import { GatehouseError } from '../../base/errors.ts'
 import type { Logger } from '../shared/log.ts'
+import { collectGarbage } from './garbage.ts'
 
 /** Milliseconds. */
 const after = {
@@ -183,21 +182,8 @@ export function memoryLimit(setMiB: number): number {
 function giveBack(stillTooMuch: () => boolean): void {
   trim()
   if (!stillTooMuch()) return
-  collectGarbage ??= exposed()
   collectGarbage()
   trim()
-}
-
-let collectGarbage: (() => void) | undefined
-
-/** V8's own, which is there for a context that is made while its flag is on. */
-function exposed(): () => void {
-  v8.setFlagsFromString('--expose-gc')
-  try {
-    return vm.runInNewContext('gc') as () => void
-  } finally {
-    v8.setFlagsFromString('--no-expose-gc')
-  }
 }
 
 /** A function of the C library's: malloc_trim(3). */
