@@ -14,7 +14,7 @@ import { system } from './system.ts'
  * (gatehouse-recover.service, before provisioning).
  *
  * @param idle it ends when nobody has asked for this long and nothing is on trial. Milliseconds.
- * @returns 0, or 1 when the card cannot be written to
+ * @returns 0, or 1 when the card or the data cannot be written to
  */
 export async function runBroker(
   paths: Paths,
@@ -25,16 +25,26 @@ export async function runBroker(
     process.stdout.write(`${line}\n`)
   }
   if (what === 'recover') {
-    try {
-      if (await recover(paths.boot))
-        say('settings: a change was on trial when the device stopped, and is taken back')
-      if (await finishRestore(paths.data))
-        say('a backup was being put in place when the device stopped: that is finished now')
-      return 0
-    } catch (err) {
-      process.stderr.write(`gatehouse broker: ${reason(err)}\n`)
-      return 1
-    }
+    const steps: Array<[() => Promise<boolean>, string]> = [
+      [
+        async () => await recover(paths.boot),
+        'settings: a change was on trial when the device stopped, and is taken back',
+      ],
+      [
+        async () => await finishRestore(paths.data),
+        'a backup was being put in place when the device stopped: that is finished now',
+      ],
+    ]
+    let code = 0
+    // The one is of the card, the other of the data: that one fails is no reason against the other.
+    for (const [step, done] of steps)
+      try {
+        if (await step()) say(done)
+      } catch (err) {
+        process.stderr.write(`gatehouse broker: ${reason(err)}\n`)
+        code = 1
+      }
+    return code
   }
   const { promise: ended, resolve: end } = Promise.withResolvers<number>()
   let trial = false

@@ -49,3 +49,17 @@ test('it stays while an answer is under way, also one that is broken off', async
   asking.destroy()
   assert.equal(await ended, 0)
 })
+
+test('at boot a card that cannot be written is no reason to leave a restore half done', async () => {
+  const boot = join(directory, 'half')
+  const data = join(directory, 'half-data')
+  // Nothing can be put in its place, whoever asks.
+  mkdirSync(join(boot, 'gatehouse.toml/in-the-way'), { recursive: true })
+  writeFileSync(join(boot, 'gatehouse.toml.before'), '[tailnet]\n')
+  mkdirSync(join(data, '.restore'), { recursive: true })
+  const paths = { ...defaults({}), boot, data }
+  assert.equal(await runBroker(paths, 'recover'), 1)
+  assert.equal(existsSync(join(data, '.restore')), false)
+  rmSync(join(boot, 'gatehouse.toml'), { recursive: true })
+  assert.equal(await runBroker(paths, 'recover'), 0)
+})
