@@ -173,6 +173,7 @@ async function joinTailnet(
         controlAuthority:
           config.tailnet.caFile === undefined ? undefined : authority(config.tailnet.caFile),
         hasAuthKey: authKey !== undefined,
+        stateFile: join(paths.state('/var/lib/gatehouse'), 'tailscaled.state'),
         tags: config.tailnet.tags,
         kernel: config.tailnet.dataPath === 'kernel',
         create: (kernel) => begun.take(tailnetOptions(paths, config, authKey, kernel)),

@@ -28,6 +28,7 @@ const order = [
   'clock-2040',
   'power-cut-issue',
   'larger-card',
+  'half-copied',
   'control-away',
   'captive-portal',
   'network-late',

@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events'
+import { rename } from 'node:fs/promises'
 import type { Status } from '@gatehouse/tsnet'
 import { GatehouseError, oneLine, reason } from '../../base/errors.ts'
 import { sleep } from '../../base/time.ts'
@@ -24,6 +25,11 @@ export interface NodeOptions {
   controlAuthority?: string | undefined
   /** True when there is an auth key, for the wording of cures. */
   hasAuthKey: boolean
+  /**
+   * File of the node's state. One that is damaged is put aside where there is an auth key to join
+   * with anew. Default: it is left, and that is said.
+   */
+  stateFile?: string
   /** Tags that are asked for, likewise. Default: none. */
   tags?: readonly string[]
   problems: Problems
@@ -147,20 +153,36 @@ export class Node extends EventEmitter {
           await tailnet?.close().catch(() => {})
           continue
         }
-        problems.set(
-          'tailnet',
-          new GatehouseError(
-            'GH_TAILNET_START',
-            `the tailnet node cannot start: ${reason(err)}`,
-            'The gateway goes on trying; if it stays so, restart the device',
-            { cause: err },
-          ),
-          'error',
-        )
         await tailnet?.close().catch(() => {})
+        if (await this.#putAside(err)) continue
+        problems.set('tailnet', startProblem(err), 'error')
         await sleep(backoff.next(), this.#closed.signal)
       }
     }
+  }
+
+  /**
+   * A state that is damaged holds no identity any more. With an auth key the device joins as
+   * another node, with all else that it has, rather than being out of reach.
+   *
+   * @returns true when there is none in the way any more
+   */
+  async #putAside(err: unknown): Promise<boolean> {
+    const { hasAuthKey, log, stateFile } = this.#options
+    if (!isDamaged(err) || !hasAuthKey || stateFile === undefined) return false
+    try {
+      await rename(stateFile, `${stateFile}.damaged`)
+    } catch (failed) {
+      log.warn(`the damaged state cannot be put aside: ${reason(failed)}`)
+      return false
+    }
+    log.error(
+      { code: 'GH_IDENTITY_DAMAGED' },
+      `the device's identity in the tailnet is lost, since its state is damaged: ${reason(err)}. ` +
+        'It joins as another node with the auth key of gatehouse.toml. If this card is a copy of ' +
+        'another, copy it again, to the end',
+    )
+    return true
   }
 
   /** A port of the node, listened on until it works. */
@@ -488,4 +510,28 @@ function withoutKeys(text: string): string {
 function pollInterval(settled: boolean, pending: boolean): number {
   if (!settled) return 3_000
   return pending ? 5_000 : 30_000
+}
+
+/** Whether the state cannot be read as one (src/tsnet/go/store.go). */
+function isDamaged(err: unknown): boolean {
+  return (err as NodeJS.ErrnoException).code === 'TSNET_STATE' && / is damaged \(/.test(reason(err))
+}
+
+/** Why the node cannot start. */
+function startProblem(err: unknown): GatehouseError {
+  if (!isDamaged(err))
+    return new GatehouseError(
+      'GH_TAILNET_START',
+      `the tailnet node cannot start: ${reason(err)}`,
+      'The gateway goes on trying; if it stays so, restart the device',
+      { cause: err },
+    )
+  return new GatehouseError(
+    'GH_IDENTITY_DAMAGED',
+    `the device's identity in the tailnet is damaged: ${reason(err).split(': restore it')[0]}`,
+    'If this card is a copy of another, copy it again, to the end. Otherwise write a new auth_key ' +
+      "into gatehouse.toml on the card's first partition and restart the device: it joins as " +
+      'another node, with its flows. If it happens again, the card is worn: use another',
+    { cause: err },
+  )
 }

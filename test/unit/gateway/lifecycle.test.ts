@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { GatehouseError } from '../../../src/base/errors.ts'
 import { table } from '../../../src/gateway/operate/status-text.ts'
@@ -84,6 +87,65 @@ test('a node that cannot start is made anew until one can', async () => {
   await bench.until(() => bench.gateway.problems.get('tailnet')?.code === 'GH_TAILNET_START')
   bench.tailnet.startError = undefined
   await bench.until(() => bench.log('joined the tailnet').length > 0)
+})
+
+/** What the bindings say of a state that cannot be read as one. */
+const damaged = (): Error =>
+  Object.assign(
+    new Error(
+      "/var/lib/gatehouse/tailscaled.state is damaged (invalid character '\\x00' looking for " +
+        'beginning of value): restore it from a backup, or move it away to log in as a new node',
+    ),
+    { code: 'TSNET_STATE' },
+  )
+
+test('a damaged identity, without an auth key: the cure is one of a person with the card in hand', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'gh-damaged-'))
+  const stateFile = join(directory, 'tailscaled.state')
+  writeFileSync(stateFile, '\0\0')
+  await using bench = await Bench.start({
+    before: (made) => {
+      made.tailnet.startError = damaged()
+    },
+    certificate: false,
+    node: { hasAuthKey: false, stateFile },
+  })
+  await bench.until(() => bench.gateway.problems.get('tailnet')?.code === 'GH_IDENTITY_DAMAGED')
+  const { message, cure } = bench.gateway.problems.get('tailnet')!
+  assert.match(message, /tailscaled\.state is damaged \(invalid character.*\)$/)
+  assert.match(
+    cure,
+    /copy it again, to the end\. Otherwise write a new auth_key into gatehouse\.toml/,
+  )
+  assert.deepEqual(readdirSync(directory), ['tailscaled.state'], 'it is kept')
+  rmSync(directory, { recursive: true })
+})
+
+test('a damaged identity, with an auth key: put aside, and it joins as another node', async () => {
+  const directory = mkdtempSync(join(tmpdir(), 'gh-damaged-'))
+  const stateFile = join(directory, 'tailscaled.state')
+  writeFileSync(stateFile, '\0\0')
+  await using bench = await Bench.start({
+    before: (made) => {
+      made.tailnet.startError = damaged()
+    },
+    certificate: false,
+    node: {
+      stateFile,
+      create: () => {
+        if (!existsSync(stateFile)) bench.tailnet.startError = undefined
+        return bench.tailnet
+      },
+    },
+  })
+  await bench.until(() => bench.log('joined the tailnet').length > 0)
+  assert.deepEqual(readdirSync(directory), ['tailscaled.state.damaged'])
+  assert.deepEqual(
+    bench.lines.filter(({ code }) => code === 'GH_IDENTITY_DAMAGED').length,
+    1,
+    'it is said once',
+  )
+  rmSync(directory, { recursive: true })
 })
 
 test('HTTPS that is not enabled on the tailnet is a problem with its cure', async () => {
