@@ -3,7 +3,9 @@ import { constants } from 'node:fs'
 import { copyFile, open, rename, rm, stat, truncate } from 'node:fs/promises'
 import { type Scenario, type Stage, answers } from '../stage.ts'
 import { block, readTables } from '../../../tools/gpt.ts'
-import { eventually } from '../../vm/appliance.ts'
+import { cardFiles, eventually } from '../../vm/appliance.ts'
+
+const mebi = 1024 * 1024
 
 /** Bytes of the card before the data partition, and of the partition. */
 async function data(disk: string): Promise<{ begins: number; size: number }> {
@@ -18,21 +20,24 @@ async function data(disk: string): Promise<{ begins: number; size: number }> {
   }
 }
 
-/** The identity was not whole: it has joined as another node, and its log says why. */
-async function another(stage: Stage, id: number): Promise<string> {
+/** What the console says is done: with an auth key on the card it joins as another node. */
+async function another(stage: Stage, known: number): Promise<string> {
+  await stage.onCard(/What to do: If this card is a copy of another, copy it again/)
+  await stage.machine.kill()
+  await stage.machine.writeFiles(await cardFiles(stage.lab))
+  await stage.machine.start()
   const { name } = await eventually('it joins as another node', 500, async () =>
-    (await stage.lab.nodes()).find((node) => node.hostname === 'gatehouse' && node.id > id),
+    (await stage.lab.nodes()).find((node) => node.hostname === 'gatehouse' && node.id > known),
   )
-  await stage.run('journalctl -b -u gatehouse --no-pager | grep -q GH_IDENTITY_DAMAGED')
-  return `joins as ${name}`
+  return `the identity is said to be damaged, and with a new auth key it joins as ${name}`
 }
 
 export const scenario: Scenario = {
   fault: 'the card is copied to a larger one, and the copy breaks off within the data',
   holds:
-    'it serves what is whole, as the same node, or as another where the identity is not, and says ' +
-    'so; or it says on console and card that the data are damaged. The whole copy, made after it, ' +
-    'is the same node with its flows',
+    'it serves what is whole, as the same node; where its identity is not whole it says so, and joins ' +
+    'as another with a new auth key; or it says on console and card that the data are damaged. The ' +
+    'whole copy, made after it, is the same node with its flows',
   async run(stage) {
     const before = await stage.node()
     assert.equal((await stage.deploy(answers('copied', 'with all its flows'))).status, 204)
@@ -41,11 +46,12 @@ export const scenario: Scenario = {
     const whole = `${disk}.whole`
     await rename(disk, whole)
     const { begins, size } = await data(whole)
-    const larger = (await stat(whole)).size + 512 * 1024 * 1024
+    const larger = (await stat(whole)).size + 512 * mebi
     const seen: string[] = []
-    for (const part of [0.1, 0.5]) {
+    // Within the file system's own tables, within what the device is, and behind nearly all of it.
+    for (const bytes of [24 * mebi, 72 * mebi, size / 2]) {
       await copyFile(whole, disk, constants.COPYFILE_FICLONE)
-      await truncate(disk, begins + Math.floor((size * part) / block) * block)
+      await truncate(disk, begins + Math.floor(bytes / block) * block)
       await truncate(disk, larger)
       const known = Math.max(...(await stage.lab.nodes()).map(({ id }) => id))
       await stage.machine.start()
@@ -53,13 +59,15 @@ export const scenario: Scenario = {
         stage.machine
           .waitFor(/Gatehouse cannot start: the data partition is damaged/, { timeout: 500 })
           .then(() => 'said to be damaged'),
+        stage.machine
+          .waitFor(/! tailnet: the device's identity in the tailnet is damaged/, { timeout: 500 })
+          .then(async () => await another(stage, known)),
         stage.served(500).then(async () => {
           assert.deepEqual(await stage.node(), before)
           return `serves, the flow answers ${(await stage.fetch('/app/copied')).status}`
         }),
-        another(stage, known),
       ])
-      seen.push(`${100 * part} % of the data: ${what}`)
+      seen.push(`${Math.round(bytes / mebi)} MiB of the data: ${what}`)
       await stage.machine.kill()
       await rm(disk)
     }
