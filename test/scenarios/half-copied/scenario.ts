@@ -32,6 +32,11 @@ async function another(stage: Stage, known: number): Promise<string> {
   return `the identity is said to be damaged, and with a new auth key it joins as ${name}`
 }
 
+async function whatIsServed(stage: Stage, before: object): Promise<string> {
+  assert.deepEqual(await stage.node(), before)
+  return `serves, the flow answers ${(await stage.fetch('/app/copied')).status}`
+}
+
 export const scenario: Scenario = {
   fault: 'the card is copied to a larger one, and the copy breaks off within the data',
   holds:
@@ -54,19 +59,22 @@ export const scenario: Scenario = {
       await truncate(disk, begins + Math.floor(bytes / block) * block)
       await truncate(disk, larger)
       const known = Math.max(...(await stage.lab.nodes()).map(({ id }) => id))
+      const { length } = await stage.machine.console()
+      const said = async (what: RegExp): Promise<unknown> =>
+        await eventually(
+          `the console says ${what}`,
+          500,
+          async () => what.test((await stage.machine.console()).slice(length)) || undefined,
+        )
       await stage.machine.start()
-      const what = await Promise.race([
-        stage.machine
-          .waitFor(/Gatehouse cannot start: the data partition is damaged/, { timeout: 500 })
-          .then(() => 'said to be damaged'),
-        stage.machine
-          .waitFor(/! tailnet: the device's identity in the tailnet is damaged/, { timeout: 500 })
-          .then(async () => await another(stage, known)),
-        stage.served(500).then(async () => {
-          assert.deepEqual(await stage.node(), before)
-          return `serves, the flow answers ${(await stage.fetch('/app/copied')).status}`
-        }),
+      const first = await Promise.race([
+        said(/Gatehouse cannot start: the data partition is damaged/).then(() => 'data'),
+        said(/! tailnet: the device's identity in the tailnet is damaged/).then(() => 'identity'),
+        stage.served(500).then(() => 'serves'),
       ])
+      let what = 'said to be damaged'
+      if (first === 'identity') what = await another(stage, known)
+      else if (first === 'serves') what = await whatIsServed(stage, before)
       seen.push(`${Math.round(bytes / mebi)} MiB of the data: ${what}`)
       await stage.machine.kill()
       await rm(disk)
