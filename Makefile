@@ -100,19 +100,19 @@ test-long: lab wasm image-amd64 update-$(TRIED) image-arm64 ## what takes long: 
 
 test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts; GATEHOUSE_ARCH=arm64 GATEHOUSE_FIRMWARE=u-boot through a Pi's boot chain
 	@[ "$(GATEHOUSE_FIRMWARE)" != u-boot ] || $(SUDO) test/vm/fetch-u-boot
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_ARCH GATEHOUSE_FIRMWARE) $(NODE) test/run.ts update
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_ARCH GATEHOUSE_FIRMWARE) $(NODE) test/run.ts --record docs/test-long.md update
 
 test-faults: lab image-$(TRIED) ## faults on the booted image (test/scenarios/*/): some 45 minutes; GATEHOUSE_ROUNDS=30 for many power cuts, GATEHOUSE_CARD=honest or lying for a card with a cache, GATEHOUSE_FAULTS=name,… for some
-	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts faults
+	@$(SUDO) $(call given,GATEHOUSE_ROUNDS GATEHOUSE_CARD GATEHOUSE_FAULTS GATEHOUSE_ARCH) $(NODE) test/run.ts --record docs/test-long.md faults
 
 test-raspios: app ## PROFILE=raspios built against a stand-in for Raspberry Pi's archive, and looked at: its image is for no board; some 15 minutes, 2 with what the last left
 	@$(SUDO) $(NODE) test/raspios/build.ts
-	@$(SUDO) $(NODE) test/run.ts raspios
+	@$(SUDO) $(NODE) test/run.ts --record docs/test-long.md raspios
 
 test-nodes: lab image-amd64 ## the 40 nodes that people install most, on the booted image; writes docs/nodes.md; an hour and more; GATEHOUSE_TRY=name,… for some
 	@$(NODE) test/nodes/fetch.ts quick all
 	@$(SUDO) env GATEHOUSE_TRY=$(or $(GATEHOUSE_TRY),all) $(call given,GATEHOUSE_TRY_ARCH) $(NODE) --test test/lab/nodes.test.ts
-	@$(SUDO) $(call given,GATEHOUSE_TRY GATEHOUSE_TRY_ARCH) GATEHOUSE_ROUNDS=20 $(NODE) test/run.ts nodes
+	@$(SUDO) $(call given,GATEHOUSE_TRY GATEHOUSE_TRY_ARCH) GATEHOUSE_ROUNDS=20 $(NODE) test/run.ts --record docs/test-long.md nodes
 	@$(NODE) test/nodes/report.ts
 
 check: setup ## format, types, lint, layers, documents, unit tests: about a minute
