@@ -9,6 +9,8 @@ const after = {
   givingBack: 5_000,
   /** So often it is given back in any case: how much is free cannot be asked. */
   givingBackAnyway: 60_000,
+  /** By then the device has joined, and has its certificate. */
+  start: 45_000,
   /** Memory that is short for so long is a problem. */
   problem: 10_000,
   /** So long with nothing under way that could be the reason, and a new start is the cure. */
@@ -41,6 +43,8 @@ export interface MemoryMeasured {
   now: () => number
   /** Gives back what the C library holds free: some milliseconds. */
   trim: () => void
+  /** Collects what the start has left: some fifteen milliseconds, on a slow board ten times that. */
+  settle: () => void
   /** Gives back all that is free; asks before the second half, which takes longer. */
   giveBack: (stillTooMuch: () => boolean) => void
 }
@@ -61,6 +65,9 @@ export class Memory {
   /** When {@link MemoryMeasured.trim} was last called, and what the process had then. */
   #trimmed = { at: -Infinity, rss: 0 }
   #stuck = false
+  /** When it was first looked at, and whether what the start left has been collected since. */
+  #firstLook: number | undefined
+  #settled = false
   #measured: MemoryMeasured
 
   /** @param measured for tests */
@@ -70,6 +77,7 @@ export class Memory {
       rss: () => process.memoryUsage.rss(),
       now: () => performance.now(),
       trim,
+      settle: collectGarbage,
       giveBack,
       ...measured,
     }
@@ -90,6 +98,7 @@ export class Memory {
     const most = memoryLimit(setMiB)
     const bound = this.#short === undefined ? most : most * enough
     const now = this.#measured.now()
+    this.#settle(now, underWay)
     let rss = this.#measured.rss()
     if (rss > bound && now - this.#gaveBack >= after.givingBack) {
       this.#gaveBack = now
@@ -115,6 +124,17 @@ export class Memory {
     }
     this.events.short?.()
     this.#judge(this.#short, now, underWay, rss, most)
+  }
+
+  /**
+   * V8 keeps the pages that the start has filled, a third of its heap, until garbage is collected;
+   * and with nothing to do it never is. Once, with no request under way that would wait for it.
+   */
+  #settle(now: number, underWay: number): void {
+    this.#firstLook ??= now
+    if (this.#settled || underWay > 0 || now - this.#firstLook < after.start) return
+    this.#settled = true
+    this.#measured.settle()
   }
 
   /**

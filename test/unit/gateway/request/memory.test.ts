@@ -14,11 +14,11 @@ const mib = 1024 * 1024
 /** A process of 50 MiB whose limit is 100, and its clock. */
 function measured(): {
   memory: Memory
-  has: { mib: number; free: number; trims: number }
+  has: { mib: number; free: number; trims: number; settled: number }
   told: string[]
   pass: (seconds: number, underWay: number) => void
 } {
-  const [has, told] = [{ mib: 50, free: 0, trims: 0 }, [] as string[]]
+  const [has, told] = [{ mib: 50, free: 0, trims: 0, settled: 0 }, [] as string[]]
   let now = 0
   const memory = new Memory(pino({ level: 'silent' }), {
     rss: () => has.mib * mib,
@@ -28,6 +28,7 @@ function measured(): {
       has.mib -= has.free
       has.free = 0
     },
+    settle: () => has.settled++,
     giveBack: () => {},
   })
   memory.events = {
@@ -46,6 +47,18 @@ function measured(): {
     },
   }
 }
+
+test('what the start leaves is collected once, when nobody waits for an answer', () => {
+  const { has, pass } = measured()
+  pass(40, 0)
+  assert.equal(has.settled, 0, 'not while it may still be starting')
+  pass(20, 1)
+  assert.equal(has.settled, 0)
+  pass(1, 0)
+  assert.equal(has.settled, 1)
+  pass(600, 0)
+  assert.equal(has.settled, 1)
+})
 
 test('what is free is given back soon after growth, and once a minute', () => {
   const { has, pass } = measured()
