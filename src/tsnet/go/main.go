@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,8 @@ import (
 	"tailscale.com/client/local"
 	"tailscale.com/hostinfo"
 	"tailscale.com/ipn"
+	"tailscale.com/logpolicy"
+	"tailscale.com/logtail"
 	"tailscale.com/net/dnsfallback"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
@@ -305,6 +308,23 @@ func (n *node) call(ctx context.Context, req request) (any, error) {
 	return nil, &rpcError{"TSNET_METHOD", "no such method: " + req.Method}
 }
 
+// stateDir is where the host has the directory of the state.
+const stateDir = "/state"
+
+// dropDamagedLogID removes the log's identifier where it is damaged: tsnet would not start for it
+// (tsnet.go, startLogger), and it is nothing but a random number, of which a new one is as good.
+func dropDamagedLogID() {
+	file := filepath.Join(stateDir, "tailscaled.log.conf")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return
+	}
+	if c, err := logpolicy.ConfigFromBytes(b); err == nil && c.Validate(logtail.CollectionNode) == nil {
+		return
+	}
+	os.Remove(file)
+}
+
 func (n *node) start(p startParams) error {
 	if n.srv != nil {
 		return &rpcError{"TSNET_STARTED", "the server has been started already"}
@@ -324,6 +344,7 @@ func (n *node) start(p startParams) error {
 	if err != nil {
 		return &rpcError{"TSNET_STATE", err.Error()}
 	}
+	dropDamagedLogID()
 	srv, err := newServer(p, st)
 	if err != nil {
 		return err
@@ -371,7 +392,7 @@ func (n *node) start(p startParams) error {
 // newServer makes one; a device that it opens is closed when the server ends, or does not start.
 func newServer(p startParams, st *store) (*tsnet.Server, error) {
 	srv := &tsnet.Server{
-		Dir: "/state", Store: st, Hostname: p.Hostname, AuthKey: p.AuthKey, ClientSecret: p.ClientSecret, ControlURL: p.ControlURL,
+		Dir: stateDir, Store: st, Hostname: p.Hostname, AuthKey: p.AuthKey, ClientSecret: p.ClientSecret, ControlURL: p.ControlURL,
 		AdvertiseTags: p.AdvertiseTags, Ephemeral: p.Ephemeral, Port: p.Port,
 		UserLogf: logger.Discard, // what it says comes as events
 	}

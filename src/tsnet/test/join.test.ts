@@ -1,6 +1,6 @@
 /** Joining: names, addresses, path, and the identity that stays. */
 import assert from 'node:assert/strict'
-import { readFile, stat } from 'node:fs/promises'
+import { readFile, readdir, stat, writeFile } from 'node:fs/promises'
 import { after, before, test } from 'node:test'
 import path from 'node:path'
 import { Lab, type LabClient } from '../../../test/lab/lab.ts'
@@ -67,6 +67,29 @@ test('started again with its state and no key it is the same node', async () => 
     [before.id, before.dnsName, before.tailscaleIPs],
   )
   assert.equal((await lab.nodes()).length, 2)
+})
+
+test('files beside the state that are damaged, as by a power cut, keep no node from its tailnet', async () => {
+  const before = node.status.self!
+  await node.run((k) => k.server.close())
+  const logID = path.join(node.options.dir, 'tailscaled.log.conf')
+  for (const damage of [
+    (size: number) => Buffer.alloc(size),
+    () => Buffer.alloc(0),
+    () => Buffer.from('{}'),
+  ]) {
+    const entries = await readdir(node.options.dir, { recursive: true, withFileTypes: true })
+    for (const entry of entries) {
+      const file = path.join(entry.parentPath, entry.name)
+      if (entry.isFile() && entry.name !== 'tailscaled.state')
+        await writeFile(file, damage((await stat(file)).size))
+    }
+    const { self } = await node.up({ authKey: '' })
+    assert.equal(self?.id, before.id)
+    assert.match(await readFile(logID, 'utf8'), /"PublicID"/)
+    await node.run((k) => k.server.close())
+  }
+  await node.up({ authKey: '' })
 })
 
 test('the WireGuard port is the one asked for', async () => {
