@@ -60,11 +60,12 @@ export const scenario: Scenario = {
       await truncate(disk, larger)
       const known = Math.max(...(await stage.lab.nodes()).map(({ id }) => id))
       const { length } = await stage.machine.console()
+      let over = false
       const said = async (what: RegExp): Promise<unknown> =>
         await eventually(
           `the console says ${what}`,
           500,
-          async () => what.test((await stage.machine.console()).slice(length)) || undefined,
+          async () => over || what.test((await stage.machine.console()).slice(length)) || undefined,
         )
       await stage.machine.start()
       const first = await Promise.race([
@@ -72,6 +73,7 @@ export const scenario: Scenario = {
         said(/! tailnet: the device's identity in the tailnet is damaged/).then(() => 'identity'),
         stage.served(500).then(() => 'serves'),
       ])
+      over = true
       let what = 'said to be damaged'
       if (first === 'identity') what = await another(stage, known)
       else if (first === 'serves') what = await whatIsServed(stage, before)
