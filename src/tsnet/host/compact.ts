@@ -9,7 +9,11 @@ import type { Native } from './native.ts'
 /** When a node has joined, as a rule, and when a slow machine has; ms after the start. */
 const WHEN = [3000, 30_000]
 
-type Collect = (options: { type: 'major'; execution: 'sync'; flavor: 'last-resort' }) => void
+type Collect = (
+  options:
+    | { type: 'major'; execution: 'sync'; flavor: 'last-resort' }
+    | { type: 'minor'; execution: 'sync' },
+) => void
 
 /**
  * Runs `source` with a flag of V8's. The flags are the whole process's, which may have been started
@@ -62,4 +66,33 @@ export function compact(native: Native | undefined): void {
 /** Does it when there is most to gain. Keeps no process alive. */
 export function compactLater(native: Native | undefined): void {
   for (const ms of WHEN) setTimeout(() => compact(native), ms).unref()
+}
+
+/** So many bytes come from the other thread before the young generation is collected. */
+const BATCH = 4 * 1024 * 1024
+
+let received = 0
+let collectYoung: (() => void) | undefined
+
+/**
+ * Counts bytes that have come from the other thread. Their buffers lie outside of JavaScript's heap,
+ * and V8 takes them for old: it would mark all of the heap anew every 12 MB or so, on threads of its
+ * own (bench/README.md).
+ */
+export function countReceived(bytes: number): void {
+  received += bytes
+  if (received < BATCH) return
+  received = 0
+  collectYoung ??= young()
+  collectYoung()
+}
+
+function young(): () => void {
+  try {
+    const collect = withFlag<Collect>('expose-gc', 'gc')
+    return () => collect({ type: 'minor', execution: 'sync' })
+  } catch {
+    // Another engine, which sees to it by itself or not.
+    return () => {}
+  }
 }

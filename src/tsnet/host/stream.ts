@@ -1,4 +1,5 @@
 import { SMALL, type StreamMessage, type ToUser, WINDOW } from '../protocol.ts'
+import { countReceived } from './compact.ts'
 import { errno } from './errno.ts'
 import { ByteQueue, type HostFile } from './files.ts'
 
@@ -35,8 +36,10 @@ export class StreamFile implements HostFile {
   }
 
   receive(m: StreamMessage): void {
-    if (m.t === 'data') this.queue.push(m.b)
-    else if (m.t === 'end') this.ended = true
+    if (m.t === 'data') {
+      this.queue.push(m.b)
+      countReceived(m.b.length)
+    } else if (m.t === 'end') this.ended = true
     else if (m.t === 'reset') this.reset = true
     else this.credit += m.n
     this.wake()
