@@ -5,7 +5,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { test } from 'node:test'
+import { type TestContext, test } from 'node:test'
 import { GatehouseError } from '../../../src/base/errors.ts'
 import { table } from '../../../src/gateway/operate/status-text.ts'
 import { Bench, name } from '../support/bench.ts'
@@ -99,10 +99,17 @@ const damaged = (): Error =>
     { code: 'TSNET_STATE' },
   )
 
-test('a damaged identity, without an auth key: the cure is one of a person with the card in hand', async () => {
+/** A folder with a state that was zeros when the card was copied. */
+function damagedState(t: TestContext): { directory: string; stateFile: string } {
   const directory = mkdtempSync(join(tmpdir(), 'gh-damaged-'))
+  t.after(() => rmSync(directory, { recursive: true }))
   const stateFile = join(directory, 'tailscaled.state')
   writeFileSync(stateFile, '\0\0')
+  return { directory, stateFile }
+}
+
+test('a damaged identity, without an auth key: the cure is one of a person with the card in hand', async (t) => {
+  const { directory, stateFile } = damagedState(t)
   await using bench = await Bench.start({
     before: (made) => {
       made.tailnet.startError = damaged()
@@ -118,13 +125,10 @@ test('a damaged identity, without an auth key: the cure is one of a person with 
     /copy it again, to the end\. Otherwise write a new auth_key into gatehouse\.toml/,
   )
   assert.deepEqual(readdirSync(directory), ['tailscaled.state'], 'it is kept')
-  rmSync(directory, { recursive: true })
 })
 
-test('a damaged identity, with an auth key: put aside, and it joins as another node', async () => {
-  const directory = mkdtempSync(join(tmpdir(), 'gh-damaged-'))
-  const stateFile = join(directory, 'tailscaled.state')
-  writeFileSync(stateFile, '\0\0')
+test('a damaged identity, with an auth key: put aside, and it joins as another node', async (t) => {
+  const { directory, stateFile } = damagedState(t)
   await using bench = await Bench.start({
     before: (made) => {
       made.tailnet.startError = damaged()
@@ -145,7 +149,6 @@ test('a damaged identity, with an auth key: put aside, and it joins as another n
     1,
     'it is said once',
   )
-  rmSync(directory, { recursive: true })
 })
 
 test('HTTPS that is not enabled on the tailnet is a problem with its cure', async () => {
