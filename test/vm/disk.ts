@@ -1,18 +1,26 @@
 /** What is written to disks from outside: files on an image's FAT partition, sticks. */
 import { open, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { block, readTables } from '../../tools/gpt.ts'
+import { type Partition, block, readTables } from '../../tools/gpt.ts'
 import { fromTree, tool, treeEnvironment } from './tools-tree.ts'
 
-/** Where the EFI system partition begins, in bytes. */
-async function espOffset(image: string): Promise<number> {
+/**
+ * Where a partition of an image begins, and how large it is, in bytes.
+ *
+ * @param what what it is called, for the error where there is none such
+ */
+export async function partitionOf(
+  image: string,
+  what: string,
+  isIt: (partition: Partition) => boolean,
+): Promise<{ begins: number; size: number }> {
   const file = await open(image, 'r')
   try {
     const [table] = await readTables(file, (await file.stat()).size)
-    const esp = table?.partitions.find((partition) => partition.esp)
-    if (esp === undefined)
-      throw new Error(`machine: ${image} has no EFI system partition: not an image of image/build?`)
-    return esp.first * block
+    const found = table?.partitions.find(isIt)
+    if (found === undefined)
+      throw new Error(`machine: ${image} has no ${what}: not an image of image/build?`)
+    return { begins: found.first * block, size: (found.last + 1 - found.first) * block }
   } finally {
     await file.close()
   }
@@ -20,10 +28,11 @@ async function espOffset(image: string): Promise<number> {
 
 /** mcopy(1) to or from the FAT partition of the image `disk`. */
 export async function mcopy(disk: string, names: string[], input?: string | Buffer): Promise<void> {
+  const { begins } = await partitionOf(disk, 'EFI system partition', ({ esp }) => esp)
   const [loader = '', ...args] = fromTree('mtools')
   await tool(
     loader,
-    [...args, '-c', 'mcopy', '-o', '-i', `${disk}@@${await espOffset(disk)}`, ...names],
+    [...args, '-c', 'mcopy', '-o', '-i', `${disk}@@${begins}`, ...names],
     input,
     treeEnvironment,
   )

@@ -6,7 +6,8 @@ import vm from 'node:vm'
  * So many bytes of bodies pass before the young generation is collected. V8 does that by what
  * JavaScript's heap holds, of which a piece of a body takes a hundredth. What bodies hold outside of
  * it counts as old instead, and V8's heap may grow by some 12 MB before all of it is marked: with 10
- * MB bodies that was done 28 times a second, on all of V8's threads (bench/README.md).
+ * MB bodies that was done 28 times a second, on all of V8's threads (bench/README.md). The bindings do
+ * the same in their thread, and must do without this file (src/tsnet/host/compact.ts).
  */
 const batch = 4 * 1024 * 1024
 

@@ -169,7 +169,8 @@ export class Node extends EventEmitter {
    */
   async #putAside(err: unknown): Promise<boolean> {
     const { hasAuthKey, log, stateFile } = this.#options
-    if (!isDamaged(err) || !hasAuthKey || stateFile === undefined) return false
+    const damage = damageOf(err)
+    if (damage === undefined || !hasAuthKey || stateFile === undefined) return false
     try {
       await rename(stateFile, `${stateFile}.damaged`)
     } catch (failed) {
@@ -178,7 +179,7 @@ export class Node extends EventEmitter {
     }
     log.error(
       { code: 'GH_IDENTITY_DAMAGED' },
-      `the device's identity in the tailnet is lost, since its state is damaged: ${reason(err)}. ` +
+      `the device's identity in the tailnet is lost, since its state is damaged: ${damage}. ` +
         'It joins as another node with the auth key of gatehouse.toml. If this card is a copy of ' +
         'another, copy it again, to the end',
     )
@@ -512,14 +513,20 @@ function pollInterval(settled: boolean, pending: boolean): number {
   return pending ? 5_000 : 30_000
 }
 
-/** Whether the state cannot be read as one (src/tsnet/go/store.go). */
-function isDamaged(err: unknown): boolean {
-  return (err as NodeJS.ErrnoException).code === 'TSNET_STATE' && / is damaged \(/.test(reason(err))
+/**
+ * What is damaged of the state, without the bindings' own cure, for which one needs a shell
+ * (src/tsnet/go/store.go). Undefined where something else is wrong.
+ */
+function damageOf(err: unknown): string | undefined {
+  if ((err as NodeJS.ErrnoException).code !== 'TSNET_STATE') return undefined
+  const said = reason(err)
+  return / is damaged \(/.test(said) ? said.split(': restore it')[0] : undefined
 }
 
 /** Why the node cannot start. */
 function startProblem(err: unknown): GatehouseError {
-  if (!isDamaged(err))
+  const damage = damageOf(err)
+  if (damage === undefined)
     return new GatehouseError(
       'GH_TAILNET_START',
       `the tailnet node cannot start: ${reason(err)}`,
@@ -528,7 +535,7 @@ function startProblem(err: unknown): GatehouseError {
     )
   return new GatehouseError(
     'GH_IDENTITY_DAMAGED',
-    `the device's identity in the tailnet is damaged: ${reason(err).split(': restore it')[0]}`,
+    `the device's identity in the tailnet is damaged: ${damage}`,
     'If this card is a copy of another, copy it again, to the end. Otherwise write a new auth_key ' +
       "into gatehouse.toml on the card's first partition and restart the device: it joins as " +
       'another node, with its flows. If it happens again, the card is worn: use another',

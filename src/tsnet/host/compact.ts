@@ -33,6 +33,11 @@ export function withFlag<T>(flag: string, source: string): T {
   }
 }
 
+/** V8's own, of this thread. */
+function collector(): Collect {
+  return withFlag<Collect>('expose-gc', 'gc')
+}
+
 /**
  * Once: JavaScript's garbage of this thread (some 20 MB, whose pages V8 keeps); the baseline code
  * of functions of the module that ran at the start (10 MB; one that is called again is compiled
@@ -49,14 +54,7 @@ export function compact(native: Native | undefined): void {
     // Another V8: it keeps what it keeps.
   }
   try {
-    withFlag<Collect>(
-      'expose-gc',
-      'gc',
-    )({
-      type: 'major',
-      execution: 'sync',
-      flavor: 'last-resort',
-    })
+    collector()({ type: 'major', execution: 'sync', flavor: 'last-resort' })
   } catch {
     // Bun has another engine, with flags of its own.
   }
@@ -89,7 +87,7 @@ export function countReceived(bytes: number): void {
 
 function young(): () => void {
   try {
-    const collect = withFlag<Collect>('expose-gc', 'gc')
+    const collect = collector()
     return () => collect({ type: 'minor', execution: 'sync' })
   } catch {
     // Another engine, which sees to it by itself or not.

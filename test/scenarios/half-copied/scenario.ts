@@ -1,24 +1,12 @@
 import assert from 'node:assert/strict'
 import { constants } from 'node:fs'
-import { copyFile, open, rename, rm, stat, truncate } from 'node:fs/promises'
+import { copyFile, rename, rm, stat, truncate } from 'node:fs/promises'
 import { type Scenario, type Stage, answers } from '../stage.ts'
-import { block, readTables } from '../../../tools/gpt.ts'
+import { block } from '../../../tools/gpt.ts'
 import { cardFiles, eventually } from '../../vm/appliance.ts'
+import { partitionOf } from '../../vm/disk.ts'
 
 const mebi = 1024 * 1024
-
-/** Bytes of the card before the data partition, and of the partition. */
-async function data(disk: string): Promise<{ begins: number; size: number }> {
-  const file = await open(disk, 'r')
-  try {
-    const [table] = await readTables(file, (await file.stat()).size)
-    const found = table?.partitions.find(({ name }) => name === 'gatehouse-var')
-    assert.ok(found, 'the card has a data partition')
-    return { begins: found.first * block, size: (found.last + 1 - found.first) * block }
-  } finally {
-    await file.close()
-  }
-}
 
 /** What the console says is done: with an auth key on the card it joins as another node. */
 async function another(stage: Stage, known: number): Promise<string> {
@@ -50,7 +38,11 @@ export const scenario: Scenario = {
     const { disk } = stage.machine
     const whole = `${disk}.whole`
     await rename(disk, whole)
-    const { begins, size } = await data(whole)
+    const { begins, size } = await partitionOf(
+      whole,
+      'data partition',
+      ({ name }) => name === 'gatehouse-var',
+    )
     const larger = (await stat(whole)).size + 512 * mebi
     const seen: string[] = []
     // Within the file system's own tables, within what the device is, and behind nearly all of it.
