@@ -1,5 +1,5 @@
 import { constants } from 'node:fs'
-import { open, rename, rm } from 'node:fs/promises'
+import { open, rename, rm, stat } from 'node:fs/promises'
 import type { FileHandle } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
@@ -32,6 +32,20 @@ export async function writeFileAtomic(
     throw err
   }
   await syncDirectory(dirname(path))
+}
+
+/**
+ * One text for these files as they are, another as soon as one of them is written, replaced, made or
+ * removed: for what is started when one of them has changed. While it runs, systemd takes no second
+ * start (job_merge_into_installed(), src/core/job.c), so it looks once more at its end.
+ */
+export async function stamp(files: readonly string[]): Promise<string> {
+  const one = async (file: string): Promise<string> =>
+    await stat(file, { bigint: true }).then(
+      ({ ino, mtimeNs, size }) => `${ino} ${mtimeNs} ${size}`,
+      () => '',
+    )
+  return (await Promise.all(files.map(one))).join()
 }
 
 /** Makes renames and removals in a directory durable. */

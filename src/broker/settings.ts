@@ -329,16 +329,14 @@ export class Settings {
 /** The file before a change that is on trial; on the card, beside gatehouse.toml. */
 const beforeName = 'gatehouse.toml.before'
 
-/** Units to start anew when a table has changed, beside what the gateway takes over itself. */
+/**
+ * Units to start anew when a table has changed, beside what the gateway takes over itself, and the
+ * firewall's lists, which provisioning has put in force.
+ */
 const unitsOf: Record<string, string[]> = {
-  alerts: ['gatehouse-firewall.service'],
-  node_red: ['node-red.service', 'gatehouse-firewall.service'],
+  node_red: ['node-red.service'],
   wifi: ['gatehouse-wifi@*.service'],
   network: ['systemd-networkd.service'],
-  app: ['gatehouse-firewall.service'],
-  forward: ['gatehouse-firewall.service'],
-  local_network: ['gatehouse-firewall.service'],
-  extension: ['gatehouse-firewall.service'],
 }
 
 /**

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { renderUnicodeCompact } from 'uqr'
 import { printable } from '../base/errors.ts'
-import { writeFileAtomic } from '../base/files.ts'
+import { stamp, writeFileAtomic } from '../base/files.ts'
 import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
@@ -115,18 +115,7 @@ export async function runReport(paths: Paths, settle = 300): Promise<number> {
 
 /** What gatehouse-report.path watches: another text when one of them has been written. */
 async function changed({ told, tls }: Pick<Paths, 'told' | 'tls'>): Promise<string> {
-  const watched = [told, updatePaths().outcome, join(tls, recordFile)]
-  return (
-    await Promise.all(
-      watched.map(
-        async (file) =>
-          await stat(file, { bigint: true }).then(
-            ({ ino, mtimeNs, size }) => `${ino} ${mtimeNs} ${size}`,
-            () => '',
-          ),
-      ),
-    )
-  ).join()
+  return await stamp([told, updatePaths().outcome, join(tls, recordFile)])
 }
 
 async function reportOnce(paths: Paths): Promise<void> {

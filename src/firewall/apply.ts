@@ -1,9 +1,10 @@
 import { readFile, rm } from 'node:fs/promises'
 import { uptime } from 'node:os'
 import { join } from 'node:path'
-import { writeFileAtomic } from '../base/files.ts'
+import { stamp, writeFileAtomic } from '../base/files.ts'
 import { GatehouseError } from '../base/errors.ts'
 import { loadConfig } from '../config/load.ts'
+import { alertHostsFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import { forbidden, forbiddenNetworks } from '../config/addresses.ts'
 import { BlockList, isIP } from 'node:net'
@@ -13,7 +14,7 @@ import { alertTargets } from './alert-targets.ts'
 import { discoveries, discovery, discoveryScript } from './discovery.ts'
 import { extensionScript, extensionsOf } from './extensions.ts'
 import { ingresses, ingressScript } from './ingress.ts'
-import { readExtensions } from '../config/extensions.ts'
+import { extensionsFile, readExtensions } from '../config/extensions.ts'
 import { certsTargets } from './certs-targets.ts'
 import { mostPeers, peerName, peerTargets } from '../config/peers.ts'
 import type { PeerTarget } from '../config/peers.ts'
@@ -479,7 +480,17 @@ async function replaceText(path: string, text: string): Promise<void> {
  * again.
  */
 export async function runApply(paths: Paths): Promise<number> {
-  const applied = await apply(paths)
+  const watched = [
+    join(paths.config, 'gatehouse.toml'),
+    alertHostsFile(paths),
+    extensionsFile(paths),
+  ]
+  let applied: Applied
+  let before: string
+  do {
+    before = await stamp(watched)
+    applied = await apply(paths)
+  } while ((await stamp(watched)) !== before)
   const all = [applied.entries, applied.gateway, applied.certs, applied.alerts].flatMap(
     (list) => list ?? [],
   )

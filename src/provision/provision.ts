@@ -32,7 +32,7 @@ import type { ImagerSettings } from './imager.ts'
 import { busNotes } from './buses.ts'
 import { makeChannelKey } from './channel.ts'
 import { makeCredentialSecret } from './credential-secret.ts'
-import { applyDropIn, applyNetwork } from './drop-in.ts'
+import { applyDropIn, applyNetwork, systemctl } from './drop-in.ts'
 import { attachExtensions } from './extensions.ts'
 import type { ExtensionPaths } from './extensions.ts'
 import { gatehouseDropIn } from './gatehouse-unit.ts'
@@ -647,6 +647,16 @@ export async function runProvision(paths: Paths, seal: Seal = asItIs): Promise<n
     },
     'GH_PROVISION_UNIT',
     '[[extension]] is not in force, all goes on as before',
+    'Start the device again',
+  )
+  // Not by a path unit: what it has seen and not yet acted on is lost where systemd is told to read
+  // its units anew at the same time, as it is above. At boot the start is queued already.
+  await attempt(
+    async () => {
+      await systemctl('--no-block', 'start', 'gatehouse-firewall.service')
+    },
+    'GH_PROVISION_UNIT',
+    'the lists of who may call whom are not in force, those before stay',
     'Start the device again',
   )
 

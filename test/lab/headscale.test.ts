@@ -87,7 +87,8 @@ test('mode = "self": an authority of the device, its root at port 80; HTTPS is s
   assert.deepEqual([problems, url], [[], `https://${name}/`])
   await lab.setOwner('laptop', { user: 'alice' })
   await lab.setOwner('gatehouse', { user: 'alice' })
-  const page = await eventually('the owner is known', 30, async () => {
+  // The gateway asks for its own owner every 30 s (guard.ts).
+  const page = await eventually('the owner is known', 60, async () => {
     const answer = await laptop.fetch(`https://${name}/`, { roots: root() })
     return answer.status === 200 && answer
   })

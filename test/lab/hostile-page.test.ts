@@ -692,7 +692,10 @@ test('the editor works: open, drag, deploy, debug', { timeout: 120_000 }, async 
         .length > 1,
   )
   await run(page, `RED.sidebar.show('debug')`)
-  await run(page, `$.post('inject/inject1')`)
+  // A deploy is answered before its nodes are started: until then there is nothing to press.
+  await eventually('the flow is started', 30, async () =>
+    run(page, `$.post('inject/inject1').then(() => true, () => false)`),
+  )
   const message = page.locator('.red-ui-debug-msg .red-ui-debug-msg-element').first()
   await message.waitFor()
   assert.match((await message.textContent())!, /1/)

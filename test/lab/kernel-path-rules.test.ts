@@ -330,8 +330,10 @@ test(
     mkdir -p /run/systemd/network /run/systemd/netif/{links,leases,lldp}
     cp ${files}/* /run/systemd/network; chown -R 998:998 /run/systemd/netif
     ${networkd} >/run/said 2>&1 & pid=$!
-    for i in $(seq 100); do ip -6 rule | grep -q ${kernelPath.table} && ip -4 rule | grep -q ${kernelPath.table} && break; sleep 0.1; done
-    sleep 0.3; kill $pid
+    end=$((SECONDS + 60))
+    until ip -6 rule | grep -q ${kernelPath.table} && ip -4 rule | grep -q ${kernelPath.table}
+    do [ $SECONDS -lt $end ] || break; sleep 0.1; done
+    sleep 0.3; set +e; kill $pid
     cat /sys/class/net/${TUN}/owner /sys/class/net/${TUN}/mtu
     echo; ip -o address show dev ${TUN}; ip -4 rule; ip -6 rule
     for family in 4 6; do ip -$family route show table ${kernelPath.table}; done
