@@ -41,8 +41,8 @@ export async function applyNetwork(
 ): Promise<void> {
   let changed = false
   for (const [path, text] of dropIns) if (await replace(join(directory, path), text)) changed = true
-  // Waits for a start that is under way; does nothing before.
-  if (changed) await systemctl('--no-block', 'try-reload-or-restart', 'systemd-networkd.service')
+  // Not by `try-reload-or-restart` itself, which does nothing while the service is starting.
+  if (changed) await systemctl('--no-block', 'start', 'gatehouse-network.service')
 }
 
 /**

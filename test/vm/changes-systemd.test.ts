@@ -1,12 +1,14 @@
 /**
  * What is started when something has changed, under the image's own systemd in namespaces: settings
  * that change while the firewall's lists are being put in force, or while that waits to be tried
- * again, count at once; so does a change of the names to have certificates for.
+ * again, or while systemd-networkd starts, count at once; so does a change of the names to have
+ * certificates for.
  */
 import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { before, test } from 'node:test'
+import { kernelPath } from '../../src/config/data-path.ts'
 import { imageSystemdSkip, runImageSystemd } from './image-systemd.ts'
 
 const skip = imageSystemdSkip()
@@ -52,6 +54,15 @@ systemctl daemon-reload
 part waits; set_to "$unknown"; redirected no; reaches auto-restart
 part woken; set_to "$listen"; redirected yes; reaches dead
 
+# Provisioning comes while systemd-networkd has read its files, and has not started yet.
+mkdir -p /run/systemd/system/systemd-networkd.service.d
+printf '[Service]\\nExecStartPost=/bin/sleep 4\\n' >/run/systemd/system/systemd-networkd.service.d/slow.conf
+systemctl daemon-reload; systemctl stop systemd-networkd 2>/dev/null; systemctl --no-block start systemd-networkd
+sleep 2
+part network; systemctl show -P SubState systemd-networkd; set_to '[tailnet]\\ndata_path = "kernel"\\n'
+for i in $(seq 100); do [ -e /sys/class/net/${kernelPath.interface} ] && break; sleep 0.1; done
+ls -d /sys/class/net/${kernelPath.interface}
+
 # The same for certificates, with a program that fails at once.
 rm -f /etc/systemd/system/gatehouse-certs.service
 printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c "echo run >>/probe/certs; exit 1"\\nRestart=on-failure\\nRestartSec=1h\\n' >/etc/systemd/system/gatehouse-certs.service
@@ -65,7 +76,8 @@ before(async () => {
   if (skip !== false) return
   const unit = await readFile(path.join(units, 'gatehouse-firewall.service'), 'utf8')
   seen = await runImageSystemd({
-    masked: ['gatehouse.service', 'systemd-networkd.service', 'gatehouse-broker.socket'],
+    masked: ['gatehouse.service', 'gatehouse-broker.socket'],
+    tun: true,
     laid: {
       'efi/gatehouse.toml': '[tailnet]\nhostname = "shed"\n',
       // /var is no mount here.
@@ -114,6 +126,13 @@ test('nor while a name is waited for that was not found', { skip }, () => {
   const { is, seconds, rest } = part('woken')
   assert.deepEqual([is, rest], ['yes', ['dead']], seen.get('said')!)
   assert.ok(seconds <= soon, `after ${seconds} s`)
+})
+
+test('files of the network that change while systemd-networkd starts are read', { skip }, () => {
+  assert.deepEqual(seen.get('network')!.split('\n'), [
+    'start-post',
+    `/sys/class/net/${kernelPath.interface}`,
+  ])
 })
 
 test(
