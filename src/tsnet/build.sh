@@ -47,5 +47,6 @@ unpack gvisor gvisor.dev/gvisor "$gvisor_sum" patches-gvisor
   --importMemory --enable simd --use abort=
 strip=' -s'; [ -z "${TSNET_NAMES:-}" ] || strip=''
 (cd go && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -tags "$tags" -ldflags="-w$strip" -o ../build/tsnet.wasm.new .)
+../../node_modules/.bin/node jumps.ts build/tsnet.wasm.new
 mv build/tsnet.wasm.new build/tsnet.wasm
 ls -l build/tsnet.wasm | awk '{printf "tsnet.wasm: %.1f MB\n", $5 / 1e6}'

@@ -5,6 +5,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { WASI } from 'node:wasi'
+import { directJumps } from '../jumps.ts'
 
 const go = path.resolve(import.meta.dirname, '../go')
 
@@ -59,7 +60,7 @@ export async function goTest(
         tsnet_host: unknown as Record<string, unknown>,
       }
       instance = await WebAssembly.instantiate(
-        await WebAssembly.compile(readFileSync(program)),
+        await WebAssembly.compile(directJumps(readFileSync(program)).module),
         imports,
       )
       status = wasi.start(instance) as unknown as number
