@@ -265,7 +265,7 @@ test(
     await page.getByText('would hand over the device, so a code').waitFor()
     await button('Try for 60 s').click()
     const code = page.getByLabel("Code on the device's screen")
-    await code.fill((await eventually('a code is shown', 20, async () => codes.at(-1)))!)
+    await code.fill((await eventually('a code is shown', 30, async () => codes.at(-1)))!)
     await accessible('settings-code')
     await button('Try for 60 s').click()
     await page.getByText('A change is on trial').waitFor()
@@ -324,7 +324,7 @@ test(
       'gatehouse_9.0.efi',
       'gatehouse_9.1+0.efi',
     ])
-    await eventually('the restart', 10, async () => systemd.includes('--no-block reboot'))
+    await eventually('the restart', 30, async () => systemd.includes('--no-block reboot'))
   },
 )
 
@@ -351,7 +351,7 @@ test(
     await page.getByLabel('Once more').fill('correct horse battery staple')
     // It would hand over the secrets of all three parts: whoever asks must be beside the device.
     const code = async (nth: number): Promise<void> => {
-      const shown = await eventually('a code is shown', 20, async () => codes.at(-1))
+      const shown = await eventually('a code is shown', 30, async () => codes.at(-1))
       await page.getByLabel('Code from its screen').nth(nth).fill(shown!)
     }
     codes.length = 0
@@ -381,7 +381,7 @@ test(
     await code(1)
     await button('Replace and restart').click()
     await page.getByText('The backup is whole, and is put in place now.').waitFor()
-    await eventually('the restart', 10, async () => systemd.includes('--no-block reboot'))
+    await eventually('the restart', 30, async () => systemd.includes('--no-block reboot'))
   },
 )
 

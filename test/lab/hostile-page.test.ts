@@ -585,7 +585,7 @@ test('a page that a flow serves', { timeout: 120_000 }, async () => {
     })`,
   )) as string
   assert.equal(scope, `https://${name}:8443/`)
-  await eventually('the worker rules the flows’ pages', 10, async () => {
+  await eventually('the worker rules the flows’ pages', 30, async () => {
     await page.goto(home)
     return (await page.textContent('body')) === 'by the worker'
   })

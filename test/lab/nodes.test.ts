@@ -387,7 +387,7 @@ test(
     await answers('told', /^you said hello$/).catch((err: unknown) => {
       throw new Error(heard.slice(-1_500), { cause: err })
     })
-    await eventually('it asks for api.telegram.org', 20, async () =>
+    await eventually('it asks for api.telegram.org', 30, async () =>
       (await lab.queries()).some((query) => query.name.replace(/\.$/, '') === 'api.telegram.org'),
     )
     assert.ok(presets.telegram.targets.includes('api.telegram.org:443'))

@@ -81,7 +81,7 @@ zone:
     stream.setEncoding('utf8').on('data', (text: string) => {
       said += text
     })
-  await eventually('knot is up', 20, async () => await Promise.resolve(/server started/.test(said)))
+  await eventually('knot is up', 30, async () => await Promise.resolve(/server started/.test(said)))
   for (const zone of ['example.test', 'delegated.test']) await lab.setZone(zone, knotIP)
 })
 after(async () => {
@@ -385,7 +385,7 @@ logformat = "text"
     server.stderr!.resume()
     await lab.setHost('auth.lab.test', ip)
     await lab.setZone('auth.example.net', ip)
-    await eventually('it answers', 20, async () => {
+    await eventually('it answers', 30, async () => {
       const { code } = await lab.run(ns, ['curl', '-sf', `http://${ip}/health`])
       return code === 0
     })

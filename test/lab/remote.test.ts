@@ -204,7 +204,7 @@ test('edit: in the editor of the person, mistakes first', { timeout: 60_000 }, a
 })
 
 test('what hands over the device wants the code from its screen', { timeout: 60_000 }, async () => {
-  const code = await eventually('a code is shown', 10, async () => device.codes.at(-1))
+  const code = await eventually('a code is shown', 30, async () => device.codes.at(-1))
   const set = await gatehouse(['set', 'console.login', 'true', '--code', code])
   assert.equal(set.code, 0, set.stderr)
   assert.match(await readFile(device.card, 'utf8'), /\[console\]\nlogin = true/)
@@ -225,7 +225,7 @@ test('a backup is made and put in place', { timeout: 120_000 }, async () => {
   const restore = await gatehouse(['restore', file, '--code', device.codes.at(-1)!], passphrase)
   assert.equal(restore.code, 0, restore.stderr)
   const flows = path.join(lab.dir, 'lib/node-red/flows.json')
-  await eventually('the flows of the backup', 10, async () =>
+  await eventually('the flows of the backup', 30, async () =>
     (await readFile(flows, 'utf8')) === '[]' ? true : undefined,
   )
   assert.deepEqual(

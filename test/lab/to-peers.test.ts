@@ -202,7 +202,7 @@ test('what is taken off the list ends at once', async () => {
   let said = ''
   holder.stdout!.setEncoding('utf8').on('data', (text: string) => (said += text))
   holder.stdin!.write('still here')
-  await eventually('it echoes', 5, async () => said.includes('still here'))
+  await eventually('it echoes', 30, async () => said.includes('still here'))
   await configure(['tag:sensor:80'])
   holder.stdin!.write('nor now')
   await new Promise((done) => setTimeout(done, 1_500))
