@@ -18,14 +18,9 @@ export async function applyDropIn(unit: string, text: string, units: string): Pr
   // that comes later; After= it heeds.
   const wanted = /^Wants=(.+)$/m.exec(text)?.[1]?.split(' ') ?? []
   if (wanted.length > 0) await systemctl('--no-block', 'start', ...wanted)
-  // Not at boot, when it has yet to start and waits for this very program.
-  if (
-    await systemctl('is-active', '--quiet', unit).then(
-      () => true,
-      () => false,
-    )
-  )
-    await systemctl('--no-block', 'restart', unit)
+  // One that is starting too, which has read the drop-in before. At boot it does nothing: there the
+  // unit has yet to start, and waits for this very program.
+  await systemctl('--no-block', 'try-restart', unit)
 }
 
 /**
