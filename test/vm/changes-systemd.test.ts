@@ -56,18 +56,22 @@ part woken; set_to "$listen"; redirected yes; reaches dead
 
 # Provisioning comes while systemd-networkd has read its files, and has not started yet.
 mkdir -p /run/systemd/system/systemd-networkd.service.d
-printf '[Service]\\nExecStartPost=/bin/sleep 4\\n' >/run/systemd/system/systemd-networkd.service.d/slow.conf
+printf '[Service]\\nExecStartPost=/bin/sleep 8\\n' >/run/systemd/system/systemd-networkd.service.d/slow.conf
 systemctl daemon-reload; systemctl stop systemd-networkd 2>/dev/null; systemctl --no-block start systemd-networkd
-sleep 2
+for i in $(seq 200); do [ "$(systemctl show -P SubState systemd-networkd)" = start-post ] && break; sleep 0.1; done
 part network; systemctl show -P SubState systemd-networkd; set_to '[tailnet]\\ndata_path = "kernel"\\n'
-for i in $(seq 100); do [ -e /sys/class/net/${kernelPath.interface} ] && break; sleep 0.1; done
+for i in $(seq 300); do [ -e /sys/class/net/${kernelPath.interface} ] && break; sleep 0.1; done
 ls -d /sys/class/net/${kernelPath.interface}
 
 # The same for certificates, with a program that fails at once.
 rm -f /etc/systemd/system/gatehouse-certs.service
 printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c "echo run >>/probe/certs; exit 1"\\nRestart=on-failure\\nRestartSec=1h\\n' >/etc/systemd/system/gatehouse-certs.service
 systemctl daemon-reload; systemctl start gatehouse-certs.path; mkdir -p /run/gatehouse
-for i in 1 2 3; do echo name-$i >/run/gatehouse/names; sleep 3; done
+: >/probe/certs
+for i in 1 2 3; do
+  echo name-$i >/run/gatehouse/names
+  for n in $(seq 100); do [ "$(grep -c run /probe/certs)" -ge $i ] && break; sleep 0.1; done
+done; sleep 1
 part certs; grep -c run /probe/certs; systemctl show -P SubState gatehouse-certs
 part said; journalctl -q -o cat -u gatehouse-firewall -u 'gatehouse-again@*'
 `
