@@ -301,9 +301,9 @@ test('a body that stops coming ends its stream; others of the connection go on',
 })
 
 test('waiting for nothing is no offence: an idle event stream stays, and an app that is slow with a body', async () => {
-  await using bench = await Bench.limited({ stallTimeout: 1_000 })
+  await using bench = await Bench.limited({ stallTimeout: 2_000 })
   bench.origin.handler = (asked, response) => {
-    if (asked.url === '/slow') setTimeout(() => asked.pipe(response), 3_000)
+    if (asked.url === '/slow') setTimeout(() => asked.pipe(response), 5_000)
     else response.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 1\n\n')
   }
   const session = await bench.session()
