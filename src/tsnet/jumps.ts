@@ -11,6 +11,7 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { argv } from 'node:process'
+import { Reader } from './host/module.ts'
 
 /** Opcodes (WebAssembly 2.0, 5.4). */
 const op = {
@@ -214,13 +215,9 @@ function afterImmediates(bytes: Buffer, at: number): number {
 }
 
 /** An unsigned number in LEB128 of 32 bits at most, and where it ends. */
-function number(bytes: Buffer, at: number): [number: number, next: number] {
-  let value = 0
-  for (let shift = 0; ; shift += 7) {
-    const byte = bytes[at++]!
-    value |= (byte & 0x7f) << shift
-    if (byte < 0x80) return [value >>> 0, at]
-  }
+function number(bytes: Buffer, at: number): [value: number, next: number] {
+  const reader = new Reader(bytes, at)
+  return [reader.leb(), reader.at]
 }
 
 /** Where a number in LEB128 ends. */

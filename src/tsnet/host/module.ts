@@ -19,7 +19,8 @@ interface Segment {
   bytes: Uint8Array
 }
 
-class Reader {
+/** Reads a module from one of its bytes on. Each throws where the module is cut off. */
+export class Reader {
   at: number
   private readonly bytes: Uint8Array
   constructor(bytes: Uint8Array, at: number) {
