@@ -100,10 +100,11 @@ for (const what of asked) {
   const files = filesOf(what).map((f) => path.join(root, f))
   const begun = performance.now()
   // A file that hangs fails, and the others still run. The longest take five minutes on two busy
-  // cores, half an hour where it is not `make test`, and power cuts as often as there are rounds; a
-  // file of unit tests takes seconds.
+  // cores, half an hour where it is not `make test`, and power cuts as often as there are rounds, or
+  // as many as there are to be; a file of unit tests takes seconds.
   const usual = process.env['GATEHOUSE_LONG'] === '1' ? 60 : 15
-  const minutes = name === 'unit' ? 2 : usual * Number(process.env['GATEHOUSE_ROUNDS'] ?? 1)
+  const { GATEHOUSE_ROUNDS: rounds = 1, GATEHOUSE_CUTS: cuts = 0 } = process.env
+  const minutes = name === 'unit' ? 2 : usual * Number(rounds) + 5 * Number(cuts)
   const timeout = minutes * 60_000
   // What tells why it hangs is printed before (src/tsnet/test/support.ts).
   process.env['GATEHOUSE_TEST_LIMIT'] = String(timeout)

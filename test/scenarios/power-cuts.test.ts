@@ -150,6 +150,10 @@ test(
       ],
     ]
     const seen: string[] = []
+    // In a run of hours one wants to know now; what the reporter keeps comes at its end.
+    const say = (line: string): void => {
+      console.log(`${new Date().toISOString().slice(11, 19)} ${line}`)
+    }
     const cut = async (what: string, within: number): Promise<void> => {
       const ms = randomInt(within)
       await sleep(ms)
@@ -157,9 +161,9 @@ test(
       const { blocks, flushed } = machine.loss!
       if (manner === 'honest') assert.equal(flushed, 0)
       await machine.start()
-      const line = `${what}: cut after ${(ms / 1000).toFixed(1)} s, ${blocks} blocks of 4 KiB lost (${flushed} of them flushed)`
+      const line = `${seen.length + 1} of ${cuts}, ${what}: cut after ${(ms / 1000).toFixed(1)} s, ${blocks} blocks of 4 KiB lost (${flushed} of them flushed)`
       seen.push(line)
-      t.diagnostic(line)
+      say(line)
     }
 
     const each = kinds.length + 1
@@ -167,7 +171,7 @@ test(
       await sleep(6_000)
       await cut('the first boot', 60_000)
     }
-    t.diagnostic(`serves ${(await stage.served(600)).toFixed(0)} s after the last of them`)
+    say(`serves ${(await stage.served(600)).toFixed(0)} s after the last of them`)
     running = await firstVersion()
     const node = await stage.node()
     await stage.deploy(answers('which', 'deploy 0'))
@@ -196,7 +200,7 @@ test(
         .filter((entry) => !entry.startsWith('auth_key')))
         assert.ok(kept.includes(line), `gatehouse.toml still says ${line}: ${toml}`)
       assert.equal(await stage.run('systemctl --failed --no-legend --plain'), '')
-      t.diagnostic(`  serves ${seconds.toFixed(0)} s later; the flow says ${text}`)
+      say(`  serves ${seconds.toFixed(0)} s later; the flow says ${text}`)
     }
     assert.equal(await lab.leaked(), 0)
   },

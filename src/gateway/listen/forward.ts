@@ -4,6 +4,7 @@ import { TLSSocket } from 'node:tls'
 import { isDeepStrictEqual } from 'node:util'
 import type { SecureContext } from 'node:tls'
 import { ClientHello } from './client-hello.ts'
+import { whenSecure } from './handshake.ts'
 import { mayUse, stillMayUse, targetAway } from './forward-rights.ts'
 import type { Forward } from './forward-rights.ts'
 import type { Guard } from '../access/guard.ts'
@@ -275,14 +276,9 @@ export class Forwards {
       },
     })
     return await new Promise((resolve) => {
-      const late = setTimeout(() => socket.destroy(), patience)
       socket.on('error', () => socket.destroy())
-      socket.once('secure', () => {
-        clearTimeout(late)
-        resolve(socket)
-      })
+      whenSecure(socket, patience, () => resolve(socket))
       socket.once('close', () => {
-        clearTimeout(late)
         conn.destroy()
         resolve(undefined)
       })

@@ -3,6 +3,7 @@ import { TLSSocket } from 'node:tls'
 import type { Certificates } from '../certificates/certificates.ts'
 import type { Limits } from '../request/limits.ts'
 import type { Logger } from '../shared/log.ts'
+import { whenSecure } from './handshake.ts'
 import { lingering } from './linger.ts'
 import { Peer, setPeer } from '../tailnet/peer.ts'
 import type { Tailnet, TailnetConn } from '../tailnet/tailnet.ts'
@@ -71,18 +72,15 @@ export function acceptTLS({
     setPeer(socket, peer)
     limits.track(peer.address, conn, socket)
     open.add(socket)
-    const timer = setTimeout(() => socket.destroy(), handshakeTimeout)
     socket.on('error', (err) => {
       log.debug({ peer: peer.address }, `connection: ${err.message}`)
       socket.destroy()
     })
     socket.on('close', () => {
-      clearTimeout(timer)
       open.delete(socket)
       conn.destroy()
     })
-    socket.once('secure', () => {
-      clearTimeout(timer)
+    whenSecure(socket, handshakeTimeout, () => {
       // tls.Server does this for its own; without it HTTP/2 waits for a handshake that is over.
       Object.assign(socket, { secureConnecting: false })
       if (socket.alpnProtocol === 'h2') acceptHTTP2(socket, peer)

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { Readable } from 'node:stream'
+import type { Socket } from 'node:net'
+import { Duplex, Readable } from 'node:stream'
 import { test } from 'node:test'
+import { connect } from 'node:tls'
 import { defaults } from '../../../../src/config/config.ts'
 import { WebSocket } from 'ws'
 import { Bench, name } from '../../support/bench.ts'
@@ -22,6 +24,45 @@ test('connections of one peer, and of all', async () => {
     assert.equal((await bench.fetch()).status, 200, 'room again')
     for (const socket of open) socket.destroy()
   }
+})
+
+test('who goes away in the middle of the TLS handshake, or with its last bytes, is no connection any more', async () => {
+  await using bench = await Bench.start()
+  /** What a client sends to make its handshake, whose last part comes together with the end. */
+  const flights = async (whole: boolean): Promise<Socket> => {
+    const raw = bench.tailnet.connect(443).on('error', () => {})
+    await once(raw, 'connect')
+    let parts = 0
+    const held = new Duplex({
+      read: () => {},
+      write: (piece: Buffer, _encoding, done) => {
+        parts++
+        if (parts === 1 && whole) raw.write(piece, () => done())
+        else {
+          // Its first half, for a hello; all of it, with which the handshake would be over.
+          raw.end(whole ? piece : piece.subarray(0, piece.length / 2))
+          done()
+        }
+      },
+    })
+    raw.on('data', (piece: Buffer) => held.push(piece))
+    connect({ socket: held, servername: name, ca: bench.authority.certificate }).on(
+      'error',
+      () => {},
+    )
+    return raw
+  }
+  for (const whole of [false, true]) {
+    const gone = await Promise.all(Array.from({ length: 5 }, async () => await flights(whole)))
+    await bench.until(() => gone.every((socket) => socket.writableFinished))
+    // The time for a handshake is longer than this waits.
+    await bench.until(() => bench.gateway.connections === 0)
+    for (const socket of gone) socket.destroy()
+  }
+  const silent = bench.tailnet.connect(443).end()
+  await once(silent, 'close')
+  await bench.until(() => bench.gateway.connections === 0)
+  assert.equal((await bench.fetch()).status, 200)
 })
 
 test('port 80 and names that are passed through have these limits too, and a connection counts once', async () => {
