@@ -84,7 +84,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	@$(MAKE) --no-print-directory check CHECK_FLAGS='--save out/tally.json'
 	@tools/setup browser
 	@$(MAKE) --no-print-directory lab image-amd64
-	@$(SUDO) image/extension mosquitto amd64
+	@for one in mosquitto influxdb; do $(SUDO) image/extension $$one amd64 || exit 1; done
 	@$(NODE) test/nodes/fetch.ts quick
 	@mkdir -p out/log; failed=0; \
 	nice -n 19 $(SUDO) image/build arm64 >out/log/build-arm64.log 2>&1 & built=$$!; \
@@ -95,7 +95,7 @@ test: ## all tests; ends with a line "N passed, N failed"
 	exit $$failed
 
 test-long: lab wasm image-amd64 update-$(TRIED) image-arm64 ## what takes long: 1 GiB each way, 10,000 connections, more networks, waits as long as in life, a Raspberry Pi 3B; some hours, noted in docs/test-long.md; TESTS="vm/names scenarios" for some
-	@$(SUDO) image/extension mosquitto $(TRIED)
+	@for one in mosquitto influxdb; do $(SUDO) image/extension $$one $(TRIED) || exit 1; done
 	@$(SUDO) env GATEHOUSE_LONG=1 $(call given,GATEHOUSE_ARCH GATEHOUSE_CARD GATEHOUSE_CUTS) $(NODE) test/run.ts --record docs/test-long.md $(or $(TESTS),tsnet vm scenarios)
 
 test-update: lab image-$(TRIED) update-$(TRIED) ## an update on the booted image: refused, on trial, left again, the power gone, staying; some 15 minutes with its build; GATEHOUSE_ROUNDS=30 for many power cuts; GATEHOUSE_ARCH=arm64 GATEHOUSE_FIRMWARE=u-boot through a Pi's boot chain

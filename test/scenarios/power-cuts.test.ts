@@ -60,6 +60,7 @@ test(
     const firstVersion = async (): Promise<string> =>
       await stage.run('. /usr/lib/os-release; echo $IMAGE_VERSION')
 
+    const seen: string[] = []
     let hold = false
     let running = ''
     /** What goes on when the power goes; each says within how many milliseconds that is. */
@@ -68,8 +69,9 @@ test(
         'deploys',
         3_000,
         async () => {
+          const power = seen.length
           void (async () => {
-            for (let number = 1; machine.running; number++)
+            for (let number = 1; seen.length === power; number++)
               await stage
                 .deploy([
                   ...answers('which', `deploy ${number}`),
@@ -121,9 +123,10 @@ test(
         async () => {
           hold = !hold
           const api = `https://${await stage.name()}:10000/api/v1`
-          const { digest, text } = JSON.parse(
-            (await client.fetch(`${api}/settings`)).body.toString(),
-          ) as { digest: string; text: string }
+          const { digest, text } = await eventually('the settings', 120, async () => {
+            const answer = await client.fetch(`${api}/settings`)
+            return JSON.parse(answer.body.toString()) as { digest: string; text: string }
+          })
           const changed = text.includes('hold = ')
             ? text.replace(/hold = \w+/, `hold = ${hold}`)
             : `${text}hold = ${hold}\n`
@@ -149,7 +152,6 @@ test(
         },
       ],
     ]
-    const seen: string[] = []
     // In a run of hours one wants to know now; what the reporter keeps comes at its end.
     const say = (line: string): void => {
       console.log(`${new Date().toISOString().slice(11, 19)} ${line}`)
@@ -158,12 +160,14 @@ test(
       const ms = randomInt(within)
       await sleep(ms)
       await machine.kill()
+      const number = seen.push(what)
       const { blocks, flushed } = machine.loss!
       if (manner === 'honest') assert.equal(flushed, 0)
       await machine.start()
-      const line = `${seen.length + 1} of ${cuts}, ${what}: cut after ${(ms / 1000).toFixed(1)} s, ${blocks} blocks of 4 KiB lost (${flushed} of them flushed)`
-      seen.push(line)
-      say(line)
+      say(
+        `${number} of ${cuts}, ${what}: cut after ${(ms / 1000).toFixed(1)} s, ${blocks} blocks of ` +
+          `4 KiB lost (${flushed} of them flushed)`,
+      )
     }
 
     const each = kinds.length + 1
