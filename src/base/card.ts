@@ -1,9 +1,11 @@
 import { execFile } from 'node:child_process'
-import { readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { open, readFile, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { isDeepStrictEqual, promisify } from 'node:util'
 import { parse } from 'smol-toml'
-import { writeFileAtomic } from './files.ts'
+import { syncDirectory } from './files.ts'
 import { scanToml } from './toml-scan.ts'
 import type { TomlEntry } from './toml-scan.ts'
 
@@ -23,6 +25,7 @@ export async function withCard<T>(boot: string, work: () => Promise<T>): Promise
   await using _lock = await lock('/run/gatehouse-card.lock')
   await run('mount', ['-o', 'remount,rw', boot])
   try {
+    await sweepTemporary(boot)
     return await work()
   } finally {
     await run('sync', ['-f', boot])
@@ -66,7 +69,85 @@ async function lock(path: string): Promise<AsyncDisposable> {
 export async function writeCard(boot: string, path: string, content: string): Promise<void> {
   if ((await readFile(path, 'utf8').catch(() => '')) === content) return
   await withCard(boot, async () => {
-    await writeFileAtomic(path, content, 0o700)
+    await putOnCard(path, content)
+  })
+}
+
+/** What {@link putOnCard} writes first. */
+const temporaryName = (name: string): string => `.${name}.tmp`
+
+/**
+ * Removes what a power cut has left of files that were being written. Before anything else is: such
+ * a name may lead to space that counts as free, and that the next file would share.
+ */
+async function sweepTemporary(boot: string): Promise<void> {
+  const names = (await readdir(boot)).filter((name) => /^\..+\.tmp$/.test(name))
+  for (const name of names) await rm(join(boot, name), { force: true })
+  if (names.length > 0) await syncDirectory(boot)
+}
+
+/**
+ * Replaces a file on the card's FAT partition, or makes it, so that after a power cut there is the
+ * old one or the new one (of a file that is made, an empty one at worst). In the partition's own
+ * folder, within {@link withCard}.
+ *
+ * FAT has no journal. Linux frees the space of a file that is replaced, or removed, at once, and
+ * writes where the new one lies with that file, not with its folder (fs/fat/namei_vfat.c): after a
+ * cut in between, the name leads to space that is free, which another file may then have, too. So
+ * the old file is kept open here, and with it its space, until nothing leads there. At worst some
+ * space is lost.
+ */
+export async function putOnCard(path: string, content: string | Uint8Array): Promise<void> {
+  const folder = dirname(path)
+  // A new name goes with no space. (Of a rename to a new name there may be both after a cut.)
+  await using _old = (await opened(path)) ?? (await made(path))
+  const temporary = join(folder, temporaryName(basename(path)))
+  await using file = await open(temporary, 'w', 0o700)
+  try {
+    await file.writeFile(content)
+    await file.sync()
+    await rename(temporary, path)
+  } catch (err) {
+    await rm(temporary, { force: true })
+    throw err
+  }
+  // The temporary name goes; then the other leads to the new file.
+  await syncDirectory(folder)
+  await file.sync()
+}
+
+/** An empty file, for good. */
+async function made(path: string): Promise<FileHandle> {
+  const file = await open(path, 'wx', 0o700)
+  await file.sync()
+  await syncDirectory(dirname(path))
+  return file
+}
+
+/** Removes a file from the card's FAT partition, in the order that {@link putOnCard} has. */
+export async function removeFromCard(path: string): Promise<void> {
+  await using file = await opened(path)
+  if (file === undefined) return
+  await rm(path, { force: true })
+  await syncDirectory(dirname(path))
+}
+
+/**
+ * Gives a file on the card's FAT partition another name, which none has. The kernel writes where it
+ * lies with the file, not with its folder: until then the new name leads nowhere.
+ */
+export async function renameOnCard(from: string, to: string): Promise<void> {
+  await using file = await open(from, 'r')
+  await rename(from, to)
+  await file.sync()
+  await syncDirectory(dirname(to))
+}
+
+/** The file, to hold its space; undefined where there is none. */
+async function opened(path: string): Promise<FileHandle | undefined> {
+  return await open(path, 'r').catch((err: NodeJS.ErrnoException) => {
+    if (err.code === 'ENOENT') return undefined
+    throw err
   })
 }
 

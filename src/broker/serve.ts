@@ -25,21 +25,22 @@ export async function runBroker(
     process.stdout.write(`${line}\n`)
   }
   if (what === 'recover') {
-    const steps: Array<[() => Promise<boolean>, string]> = [
-      [
-        async () => await recover(paths.boot),
-        'settings: a change was on trial when the device stopped, and is taken back',
-      ],
-      [
-        async () => await finishRestore(paths.data),
-        'a backup was being put in place when the device stopped: that is finished now',
-      ],
+    const steps: Array<() => Promise<string | undefined>> = [
+      async () => {
+        const became = await recover(paths)
+        return became && `settings: a change was on trial when the device stopped: ${became}`
+      },
+      async () =>
+        (await finishRestore(paths.data))
+          ? 'a backup was being put in place when the device stopped: that is finished now'
+          : undefined,
     ]
     let code = 0
     // The one is of the card, the other of the data: that one fails is no reason against the other.
-    for (const [step, done] of steps)
+    for (const step of steps)
       try {
-        if (await step()) say(done)
+        const done = await step()
+        if (done !== undefined) say(done)
       } catch (err) {
         process.stderr.write(`gatehouse broker: ${reason(err)}\n`)
         code = 1
@@ -57,8 +58,9 @@ export async function runBroker(
     timer = setTimeout(() => end(0), Math.max(idle, settings.codeUntil - Date.now()))
   }
   // One that was left by a broker that was killed: this one knows nothing of it, so it is over.
-  if (await recover(paths.boot)) {
-    say('settings: a change was on trial when the broker stopped, and is taken back')
+  const became = await recover(paths)
+  if (became !== undefined) {
+    say(`settings: a change was on trial when the broker stopped: ${became}`)
     await system.systemctl('restart', 'gatehouse-provision.service')
   }
   if (await finishRestore(paths.data)) {

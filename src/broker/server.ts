@@ -8,7 +8,7 @@ import { PassThrough, Transform } from 'node:stream'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { GatehouseError, oneLine, printable, reason } from '../base/errors.ts'
-import { withCard } from '../base/card.ts'
+import { putOnCard, withCard } from '../base/card.ts'
 import { readForeign, writeFileAtomic } from '../base/files.ts'
 import { loadConfig } from '../config/load.ts'
 import type { Paths } from '../base/paths.ts'
@@ -182,7 +182,8 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     say(`the device forgets everything and starts as new, as ${by} asks`)
     const { boot } = options.paths
     await withCard(boot, async () => {
-      await writeFile(join(boot, resetFile), 'reset asked for from the tailnet\n')
+      // Empty, it has no space that could be free already when its name is still there.
+      await putOnCard(join(boot, resetFile), '')
     })
     afterAnswer(reply, reboot)
     return { done: true }

@@ -1,14 +1,14 @@
 import { createHash, randomBytes, randomInt, timingSafeEqual } from 'node:crypto'
 import { mkdir, readFile, rm } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { withCard } from '../base/card.ts'
+import { putOnCard, removeFromCard, withCard } from '../base/card.ts'
 import { call } from '../base/control-client.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
-import { writeFileAtomic } from '../base/files.ts'
+import { syncDirectory, writeFileAtomic } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
 import { ConfigError, parseConfig } from '../config/config.ts'
-import { differences, withSecretsOf, withoutSecrets } from '../config/edit.ts'
+import { differences, keptSecret, withSecretsOf, withoutSecrets } from '../config/edit.ts'
 import type { Difference } from '../config/edit.ts'
 import type { System } from './system.ts'
 
@@ -61,7 +61,7 @@ function changedMeanwhile(): GatehouseError {
 
 /** Options of {@link Settings}. */
 export interface SettingsOptions {
-  paths: Pick<Paths, 'boot' | 'problem' | 'admin' | 'config'>
+  paths: Pick<Paths, 'boot' | 'data' | 'problem' | 'admin' | 'config'>
   system: System
   /** One line for the journal. */
   say: (line: string) => void
@@ -77,8 +77,8 @@ export interface SettingsOptions {
  * Changes gatehouse.toml on the card, so that what a person reads there and what is set from the
  * tailnet are one thing. A change is tried at once and taken back after {@link trialTime} unless
  * the same person confirms it through the tailnet, with the new settings in force: like `commit
- * confirmed` of routers. The file before lies beside it meanwhile, so that a power cut takes the
- * change back too ({@link recover}, at boot).
+ * confirmed` of routers. The text before is kept on the data partition meanwhile, so that a power
+ * cut takes the change back too ({@link recover}, at boot).
  */
 export class Settings {
   readonly #options: SettingsOptions
@@ -97,10 +97,6 @@ export class Settings {
 
   get #file(): string {
     return join(this.#options.paths.boot, 'gatehouse.toml')
-  }
-
-  get #before(): string {
-    return join(this.#options.paths.boot, beforeName)
   }
 
   /** What is in force, without secrets. */
@@ -151,8 +147,8 @@ export class Settings {
       await withCard(this.#options.paths.boot, async () => {
         // Others write to the card too (the report takes a used key off it), and had it until now.
         if ((await this.#read()) !== current) throw changedMeanwhile()
-        await writeFileAtomic(this.#before, current, 0o700)
-        await writeFileAtomic(this.#file, next, 0o700)
+        await keepTrial(this.#options.paths, { before: current, tried: next })
+        await putOnCard(this.#file, next)
       })
       const id = randomBytes(9).toString('base64url')
       const time = this.#options.trialTime ?? trialTime
@@ -188,9 +184,7 @@ export class Settings {
           'Let them confirm it, or take it back',
         )
       clearTimeout(trial.timer)
-      await withCard(this.#options.paths.boot, async () => {
-        await rm(this.#before, { force: true })
-      })
+      await dropTrial(this.#options.paths)
       this.#trial = undefined
       this.#options.onTrial?.(false)
       this.#options.say(
@@ -233,7 +227,8 @@ export class Settings {
     const trial = this.#trial
     if (trial === undefined) return
     clearTimeout(trial.timer)
-    await restoreBefore(this.#options.paths.boot)
+    const kept = await keptTrial(this.#options.paths)
+    if (kept !== undefined) await restore(this.#options.paths, kept)
     this.#trial = undefined
     this.#options.say(
       `settings: taken back ${trial.changes.map(({ key }) => key).join(', ')}: ${why}`,
@@ -326,9 +321,6 @@ export class Settings {
   }
 }
 
-/** The file before a change that is on trial; on the card, beside gatehouse.toml. */
-const beforeName = 'gatehouse.toml.before'
-
 /**
  * Units to start anew when a table has changed, beside what the gateway takes over itself, and the
  * firewall's lists, which provisioning has put in force.
@@ -339,29 +331,76 @@ const unitsOf: Record<string, string[]> = {
   network: ['systemd-networkd.service'],
 }
 
-/**
- * At boot, before provisioning: a change that was on trial when the power went is taken back.
- *
- * @returns true when there was one
- */
-export async function recover(boot: string): Promise<boolean> {
-  const there = await readFile(join(boot, beforeName)).then(
-    () => true,
-    () => false,
-  )
-  if (there) await restoreBefore(boot)
-  return there
+/** Where both file systems are. */
+type Places = Pick<Paths, 'boot' | 'data'>
+
+/** A change that is on trial, as a power cut leaves it. */
+interface KeptTrial {
+  /** gatehouse.toml before; empty: there was none. */
+  before: string
+  /** What was put in its place. */
+  tried: string
 }
 
-async function restoreBefore(boot: string): Promise<void> {
-  const before = join(boot, beforeName)
-  await withCard(boot, async () => {
-    const text = await readFile(before, 'utf8')
-    await mkdir(boot, { recursive: true })
-    if (text === '') await rm(join(boot, 'gatehouse.toml'), { force: true })
-    else await writeFileAtomic(join(boot, 'gatehouse.toml'), text, 0o700)
-    await rm(before, { force: true })
+/**
+ * On the data partition, whose file system has a journal: FAT may have half of a change after a
+ * power cut. In the broker's own folder, since both texts have secrets in them.
+ */
+const trialFile = ({ data }: Places): string => join(data, 'gatehouse-broker', 'trial.json')
+
+async function keepTrial(places: Places, trial: KeptTrial): Promise<void> {
+  await mkdir(dirname(trialFile(places)), { recursive: true, mode: 0o700 })
+  await writeFileAtomic(trialFile(places), JSON.stringify(trial), 0o600)
+}
+
+async function keptTrial(places: Places): Promise<KeptTrial | undefined> {
+  const text = await readFile(trialFile(places), 'utf8').catch((err: NodeJS.ErrnoException) => {
+    if (err.code === 'ENOENT') return undefined
+    throw err
   })
+  return text === undefined ? undefined : (JSON.parse(text) as KeptTrial)
+}
+
+async function dropTrial(places: Places): Promise<void> {
+  await rm(trialFile(places), { force: true })
+  await syncDirectory(dirname(trialFile(places)))
+}
+
+/**
+ * At boot, before provisioning: a change that was on trial when the power went is taken back, unless
+ * somebody has changed gatehouse.toml since, with the card in a computer.
+ *
+ * @returns what became of it, for the journal; undefined where there was none
+ */
+export async function recover(places: Places): Promise<string | undefined> {
+  const trial = await keptTrial(places)
+  if (trial === undefined) return undefined
+  const current = await readFile(join(places.boot, 'gatehouse.toml'), 'utf8').catch(() => '')
+  if (changedSince(trial, current)) {
+    await dropTrial(places)
+    return 'gatehouse.toml has been written on the card since, and counts'
+  }
+  await restore(places, trial)
+  return 'it is taken back'
+}
+
+/** Whether it is neither of the two, but for secrets that the device itself takes off the card. */
+function changedSince({ before, tried }: KeptTrial, current: string): boolean {
+  // What is no TOML any more is what a power cut has damaged, rather than what somebody meant.
+  if (current === before || validOr(current) === '') return false
+  return differences(validOr(tried), current).some(
+    ({ before: was, after: is }) => was !== keptSecret || is !== undefined,
+  )
+}
+
+async function restore(places: Places, { before }: KeptTrial): Promise<void> {
+  const file = join(places.boot, 'gatehouse.toml')
+  await withCard(places.boot, async () => {
+    await mkdir(places.boot, { recursive: true })
+    if (before === '') await removeFromCard(file)
+    else await putOnCard(file, before)
+  })
+  await dropTrial(places)
 }
 
 function check(text: string, current: string): Checked {

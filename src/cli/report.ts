@@ -1,17 +1,24 @@
 import { isUtf8 } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
-import { open, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { open, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { renderUnicodeCompact } from 'uqr'
 import { printable } from '../base/errors.ts'
-import { stamp, writeFileAtomic } from '../base/files.ts'
+import { stamp } from '../base/files.ts'
 import { notesFile } from '../base/paths.ts'
 import type { Paths } from '../base/paths.ts'
 import type { GatewayStatus } from '../gateway/operate/status.ts'
 import { attemptLine } from '../update/outcome.ts'
 import { updateLine, updatePaths } from '../update/record.ts'
-import { withCard, withoutAuthKey, withoutKept, writeCard } from '../base/card.ts'
+import {
+  putOnCard,
+  removeFromCard,
+  withCard,
+  withoutAuthKey,
+  withoutKept,
+  writeCard,
+} from '../base/card.ts'
 import { writeToConsoles } from '../base/consoles.ts'
 import { parseConfig } from '../config/config.ts'
 import { loadConfig } from '../config/load.ts'
@@ -182,7 +189,7 @@ async function forgetAuthKey(paths: Pick<Paths, 'boot'>, read: Buffer): Promise<
   if (without === undefined) return
   const done = await withCard(paths.boot, async () => {
     if (!(await readSettings(paths)).equals(read)) return false
-    await writeFileAtomic(settingsFile(paths.boot), Buffer.from(without, encoding), 0o700)
+    await putOnCard(settingsFile(paths.boot), Buffer.from(without, encoding))
     return true
   })
   if (done) taken('the auth key has been used and is')
@@ -215,7 +222,7 @@ async function forgetKept(paths: Paths): Promise<void> {
     if (without === undefined) return false
     const keyFile = keys.includes('key_file') ? keyFileOf(text) : undefined
     // The line first: without its file a line would be an error at the next boot.
-    await writeFileAtomic(settingsFile(boot), without, 0o700)
+    await putOnCard(settingsFile(boot), without)
     if (keyFile !== undefined) await shred(join(boot, keyFile))
     return true
   })
@@ -244,5 +251,5 @@ async function shred(path: string): Promise<void> {
       await opened.close()
     }
   }
-  await rm(path, { force: true })
+  await removeFromCard(path)
 }

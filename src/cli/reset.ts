@@ -1,7 +1,6 @@
 import { spawnSync } from 'node:child_process'
-import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { withCard } from '../base/card.ts'
+import { putOnCard, withCard } from '../base/card.ts'
 import { resetFile } from '../broker/server.ts'
 
 /**
@@ -20,7 +19,8 @@ export async function runReset(
     return 64
   }
   await withCard(boot, async () => {
-    await writeFile(join(boot, resetFile), 'reset asked for by command\n')
+    // Empty, it has no space that could be free already when its name is still there.
+    await putOnCard(join(boot, resetFile), '')
   })
   process.stdout.write('starting again, as new\n')
   return spawnSync('systemctl', ['--no-block', 'reboot'], { stdio: 'inherit' }).status ?? 1

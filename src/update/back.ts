@@ -1,6 +1,6 @@
-import { readdir, rename } from 'node:fs/promises'
+import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { withCard } from '../base/card.ts'
+import { renameOnCard, withCard } from '../base/card.ts'
 import { GatehouseError } from '../base/errors.ts'
 import { day } from '../base/time.ts'
 import { readUpdateRecord, runningVersion, writeUpdateRecord } from './record.ts'
@@ -29,7 +29,8 @@ export async function nameEntry(boot: string, version: string, counter: '' | '+0
   const to = `gatehouse_${version}${counter}.efi`
   await withCard(boot, async () => {
     for (const name of await entriesOf(boot, version))
-      if (name !== to) await rename(join(boot, 'EFI/Linux', name), join(boot, 'EFI/Linux', to))
+      if (name !== to)
+        await renameOnCard(join(boot, 'EFI/Linux', name), join(boot, 'EFI/Linux', to))
   })
 }
 

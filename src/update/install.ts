@@ -5,7 +5,7 @@ import { uptime } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { withCard } from '../base/card.ts'
+import { removeFromCard, withCard } from '../base/card.ts'
 import { call } from '../base/control-client.ts'
 import { GatehouseError, reason } from '../base/errors.ts'
 import { extensionName } from '../config/extensions.ts'
@@ -102,7 +102,7 @@ export async function install(
           name === `gatehouse_${bundle.version}.efi` ||
           name.startsWith(`gatehouse_${bundle.version}+`)
         )
-          await rm(join(entries, name))
+          await removeFromCard(join(entries, name))
       }
       await run('/usr/lib/systemd/systemd-sysupdate', ['--verify=no', 'update', bundle.version], {
         maxBuffer: 1 << 24,

@@ -3,8 +3,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { crc32 } from 'node:zlib'
-import { withCard } from '../base/card.ts'
-import { writeFileAtomic } from '../base/files.ts'
+import { putOnCard, withCard } from '../base/card.ts'
 
 /** The vendor of the variables that systemd-boot reads (systemd.io/BOOT_LOADER_INTERFACE). */
 const loader = '4a67b082-0a4c-41cf-b6c7-440b29bb8c4f'
@@ -148,6 +147,6 @@ export async function startOnce(
       if (err.code === 'ENOENT') return undefined
       throw err
     })
-    await writeFileAtomic(file, withOneShot(before, version), 0o700)
+    await putOnCard(file, withOneShot(before, version))
   })
 }

@@ -203,7 +203,11 @@ test(
         .split('\n')
         .filter((entry) => !entry.startsWith('auth_key')))
         assert.ok(kept.includes(line), `gatehouse.toml still says ${line}: ${toml}`)
-      assert.equal(await stage.run('systemctl --failed --no-legend --plain'), '')
+      const failed = await stage.run(
+        'for unit in $(systemctl --failed --no-legend --plain | cut -d " " -f 1); do ' +
+          'systemctl status --no-pager --full --lines 30 $unit; done; true',
+      )
+      assert.equal(failed, '')
       say(`  serves ${seconds.toFixed(0)} s later; the flow says ${text}`)
     }
     assert.equal(await lab.leaked(), 0)

@@ -25,6 +25,14 @@ const optionMagic = 0x49484156454f5054n // IHAVEOPT
 /** There are flags; a flush is understood. */
 const transmissionFlags = 1 | 4
 
+/** What was written to a part of the card, in order; a flush is what puts everything before it down. */
+export interface Recording {
+  /** What was there when it began. */
+  base: Buffer
+  /** Offsets are from the part's beginning. */
+  steps: Array<{ offset: number; data: Buffer } | 'flush'>
+}
+
 /** What a cut came to. */
 export interface Loss {
   /** Blocks of 4 KiB that were in the cache alone. */
@@ -42,6 +50,7 @@ export class CacheCard {
   #cache = new Map<number, { data: Buffer; flushed: boolean }>()
   #timer: NodeJS.Timeout
   #manner: Manner
+  #recorded: { begins: number; size: number; recording: Recording } | undefined
   /** Flushes answered, and bytes written, since it was opened. */
   flushes = 0
   written = 0
@@ -70,6 +79,13 @@ export class CacheCard {
         if (Math.random() < share) this.#down(number, data)
     }, sweep)
     this.#timer.unref()
+  }
+
+  /** Notes from now on what is written to a part of the card, in bytes. */
+  record({ begins, size }: { begins: number; size: number }): Recording {
+    const recording: Recording = { base: this.#read(begins, size), steps: [] }
+    this.#recorded = { begins, size, recording }
+    return recording
   }
 
   /** The power goes: what is in the cache is lost. */
@@ -115,6 +131,12 @@ export class CacheCard {
 
   #write(offset: number, data: Buffer): void {
     this.written += data.length
+    if (this.#recorded !== undefined) {
+      const { begins, size, recording } = this.#recorded
+      // The kernel writes within a partition, never over its edge.
+      if (offset >= begins && offset < begins + size)
+        recording.steps.push({ offset: offset - begins, data: Buffer.from(data) })
+    }
     for (let at = offset; at < offset + data.length;) {
       const number = Math.floor(at / block)
       const begin = at - number * block
@@ -129,6 +151,7 @@ export class CacheCard {
 
   #flush(): void {
     this.flushes++
+    this.#recorded?.recording.steps.push('flush')
     if (this.#manner === 'honest')
       for (const [number, { data }] of this.#cache) this.#down(number, data)
     else for (const cached of this.#cache.values()) cached.flushed = true

@@ -37,8 +37,8 @@ import { copyFile, mkdir, mkdtemp, readFile, rm, truncate } from 'node:fs/promis
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { CacheCard, type Loss, type Manner } from './cache-card.ts'
-import { mcopy } from './disk.ts'
+import { CacheCard, type Loss, type Manner, type Recording } from './cache-card.ts'
+import { mcopy, partitionOf } from './disk.ts'
 import { firmware, monitor, prepareBoard, qemuArguments, uboot } from './qemu.ts'
 import { RootShell, type RunOptions, type RunResult } from './root-shell.ts'
 import { tool, toolsTree, treeEnvironment } from './tools-tree.ts'
@@ -403,6 +403,12 @@ export class Machine {
     this.#card = undefined
     if (this.#cut) this.loss = await card?.cut()
     else await card?.eject()
+  }
+
+  /** Notes from now on what is written to the FAT partition of a card with a cache. */
+  async recordBoot(): Promise<Recording> {
+    if (this.#card === undefined) throw new Error('machine: this card has no cache')
+    return this.#card.record(await partitionOf(this.disk, 'EFI system partition', ({ esp }) => esp))
   }
 
   /**

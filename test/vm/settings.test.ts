@@ -368,7 +368,7 @@ for (const [what, change] of changes)
     t.diagnostic(
       `taken back after ${seconds(back - begun)} s, answers ${seconds(performance.now() - back)} s later`,
     )
-    assert.equal((await machine.run('ls /efi/gatehouse.toml.before')).code, 2)
+    assert.equal((await machine.run('ls /var/lib/gatehouse-broker/trial.json')).code, 2)
     await eventually('nothing of it is in force', 60, async () => {
       const left = await machine.run(
         'grep -l nowhere /var/lib/gatehouse-config/*; ls ' +

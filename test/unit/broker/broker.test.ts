@@ -95,7 +95,7 @@ async function device(text = first, { trialTime = 60_000 } = {}) {
     return { status, text, body: JSON.parse(text || '{}') }
   }
   return {
-    ...{ ask, asked, said, codes, file, boot, socket, directory, journalArgs, settings },
+    ...{ ask, asked, said, codes, file, paths, boot, socket, directory, journalArgs, settings },
     refuse: (why: string | undefined) => {
       refuses = why
     },
@@ -147,14 +147,38 @@ test('a change that nobody confirms is taken back, and in force again', async ()
 })
 
 test('a power cut in a trial takes the change back at the next start', async () => {
-  const { ask, file, boot } = await device()
-  const { body: shown } = await ask('GET', '/v1/settings')
-  const text = shown.text.replace('alice@', 'bob@')
-  await ask('POST', '/v1/settings/try', { text, digest: shown.digest, by: 'a@b' })
-  assert.notEqual(readFileSync(file, 'utf8'), first)
-  assert.equal(await recover(boot), true)
-  assert.equal(readFileSync(file, 'utf8'), first)
-  assert.equal(await recover(boot), false)
+  for (const used of [false, true]) {
+    const { ask, file, paths } = await device()
+    const { body: shown } = await ask('GET', '/v1/settings')
+    const text = shown.text.replace('alice@', 'bob@')
+    await ask('POST', '/v1/settings/try', { text, digest: shown.digest, by: 'a@b' })
+    const tried = readFileSync(file, 'utf8')
+    assert.notEqual(tried, first)
+    // As the report does when the key has been used meanwhile.
+    if (used) writeFileSync(file, tried.replace(/^auth_key.*$/m, '# auth_key: taken off the card'))
+    assert.equal(await recover(paths), 'it is taken back')
+    assert.equal(readFileSync(file, 'utf8'), first)
+    assert.equal(await recover(paths), undefined)
+  }
+})
+
+test('what a power cut has left of the file is replaced, what a person has written there counts', async () => {
+  for (const [left, becomes] of [
+    ['[acc', first],
+    ['\0'.repeat(100), first],
+    ['', first],
+    [first, first],
+    ['[tailnet]\nhostname = "barn"\n', '[tailnet]\nhostname = "barn"\n'],
+  ] as const) {
+    const { ask, file, paths } = await device()
+    const { body: shown } = await ask('GET', '/v1/settings')
+    const text = shown.text.replace('alice@', 'bob@')
+    await ask('POST', '/v1/settings/try', { text, digest: shown.digest, by: 'a@b' })
+    writeFileSync(file, left)
+    assert.match((await recover(paths))!, becomes === first ? /taken back/ : /on the card since/)
+    assert.equal(readFileSync(file, 'utf8'), becomes)
+    assert.equal(await recover(paths), undefined)
+  }
 })
 
 test('what provisioning refuses is taken back at once', async () => {

@@ -55,8 +55,12 @@ test('at boot a card that cannot be written is no reason to leave a restore half
   const data = join(directory, 'half-data')
   // Nothing can be put in its place, whoever asks.
   mkdirSync(join(boot, 'gatehouse.toml/in-the-way'), { recursive: true })
-  writeFileSync(join(boot, 'gatehouse.toml.before'), '[tailnet]\n')
   mkdirSync(join(data, '.restore'), { recursive: true })
+  mkdirSync(join(data, 'gatehouse-broker'))
+  writeFileSync(
+    join(data, 'gatehouse-broker/trial.json'),
+    JSON.stringify({ before: '[tailnet]\n', tried: '[access]\n' }),
+  )
   const paths = { ...defaults({}), boot, data }
   assert.equal(await runBroker(paths, 'recover'), 1)
   assert.equal(existsSync(join(data, '.restore')), false)
