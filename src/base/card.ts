@@ -102,7 +102,8 @@ export async function putOnCard(path: string, content: string | Uint8Array): Pro
   // A new name goes with no space. (Of a rename to a new name there may be both after a cut.)
   await using _old = (await opened(path)) ?? (await made(path))
   const temporary = join(folder, temporaryName(basename(path)))
-  await using file = await open(temporary, 'w', 0o700)
+  await rm(temporary, { force: true })
+  await using file = await open(temporary, 'wx', 0o700)
   try {
     await file.writeFile(content)
     await file.sync()

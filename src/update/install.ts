@@ -94,16 +94,15 @@ export async function install(
         )
     }
     await withCard(boot, async () => {
-      // A kernel image of this version that was tried and given up: without it the version counts
-      // as not installed.
+      // Kernel images of this version that was tried and given up, without which it counts as not
+      // installed; of the version before, which sysupdate would remove now; and what a power cut has
+      // left of one that was being written. In this order: a name that a cut has left leads to space
+      // that counts as free, and that the new image would share (src/base/card.ts).
       const entries = join(boot, 'EFI/Linux')
-      for (const name of await readdir(entries)) {
-        if (
-          name === `gatehouse_${bundle.version}.efi` ||
-          name.startsWith(`gatehouse_${bundle.version}+`)
-        )
+      const keep = [`gatehouse_${running}.efi`, `gatehouse_${running}+`]
+      for (const name of await readdir(entries))
+        if (/^(?:gatehouse_|\.)/.test(name) && !keep.some((start) => name.startsWith(start)))
           await removeFromCard(join(entries, name))
-      }
       await run('/usr/lib/systemd/systemd-sysupdate', ['--verify=no', 'update', bundle.version], {
         maxBuffer: 1 << 24,
       }).catch((err: { stderr?: string }) => {

@@ -102,7 +102,7 @@ test(
       ],
       [
         'an update',
-        70_000,
+        100_000,
         async () => {
           // It was updated in an earlier round: back first, which is a restart.
           if ((await firstVersion()) !== running) {

@@ -161,7 +161,7 @@ test('flows that bring Node-RED down three times are left stopped, until a start
       ],
       {
         encoding: 'utf8',
-        env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, CACHE_DIRECTORY: cache },
+        env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, GATEHOUSE_NODE_RED_RUN: cache },
       },
     )
     return { safe: stdout, said: stderr }
@@ -176,7 +176,7 @@ test('flows that bring Node-RED down three times are left stopped, until a start
   assert.match(fourth.said, /gone down three times within ten minutes.*deploy/)
   assert.equal(start('process.exit(0)').safe, 'true')
   assert.equal(start(down).safe, 'undefined', 'that one was stopped in good order')
-  // Of an earlier boot, and of long ago.
+  // Of long ago; what is of an earlier boot went with it.
   writeFileSync(join(cache, 'starts'), JSON.stringify([1e9, 1e9, 1e9]))
   assert.equal(start('process.exit(0)').safe, 'undefined')
   writeFileSync(join(cache, 'starts'), '[1, 2')

@@ -124,20 +124,21 @@ function additions() {
  * minutes, or have left no room for a file. The editor is then there to put them right, and says
  * so; a deploy starts them. A start that ends in good order leaves no trace.
  *
- * Times are those since power-on: a board without a clock may believe anything, and a new boot is a
- * new attempt.
+ * Times are those since power-on: a board without a clock may believe anything. And they are gone with
+ * the power: a new boot is a new attempt, since a mains that comes and goes is no fault of flows.
  */
 function leftStopped() {
-  const file = path.join(process.env.CACHE_DIRECTORY ?? '/nonexistent', 'starts')
+  const run = process.env.GATEHOUSE_NODE_RED_RUN ?? path.dirname(socket)
+  const file = path.join(run, 'starts')
   const now = os.uptime()
   let starts = []
   try {
     starts = JSON.parse(fs.readFileSync(file, 'utf8')).filter((at) => at <= now && at > now - 600)
   } catch {
-    // None yet, or cut short by a power failure.
+    // None yet.
   }
   try {
-    fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)))
+    fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)), { mode: 0o600 })
     process.on('exit', (code) => {
       if (code === 0) fs.writeFileSync(file, '[]')
     })
@@ -145,7 +146,7 @@ function leftStopped() {
     console.error(`${file} cannot be written: ${error.message}`)
   }
   // Said by the unit (node-red-room), which has then given it room for what the editor saves.
-  if (fs.existsSync('/run/node-red/full')) {
+  if (fs.existsSync(path.join(run, 'full'))) {
     console.error(
       'Node-RED had no room for a file, so flows are not started. Open the editor, change what fills the disk, have it emptied (an exec node with rm -r and the folder), and deploy',
     )
