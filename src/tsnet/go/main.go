@@ -380,6 +380,9 @@ func (n *node) start(p startParams) error {
 		return err
 	}
 	n.srv, n.lc, n.params = srv, lc, p
+	if err := boundSendBuffers(srv); err != nil {
+		return err
+	}
 	if err := n.setRoutes(context.Background()); err != nil {
 		return err
 	}
