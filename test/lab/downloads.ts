@@ -25,8 +25,14 @@ export class Downloads {
     socket.on('error', () => {})
     const [servername, ca] = [this.#name, this.#ca]
     const secure = tls.connect({ socket, servername, ca, ALPNProtocols: ['http/1.1'] })
-    await once(secure, 'secureConnect')
-    secure.on('error', () => {})
+    await new Promise<void>((done, fail) => {
+      secure.once('secureConnect', done)
+      secure.on('error', fail)
+      // One that the device has ended before TLS began has no error to tell, and its socket no end.
+      for (const one of [secure, socket])
+        one.once('close', () => fail(new Error('it was closed in the handshake')))
+      if (socket.destroyed) fail(new Error('it was closed at once'))
+    })
     return secure
   }
 
@@ -38,7 +44,7 @@ export class Downloads {
       bytes += piece.length
     })
     for (let i = times; i > 0; i--) secure.write(this.#request(i === 1))
-    await once(secure, 'close')
+    if (!secure.closed) await once(secure, 'close')
     return bytes
   }
 
