@@ -161,7 +161,11 @@ test('flows that bring Node-RED down three times are left stopped, until a start
       ],
       {
         encoding: 'utf8',
-        env: { PATH: process.env.PATH, CREDENTIALS_DIRECTORY: credentials, GATEHOUSE_NODE_RED_RUN: cache },
+        env: {
+          PATH: process.env.PATH,
+          CREDENTIALS_DIRECTORY: credentials,
+          GATEHOUSE_NODE_RED_RUN: cache,
+        },
       },
     )
     return { safe: stdout, said: stderr }
