@@ -47,8 +47,13 @@ export interface BrokerOptions {
 /** How long an answer has to reach whoever asked before the gateway is stopped. Milliseconds. */
 const answerTime = 2_000
 
-/** Read at boot by gatehouse-reset.service: the data partition is formatted then. */
-export const resetFile = 'gatehouse-reset'
+/** Has gatehouse-reset.service format the data partition at the next start. */
+export async function askForReset(boot: string): Promise<void> {
+  await withCard(boot, async () => {
+    // Empty, it has no space that could be free already when its name is still there.
+    await putOnCard(join(boot, 'gatehouse-reset'), '')
+  })
+}
 
 // Who asks, as the gateway says: it is written to the journal and compared, and means no more.
 const by = { type: 'string', minLength: 1, maxLength: 254, pattern: '^[\\x21-\\x7e]+$' }
@@ -180,11 +185,7 @@ export async function createBroker(options: BrokerOptions): Promise<FastifyInsta
     })
   app.post<{ Body: { by: string } }>('/v1/device/reset', asked, async ({ body: { by } }, reply) => {
     say(`the device forgets everything and starts as new, as ${by} asks`)
-    const { boot } = options.paths
-    await withCard(boot, async () => {
-      // Empty, it has no space that could be free already when its name is still there.
-      await putOnCard(join(boot, resetFile), '')
-    })
+    await askForReset(options.paths.boot)
     afterAnswer(reply, reboot)
     return { done: true }
   })

@@ -1,7 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { join } from 'node:path'
-import { putOnCard, withCard } from '../base/card.ts'
-import { resetFile } from '../broker/server.ts'
+import { askForReset } from '../broker/server.ts'
 
 /**
  * `gatehouse reset --yes`, as root: leaves the file on the card that says so, and starts again. The
@@ -18,10 +16,7 @@ export async function runReset(
     )
     return 64
   }
-  await withCard(boot, async () => {
-    // Empty, it has no space that could be free already when its name is still there.
-    await putOnCard(join(boot, resetFile), '')
-  })
+  await askForReset(boot)
   process.stdout.write('starting again, as new\n')
   return spawnSync('systemctl', ['--no-block', 'reboot'], { stdio: 'inherit' }).status ?? 1
 }

@@ -13,7 +13,7 @@ import type { UpdatePaths } from './record.ts'
 const goneAfter = 30 * day
 
 /** Kernel images of a version on the card, tries that are left in their names or not. */
-async function entriesOf(boot: string, version: string): Promise<string[]> {
+export async function entriesOf(boot: string, version: string): Promise<string[]> {
   const names = await readdir(join(boot, 'EFI/Linux')).catch(() => [] as string[])
   return names.filter(
     (name) => name === `gatehouse_${version}.efi` || name.startsWith(`gatehouse_${version}+`),

@@ -11,6 +11,7 @@ import { GatehouseError, reason } from '../base/errors.ts'
 import { extensionName } from '../config/extensions.ts'
 import { openForeign, readForeign } from '../base/files.ts'
 import type { Paths } from '../base/paths.ts'
+import { entriesOf } from './back.ts'
 import { arch, compareVersions, largest, readBundle } from './bundle.ts'
 import { incoming, largestExtension } from './extension.ts'
 import { whoAsks } from './fetch.ts'
@@ -99,9 +100,9 @@ export async function install(
       // left of one that was being written. In this order: a name that a cut has left leads to space
       // that counts as free, and that the new image would share (src/base/card.ts).
       const entries = join(boot, 'EFI/Linux')
-      const keep = [`gatehouse_${running}.efi`, `gatehouse_${running}+`]
+      const keep = await entriesOf(boot, running)
       for (const name of await readdir(entries))
-        if (/^(?:gatehouse_|\.)/.test(name) && !keep.some((start) => name.startsWith(start)))
+        if (/^(?:gatehouse_|\.)/.test(name) && !keep.includes(name))
           await removeFromCard(join(entries, name))
       await run('/usr/lib/systemd/systemd-sysupdate', ['--verify=no', 'update', bundle.version], {
         maxBuffer: 1 << 24,

@@ -67,7 +67,7 @@ part reach; for user in 603 601 605 621 622; do as $user; done
 part stored; systemctl restart ${unit}; ls -l /var/lib/gatehouse-extension-data/mosquitto | grep -c 'gatehouse-extension-b.*mosquitto.db'
 part passwords; cp /probe/passwords.toml /efi/gatehouse.toml; systemctl restart gatehouse-provision; active; sleep 1; as 603; as 603 alice wrong; as 603 alice secret
 part database; mem() { sed -n 's/^VmHWM: *//p' /proc/$(systemctl show -P MainPID gatehouse-extension@influxdb)/status; }; db() { setpriv --reuid=603 --regid=603 --clear-groups node /probe/ask.js $1; }
-db write; systemctl restart gatehouse-extension@influxdb; db; mem; ls /var/lib/gatehouse-extension-data/influxdb; systemctl show -P StatusErrno,NRestarts gatehouse-extension@influxdb
+db write; systemctl restart gatehouse-extension@influxdb; db; mem; ls /var/lib/gatehouse-extension-data/influxdb
 part secrets; cat /run/systemd/system/gatehouse-extension@mosquitto.service.d/*.conf; stat -c %a /var/lib/gatehouse-extensions/mosquitto.files /var/lib/gatehouse-extensions/mosquitto.files/passwords
 part newer; install -D -o gatehouse-update /probe/newer /var/lib/gatehouse-update/mosquitto-amd64.extension; systemctl start gatehouse-update-install; active; cat /run/gatehouse-provision/extensions.json; ls /var/lib/gatehouse-update; ls -A /var/lib/gatehouse-extensions
 part gone; : >/efi/gatehouse.toml; systemctl restart gatehouse-provision; active inactive; ls /var/lib/gatehouse-extensions /run/systemd/system; sleep 2; nft list ruleset | grep -c 1883
@@ -117,7 +117,10 @@ const lines = (part: string): string[] => seen.get(part)!.split('\n')
 test('it is attached; what is damaged is told, and does not keep it off', { skip }, () => {
   const [state, attached] = lines('attached')
   assert.equal(state, 'active')
-  assert.match(attached!, /\{"name":"mosquitto","title":"Mosquitto, an MQTT broker"/)
+  assert.match(
+    attached!,
+    /^\[\{"name":"influxdb",.*\},\{"name":"mosquitto","title":"Mosquitto, an MQTT broker"/,
+  )
   assert.match(seen.get('problem')!, /spoiled-amd64\.extension on the card is truncated or damaged/)
 })
 
@@ -157,14 +160,14 @@ test('flows write measurements to a database, which are there after a restart', 
   assert.match(before!, series)
   assert.match(after!, series)
   t.diagnostic(`resident at most: ${peak}`)
-  assert.deepEqual(stored.slice(0, 3), ['data', 'meta', 'wal'])
+  assert.deepEqual(stored, ['data', 'meta', 'wal'])
 })
 
 test('a newer one is taken over from the downloads', { skip }, () => {
   const [state, attached, ...rest] = lines('newer')
   assert.equal(state, 'active')
   assert.match(attached!, /"version":"2\.0\.99-1"/)
-  assert.deepEqual(rest, [...['influxdb', 'influxdb.files', 'mosquitto', 'mosquitto.files']])
+  assert.deepEqual(rest, ['influxdb', 'influxdb.files', 'mosquitto', 'mosquitto.files'])
 })
 
 test('without its table nothing is left but what it stored', { skip }, () => {

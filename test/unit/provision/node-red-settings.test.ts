@@ -180,7 +180,7 @@ test('flows that bring Node-RED down three times are left stopped, until a start
   assert.match(fourth.said, /gone down three times within ten minutes.*deploy/)
   assert.equal(start('process.exit(0)').safe, 'true')
   assert.equal(start(down).safe, 'undefined', 'that one was stopped in good order')
-  // Of long ago; what is of an earlier boot went with it.
+  // What no start can have left: times that are still to come, half a list.
   writeFileSync(join(cache, 'starts'), JSON.stringify([1e9, 1e9, 1e9]))
   assert.equal(start('process.exit(0)').safe, 'undefined')
   writeFileSync(join(cache, 'starts'), '[1, 2')

@@ -135,7 +135,7 @@ function leftStopped() {
   try {
     starts = JSON.parse(fs.readFileSync(file, 'utf8')).filter((at) => at <= now && at > now - 600)
   } catch {
-    // None yet.
+    // None yet, or no list.
   }
   try {
     fs.writeFileSync(file, JSON.stringify([...starts, now].slice(-3)), { mode: 0o600 })
