@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { request } from 'node:http'
 import type { IncomingHttpHeaders } from 'node:http'
+import { existsSync } from 'node:fs'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -92,7 +93,8 @@ test('a name of one’s own is served, shown and redirected to; the tailnet’s 
   ] as const)
     assert.equal((await get(host, servername)).location, `https://${own}/a`, host)
   assert.equal((await get('evil.example.org')).status, 421)
-  // What the agent is to look after.
+  // What the agent is to look after: written once the node has joined, while it serves already.
+  await bench.until(() => existsSync(join(bench.runtime, 'names')))
   assert.equal(await readFile(join(bench.runtime, 'names'), 'utf8'), `${own}\n*.gate.example.org\n`)
 })
 
